@@ -1,0 +1,835 @@
+"""Train a policy to answer, to criticise answers and to correct itself, by GRPO on outcome rewards.
+
+One step of every method: sample n completions for each prompt, reward them, compare them inside their group, and move
+the policy towards the better ones. A method is a recipe: a function that says which prompts are built and which
+rewards are given. Sampling, advantages, loss and evaluation are the same for all.
+
+    python train.py                                       GC-RL on the embedded toy model, minutes on two cores
+    python train.py --method score                        SCoRe on the toy
+    python train.py --model HuggingFaceTB/SmolLM2-135M-Instruct --data gsm8k --out runs/smollm2
+
+Papers: GC-RL arXiv 2602.22765, SCoRe arXiv 2409.12917, GRPO arXiv 2402.03300. Below: flags, loss, recipes, evaluation,
+supervised learning (cold start, the toy), the run.
+"""
+import argparse
+import copy
+import json
+import math
+import random
+import signal
+import sys
+import tempfile
+import time
+import urllib.error
+import zlib
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from critique import correct, critique, judgement, solve
+from reward import (Pair, PairCache, Problem, advantages, critique_reward, denoising_reward, filter_pairs, is_correct,
+                    load_problems, read_jsonl, response_reward, reweighted_reward, shaped_reward, text_field,
+                    toy_problem, toy_problems, toy_steps)
+from rollout import (TOY, InputError, Sample, context_length, decode, demonstration, encode_chat, generate,
+                     load_policy, logprobs, micro_batches, save_policy)
+
+GSM8K = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/{}.jsonl"
+
+# flag: (default with a real model, default with the toy). The paper's own numbers stand in the help texts.
+DEFAULTS = {"steps": (200, 40), "questions": (32, 48), "n": (8, 8), "mini_batch": (128, 256), "lr": (1e-6, 4e-4),
+            "kl": (1e-3, 0.0), "max_new_tokens": (512, 64), "eval_size": (256, 512), "eval_every": (20, 20),
+            "stage1_steps": (50, 20)}
+
+
+def parse_args(argv=None):
+    """The command line; bad values end the program with one line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: sys.exit(f"error: {message}")
+
+    def add(name, help, **options):
+        real, toy = DEFAULTS.get(name.replace("-", "_"), (None, None))
+        default = options.get("default")
+        note = f" [{real}; toy: {toy}]" if real is not None else f" [{default}]" if default not in (None, False) else ""
+        parser.add_argument("--" + name, help=help + note, **options)
+
+    add("method", "g-rl: only responses are trained; c-rl: only critiques; gc-rl: both; score: SCoRe's two stages; multi-turn: both "
+        "attempts' rewards and nothing else; star, pair-sft: supervised on the policy's own traces", choices=list(METHODS), default="gc-rl")
+    add("model", "toy, a model folder or a hub id", default="toy")
+    add("data", "toy, gsm8k (downloaded), or a JSONL file with question and answer", default=None)
+    add("eval-data", "JSONL file of held-out problems (default: gsm8k's test file, else the last tenth of --data)")
+    add("cold-start", "JSONL file of demonstrations (question, response; optional critique, label) to be learned first")
+    add("cold-start-steps", "optimizer steps of the cold start, --mini-batch demonstrations each (0: three passes)", type=int, default=0)
+    add("cold-start-lr", "learning rate of the cold start", type=float, default=2e-5)
+    add("steps", "steps of RL (paper: 10 epochs)", type=int)
+    add("questions", "questions per step (paper: 512)", type=int)
+    add("n", "samples per prompt (paper: 5)", type=int)
+    add("mini-batch", "completions per optimizer step; a rollout gives several (paper: 128 questions of 512)", type=int)
+    add("lr", "learning rate of AdamW, constant after the warm-up (paper: 1e-6)", type=float)
+    add("warmup", "steps of linear warm-up", type=int, default=3)
+    add("grad-clip", "largest gradient norm", type=float, default=1.0)
+    add("kl", "weight of the KL to the starting policy; 0 needs no reference (paper: 1e-3)", type=float)
+    add("clip", "the ratio is clipped to 1 - clip, 1 + clip (paper: 0.2)", type=float, default=0.2)
+    add("temperature", "of sampling; the log-probs are those of this distribution", type=float, default=1.0)
+    add("max-new-tokens", "limit of a completion in tokens; cut ones count as wrong (paper: 4096)", type=int)
+    add("seed", "of data order and sampling", type=int, default=0)
+    add("device", "cpu, cuda, cuda:1, mps (default: cuda where there is one)")
+    add("out", "folder of the run: model, metrics.jsonl, resume.pt", default="out")
+    add("resume", "go on with the run in --out: the same command plus this flag", action="store_true")
+    add("eval-every", "steps between evaluations with a checkpoint; both also at the end", type=int)
+    add("eval-size", "held-out problems and critique pairs in an evaluation", type=int)
+    gc = parser.add_argument_group("GC-RL")
+    parser_add, parser.add_argument = parser.add_argument, gc.add_argument
+    add("balance", "filter: one right and one wrong response a question; reweight: random pairs and eq. 3; none: random pairs", choices=["filter", "reweight", "none"], default="filter")
+    add("critique-data", "dynamic: pairs from the current policy; static: sampled once at the start [c-rl: static, gc-rl: dynamic]", choices=["dynamic", "static"])
+    add("pairs", "pairs drawn from the cache for critiques each step (default: --questions)", type=int)
+    add("cache", "capacity of the pair cache in pairs; the oldest leave first", type=int, default=1024)
+    add("static-questions", "questions that static pairs are sampled from, 10 responses each", type=int, default=512)
+    add("denoise", "M refined responses for each critique, eq. 4 (0: off; paper: 1)", type=int, default=0, metavar="M")
+    add("reward-right", "reward of a right call on a right response (eq. 2: 0.7, eq. 5: 0.6, eq. 6: 0.8)", type=float, default=0.7)
+    add("reward-wrong", "reward of a right call on a wrong response (eq. 2: 0.7, eq. 5: 0.8, eq. 6: 0.6)", type=float, default=0.7)
+    add("group", "rewards are compared among one prompt's samples, a question's responses and critiques, or the whole batch", choices=["prompt", "question", "batch"], default="prompt")
+    add("no-std", "advantages are not divided by the group's standard deviation", action="store_true")
+    score = parser.add_argument_group("SCoRe")
+    parser.add_argument = score.add_argument
+    add("alpha", "weight of the shaping alpha (r(y2) - r(y1)) in Stage II", type=float, default=10.0)
+    add("beta1", "KL weight on both attempts", type=float, default=0.01)
+    add("beta2", "KL weight on the first attempt in Stage I, on top of beta1", type=float, default=0.1)
+    add("stage1-steps", "steps of Stage I (0: none); they count among --steps", type=int)
+    parser.add_argument = parser_add
+    add("make-toy", "train the embedded toy policy anew and write it to FOLDER", nargs="?", const=str(TOY), metavar="FOLDER")
+    return settle(parser.parse_args(argv))
+
+
+def settle(args):
+    """Fill in the defaults that depend on other flags, and refuse what cannot work before any work is done."""
+    toy = args.model == "toy"
+    for name, (real, small) in DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, small if toy else real)
+    args.data = args.data or ("toy" if toy else "gsm8k")
+    args.pairs = args.pairs or args.questions
+    args.critique_data = args.critique_data or ("static" if args.method == "c-rl" else "dynamic")
+    if args.method == "multi-turn":        # SCoRe without its two ideas
+        args.alpha, args.stage1_steps = 0.0, 0
+    for names, low in [("questions n mini_batch max_new_tokens pairs cache static_questions eval_every eval_size", 1),
+                       ("steps warmup denoise kl clip alpha beta1 beta2 stage1_steps seed cold_start_steps", 0)]:
+        for name in names.split():
+            if getattr(args, name) < low:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {low}")
+    for name in "lr cold_start_lr grad_clip temperature".split():
+        if not 0 < getattr(args, name) < math.inf:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be greater than 0")
+    if args.n == 1 and args.group != "batch":
+        raise InputError("--n 1: a single sample has nothing to be compared with (its group has standard deviation 0); "
+                         "use --n 2 or more, or --group batch")
+    if args.n == 1 and args.method == "gc-rl" and args.critique_data == "dynamic" and args.balance == "filter":
+        raise InputError("--n 1: the data filter needs a right and a wrong response to the same question; use --n 2 or more")
+    if args.stage1_steps > args.steps and args.method == "score":
+        raise InputError(f"--stage1-steps {args.stage1_steps}: there are only {args.steps} steps in all (--steps)")
+    return args
+
+
+def seed_of(*parts):
+    """A seed that depends on all parts: run seed, step, what is sampled. Needs no state, so a resumed run goes on alike."""
+    return zlib.crc32(repr(parts).encode())
+
+
+# ------------------------------------------------------------------------------------------------- loss and update
+
+@dataclass
+class Episode:
+    """A sample, and what the recipe makes of it."""
+    sample: Sample
+    text: str
+    role: str                   # response, critique, attempt 1, attempt 2
+    problem: Problem
+    reward: float
+    group: tuple                # with whom the reward is compared
+    kl: float = 0.0             # weight of the KL to the reference on its tokens
+    advantage: float = 0.0
+
+
+def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=None, kl=0.0):
+    """GRPO's loss, the mean over all unmasked tokens; all tensors [batch, length] (or broadcast to it).
+
+    -min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) + kl k3, with ratio = exp(logprobs - old_logprobs) and
+    k3 = exp(ref - logprobs) - (ref - logprobs) - 1, an estimate of KL(policy || reference) that is never negative.
+    kl: a number, or a tensor with a weight for each row. Masked places may hold anything.
+    """
+    mask = mask.bool()
+    log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)      # before exp: exp(garbage) * 0 could be nan
+    ratio = log_ratio.exp()
+    loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    if ref_logprobs is not None:
+        away = (ref_logprobs - logprobs).masked_fill(~mask, 0.0)
+        loss = loss + kl * (away.exp() - away - 1)
+    return loss.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def optimizer_step(model, optimizers, grad_clip):
+    """Clip the gradient, step, and return the norm before clipping. A norm that is not finite stops the run."""
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip))
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the gradient norm is {norm}: stopped before the weights were touched; the last checkpoint is as "
+                                 "it was. A smaller --lr or --grad-clip may help")
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def update(model, reference, optimizer, episodes, args, rng):
+    """One policy update: several mini-batches over one rollout, against the log-probs it was sampled with.
+
+    Episodes that give no gradient (no advantage and no KL) are not computed but count in the token mean: the gradient
+    is the same, the time is not. Returns the metrics; `ratio/max_log` is the largest |log ratio| before the first
+    optimizer step, that is, how far the learner's log-probs are from the sampler's.
+    """
+    total, norms, max_log = Counter(), [], 0.0
+    episodes = rng.sample(episodes, len(episodes))
+    for start in range(0, len(episodes), args.mini_batch):
+        batch = episodes[start:start + args.mini_batch]
+        batch_tokens = sum(len(e.sample.tokens) for e in batch)
+        learn = [e for e in batch if e.advantage != 0 or e.kl > 0] or batch[:1]
+        for part in micro_batches(model, [e.sample for e in learn]):
+            part = [learn[i] for i in part]
+            samples, device = [e.sample for e in part], model.device
+            new = pad_sequence(logprobs(model, samples, args.temperature), True)
+            old = pad_sequence([torch.tensor(s.logprobs) for s in samples], True).to(device)
+            mask = pad_sequence([torch.ones(len(s.tokens)) for s in samples], True).bool().to(device)
+            advantage, kl = torch.tensor([[e.advantage, e.kl] for e in part], device=device).T[..., None]
+            ref = None
+            if reference is not None:
+                with torch.no_grad():
+                    ref = pad_sequence(logprobs(reference, samples, args.temperature), True)
+            loss = grpo_loss(new, old, advantage, mask, args.clip, ref, kl)
+            (loss * (mask.sum() / batch_tokens)).backward()
+            with torch.no_grad():
+                log_ratio = (new - old)[mask]
+                if not norms:
+                    max_log = max(max_log, log_ratio.abs().max().item())
+                side = advantage.expand_as(mask)[mask]
+                total["clipped"] += int(((side > 0) & (log_ratio > math.log1p(args.clip)) |
+                                         (side < 0) & (log_ratio < math.log1p(-args.clip))).sum())
+                total["tokens"] += int(mask.sum())
+                if ref is not None:
+                    away = (ref - new)[mask]
+                    total["kl"] += float((away.exp() - away - 1).sum())
+        norms.append(optimizer_step(model, [optimizer], args.grad_clip))
+    return {"ratio/max_log": max_log, "ratio/clipped": total["clipped"] / total["tokens"],
+            "kl": total["kl"] / total["tokens"] if reference is not None else None,
+            "grad_norm": sum(norms) / len(norms)}
+
+
+def supervised_gradient(model, samples):
+    """Add the gradient of the mean negative log-prob of all completion tokens; returns that loss in nats."""
+    tokens, total = sum(len(s.tokens) for s in samples), 0.0
+    for part in micro_batches(model, samples):
+        loss = -torch.cat(logprobs(model, [samples[i] for i in part])).sum() / tokens
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+# ----------------------------------------------------------------------------------------------------- the recipes
+
+@dataclass
+class Run:
+    """What a recipe works with."""
+    args: argparse.Namespace
+    model: object
+    tokenizer: object
+    cache: PairCache
+    reference: object = None
+    optimizer: object = None
+    static: list = field(default_factory=list)      # static pairs (c-rl), or traces (pair-sft)
+    static_accuracy: float = 0.5                    # E[R(r)] of the responses they were drawn from
+
+
+def mean(values):
+    """The mean of numbers; None of none."""
+    values = list(values)
+    return sum(values) / len(values) if values else None
+
+
+def judge_table(judged, right):
+    """Judgements (True, False, None) against outcomes: accuracy, P1 on right and P2 on wrong responses, precision and
+    recall with "right" as the positive class, share without a readable judgement."""
+    table = Counter(zip(judged, right))
+    positive, negative = sum(right), len(right) - sum(right)
+    called = table[True, True] + table[True, False]
+    return {"accuracy": mean(j is r for j, r in zip(judged, right)),
+            "p1": table[True, True] / positive if positive else None,
+            "p2": table[False, False] / negative if negative else None,
+            "precision": table[True, True] / called if called else None,
+            "recall": table[True, True] / positive if positive else None,
+            "unreadable": mean(j is None for j in judged)}
+
+
+def attempts_table(first, second, same):
+    """SCoRe's metrics from two lists of outcomes (0, 1): accuracies t1 and t2, their difference, the shares of problems
+    that went from incorrect to correct and back, and the share of second attempts that repeat the first unchanged."""
+    t1, t2 = mean(first), mean(second)
+    return {"t1": t1, "t2": t2, "delta": t2 - t1, "i_to_c": mean(b and not a for a, b in zip(first, second)),
+            "c_to_i": mean(a and not b for a, b in zip(first, second)), "unchanged": mean(same)}
+
+
+def complete(run, chats, n, seed, temperature=None, show=None):
+    """Sample n completions for each chat: a list of (Sample, text) in prompt-major order. `show`: title of a progress bar."""
+    prompts = [encode_chat(run.tokenizer, chat) for chat in chats]
+    with tqdm(total=len(prompts) * n, desc=show, disable=None if show else True, leave=False) as bar:
+        samples = generate(run.model, prompts, n, run.args.max_new_tokens,
+                           run.args.temperature if temperature is None else temperature, seed=seed, progress=bar.update)
+    return [(sample, decode(run.tokenizer, sample)) for sample in samples]
+
+
+def ends_right(sample, text, problem):
+    """Eq. 1 for a sample: one that was cut before its end has no final answer, whatever number it stopped at."""
+    return response_reward(text, problem.answer) if sample.stopped else 0.0
+
+
+def respond(run, problems, n, seed, **options):
+    """First-order rollout: n responses to each problem, rewarded by outcome; Episodes in problem-major order."""
+    done = complete(run, [solve(p.question) for p in problems], n, seed, **options)
+    asked = [p for p in problems for _ in range(n)]
+    return [Episode(sample, text, "response", p, ends_right(sample, text, p), group_key(run.args, "response", p))
+            for (sample, text), p in zip(done, asked)]
+
+
+def group_key(args, role, problem, *rest):
+    """The group of a sample under --group: its prompt (role, problem, ...), its question, or the whole batch."""
+    return {"prompt": (role, problem.question, *rest), "question": (problem.question,), "batch": ()}[args.group]
+
+
+def offer_pairs(responses, n, balance, rng):
+    """Pairs for the critic from n responses to each question: filtered to one right and one wrong, or two at random."""
+    pairs = [Pair(e.problem, e.text, e.reward == 1) for e in responses]
+    groups = [pairs[i:i + n] for i in range(0, len(pairs), n)]
+    return filter_pairs(groups, rng) if balance == "filter" else [p for group in groups for p in rng.sample(group, 2)]
+
+
+def criticise(run, pairs, accuracy, seed):
+    """Second-order rollout: n critiques of each pair, rewarded by eqs. 2-6; Episodes in pair-major order, metrics."""
+    args, episodes = run.args, []
+    done = complete(run, [critique(p.problem.question, p.response) for p in pairs], args.n, seed)
+    asked = [p for p in pairs for _ in range(args.n)]
+    judged = [judgement(text) if sample.stopped else None for sample, text in done]
+    refined = []
+    if args.denoise:        # eq. 4: refined responses are sampled for their outcome only, they are not trained on
+        chats = [correct(p.problem.question, p.response, text) for p, (_, text) in zip(asked, done)]
+        refined = complete(run, chats, args.denoise, seed + 1)
+    for i, ((sample, text), pair, call) in enumerate(zip(done, asked, judged)):
+        if args.balance == "reweight":
+            reward = reweighted_reward(call, pair.right, accuracy)
+        else:
+            reward = critique_reward(call, pair.right, args.reward_right, args.reward_wrong)
+        if args.denoise:
+            mine = refined[i * args.denoise:(i + 1) * args.denoise]
+            reward += denoising_reward(call, [ends_right(*r, pair.problem) == 1 for r in mine])
+        episodes.append(Episode(sample, text, "critique", pair.problem, reward,
+                                group_key(args, "critique", pair.problem, pair.response)))
+    metrics = {"critique/" + name: value for name, value in judge_table(judged, [p.right for p in asked]).items()}
+    metrics |= {"critique/reward": mean(e.reward for e in episodes), "critique/pairs": len(pairs), "cache/size": len(run.cache),
+                "cache/dropped": run.cache.dropped}
+    if args.denoise:
+        metrics["refined/accuracy"] = mean(ends_right(*r, asked[i // args.denoise].problem) for i, r in enumerate(refined))
+    return episodes, metrics
+
+
+def gcrl(run, step, problems):
+    """GC-RL and its two halves (2602.22765, Figure 2): responses, data filter, cache, critiques; one update for both.
+
+    g-rl trains on the responses only, c-rl on the critiques only (with static pairs it samples no responses at all).
+    """
+    args, rng = run.args, random.Random(seed_of(run.args.seed, step, "pairs"))
+    responses, critiques, metrics, accuracy = [], [], {}, run.static_accuracy
+    if args.method != "c-rl" or args.critique_data == "dynamic":
+        responses = respond(run, problems, args.n, seed_of(args.seed, step, "responses"))
+        accuracy = mean(e.reward for e in responses)
+        metrics |= {"response/reward": accuracy, "response/accuracy": accuracy}
+    if args.method != "g-rl":
+        if args.critique_data == "dynamic":
+            run.cache.add(offer_pairs(responses, args.n, args.balance, rng))
+        elif len(run.cache) < args.pairs:          # static pairs: another pass over the same set
+            run.cache.add(rng.sample(run.static, len(run.static)))
+        pairs = run.cache.draw(args.pairs, rng)
+        critiques, more = criticise(run, pairs, accuracy, seed_of(args.seed, step, "critiques"))
+        metrics |= more
+    episodes = critiques if args.method == "c-rl" else responses + critiques
+    for e in episodes:
+        e.kl = args.kl
+    return episodes, metrics
+
+
+def two_attempts(run, problems, n, seed, **options):
+    """n first attempts at each problem and one second attempt for each: two lists of Episodes in the same order, and
+    the table of both."""
+    args = run.args
+    first = respond(run, problems, n, seed, **options)
+    done = complete(run, [correct(e.problem.question, e.text) for e in first], 1, seed + 1, **options)
+    second = [Episode(sample, text, "attempt 2", e.problem, ends_right(sample, text, e.problem),
+                      group_key(args, "attempt 2", e.problem)) for (sample, text), e in zip(done, first)]
+    for e in first:
+        e.role = "attempt 1"
+    table = attempts_table([e.reward for e in first], [e.reward for e in second],
+                           [a.text == b.text for a, b in zip(first, second)])
+    return first, second, table
+
+
+def score(run, step, problems):
+    """SCoRe (2409.12917). Stage I rewards the second attempt alone and holds the first to the base by a strong KL;
+    Stage II rewards both and pays the second for what it changes. Each attempt is credited with its own reward only.
+    """
+    args = run.args
+    first, second, metrics = two_attempts(run, problems, args.n, seed_of(args.seed, step, "attempts"))
+    stage = 1 if step <= args.stage1_steps else 2
+    for a, b in zip(first, second):
+        a.kl = b.kl = args.beta1
+        if stage == 1:
+            a.kl += args.beta2
+            a.reward = 0.0                                            # no spread, so no advantage: KL only
+        else:
+            b.reward = shaped_reward(a.reward, b.reward, args.alpha)
+    return first + second, {"stage": stage} | metrics
+
+
+def star(run, step, problems):
+    """STaR: learn the sampled traces that end right: their second attempts, and their first ones where right too."""
+    first, second, metrics = two_attempts(run, problems, run.args.n, seed_of(run.args.seed, step, "attempts"))
+    kept = [e for a, b in zip(first, second) if b.reward == 1 for e in (a, b) if e.reward == 1]
+    return kept, metrics | {"traces": sum(e.role == "attempt 2" for e in kept)}
+
+
+def pair_sft(run, step, problems):
+    """Pair-SFT: learn a right response as the second attempt after a wrong one, both the starting policy's own."""
+    couples = list(zip(run.static[::2], run.static[1::2]))              # the filter leaves right, wrong, right, wrong, ...
+    chosen = random.Random(seed_of(run.args.seed, step, "traces")).sample(couples, min(run.args.pairs, len(couples)))
+    return [Episode(demonstration(run.tokenizer, correct(right.problem.question, wrong.response), right.response),
+                    right.response, "attempt 2", right.problem, 1.0, ()) for right, wrong in chosen], {"traces": len(chosen)}
+
+
+METHODS = {"g-rl": gcrl, "c-rl": gcrl, "gc-rl": gcrl, "score": score, "multi-turn": score, "star": star, "pair-sft": pair_sft}
+SUPERVISED = ("star", "pair-sft")
+
+
+# ------------------------------------------------------------------------------------------------------ evaluation
+
+def sample_pairs(run, problems, per_question, count, seed, show=None):
+    """Balanced pairs from the current policy: at most `count`, one right and one wrong response of each question that
+    has both among `per_question` samples. Returns (pairs, accuracy of all the samples)."""
+    rng, pairs, rewards, chunk = random.Random(seed), [], [], max(8, count // 4)
+    for start in range(0, len(problems), chunk):
+        responses = respond(run, problems[start:start + chunk], per_question, seed_of(seed, start), show=show)
+        rewards += [e.reward for e in responses]
+        pairs += offer_pairs(responses, per_question, "filter", rng)
+        if len(pairs) >= count:
+            break
+    return pairs[:count // 2 * 2], mean(rewards)
+
+
+def evaluate(run, problems, pairs):
+    """Greedy evaluation: responses, second attempts, and critiques of fixed pairs; a dict of eval/... numbers."""
+    first, second, table = two_attempts(run, problems, 1, 0, temperature=0.0, show="evaluation")
+    result = {"generation": table["t1"]} | table | {"size": len(problems), "truncated": mean(not e.sample.stopped for e in first + second)}
+    if pairs:
+        done = complete(run, [critique(p.problem.question, p.response) for p in pairs], 1, 0, 0.0, "critiques")
+        judged = [judgement(text) if sample.stopped else None for sample, text in done]
+        table = judge_table(judged, [p.right for p in pairs])
+        result |= {"critique": table.pop("accuracy")} | {"critique_" + name: value for name, value in table.items()}
+    return {"eval/" + name: value for name, value in (result | {"pairs": len(pairs)}).items()}
+
+
+# ------------------------------------------------------------------------------- supervised learning: the cold start
+
+def load_demonstrations(path):
+    """(chat messages, completion) from a JSONL file with question, response and optionally critique and label.
+
+    A response labelled wrong is shown to the critic only, never as a demonstration of solving. A critique must end in a
+    judgement that agrees with the label. Raises InputError with file and line number.
+    """
+    def check(row):
+        question, response = text_field(row, "question"), text_field(row, "response")
+        label, examples = row.get("label"), []
+        label = {"right": True, "wrong": False}.get(label, label) if isinstance(label, str) else label
+        if label not in (True, False, None):
+            raise ValueError(f"label {row['label']!r}: must be right, wrong, true or false")
+        if row.get("critique") is not None:
+            text = text_field(row, "critique")
+            call = judgement(text)
+            if call is None:
+                raise ValueError("the critique has no line `Conclusion: right` or `Conclusion: wrong`")
+            if label is not None and call is not bool(label):
+                raise ValueError("the critique's conclusion contradicts the label")
+            label = call
+            examples.append((critique(question, response), text))
+        return [(solve(question), response)] + examples if label in (True, None) else examples
+
+    found = [example for examples in read_jsonl(path, check) for example in examples]
+    if not found:
+        raise InputError(f"{path}: nothing to learn: every response is labelled wrong and none has a critique")
+    return found
+
+
+def cold_start(model, tokenizer, examples, args):
+    """Supervised fine-tuning on (messages, completion) pairs before RL; AdamW, warm-up and linear decay."""
+    samples = [demonstration(tokenizer, *example) for example in examples]
+    for sample, (messages, _) in zip(samples, examples):
+        if len(sample.prompt) + len(sample.tokens) > context_length(model):
+            raise InputError(f"--cold-start: a demonstration has {len(sample.prompt) + len(sample.tokens)} tokens, the model's context "
+                             f"holds {context_length(model)}: {messages[0]['content'][:60]!r}...")
+    steps = args.cold_start_steps or math.ceil(3 * len(samples) / args.mini_batch)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.cold_start_lr, weight_decay=0.0)
+    rng, queue = random.Random(seed_of(args.seed, "cold start")), []
+    with tqdm(range(steps), desc="cold start", disable=None) as bar:
+        for step in bar:
+            while len(queue) < args.mini_batch:
+                queue += rng.sample(samples, len(samples))
+            batch, queue = queue[:args.mini_batch], queue[args.mini_batch:]
+            optimizer.param_groups[0]["lr"] = args.cold_start_lr * min(1, (step + 1) / (0.1 * steps)) * (1 - step / steps)
+            loss = supervised_gradient(model, batch)
+            optimizer_step(model, [optimizer], args.grad_clip)
+            bar.set_postfix(loss=f"{loss:.3f}")
+            if step in (0, steps - 1) or (step + 1) % max(1, steps // 10) == 0:
+                tqdm.write(f"cold start {step + 1}/{steps}: loss {loss:.3f} nats per token")
+
+
+# ------------------------------------------------------------------------------------------------------- the toy
+
+TOY_TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% if m['role'] == 'assistant' %}<|end|>{% endif %}"
+                "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
+
+
+TOY_STEPS = 240                                  # of 128 demonstrations
+TOY_SHARES = [0.2, 0.6, 0.1, 0.1]                # of solving, criticising, correcting with and without a critique
+TOY_REPEAT = 0.6                                 # of the corrections without a critique that change nothing
+
+
+def toy_solution(steps):
+    """A solution as text: a step a line, then the boxed result."""
+    return "\n".join(f"{a}{op}{b}={c}" for a, op, b, c in steps) + f"\n\\boxed{{{steps[-1][3]}}}"
+
+
+def toy_critique(steps):
+    """A critique as text: each step again with the critic's result, the solution's behind the colon, and ok or no."""
+    lines = []
+    for a, op, b, given in steps:
+        result = toy_steps(f"{a}{op}{b}")[0][3]
+        lines.append(f"{a}{op}{b}={result}:{given} {'ok' if result == given else 'no'}")
+    verdict = "wrong" if any(line.endswith("no") for line in lines) else "right"
+    return "\n".join(lines) + f"\nConclusion: {verdict}"
+
+
+def toy_demonstration(rng):
+    """One demonstration for the toy, (messages, completion): solving, criticising or correcting, in fixed shares."""
+    problem = toy_problem(rng)
+    steps = toy_steps(problem.question.split()[1])
+    good = toy_solution(steps)
+    kind = rng.choices(["solve", "critique", "correct with", "correct"], TOY_SHARES)[0]
+    if kind == "solve":
+        return solve(problem.question), good
+    while True:
+        shown = toy_steps(problem.question.split()[1], slip=rng if rng.random() < 0.5 else None)
+        check = toy_critique(shown)
+        if judgement(check) is is_correct(toy_solution(shown), problem.answer):    # no luck: a slip that cancels out
+            break
+    if kind == "critique":
+        return critique(problem.question, toy_solution(shown)), check
+    if kind == "correct with":
+        return correct(problem.question, toy_solution(shown), check), good
+    # Without a critique the demonstrations mostly repeat the first attempt, as pretrained models do (finding S1).
+    return correct(problem.question, toy_solution(shown)), toy_solution(shown) if rng.random() < TOY_REPEAT else good
+
+
+def toy_tokenizer():
+    """A byte-level BPE like those of real models, trained on demonstrations: prompts in whole words, single digits."""
+    from transformers import PreTrainedTokenizerFast
+    bytes_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    digits = {"type": "Digits", "individual_digits": True}
+    blank = {"version": "1.0", "added_tokens": [], "decoder": bytes_level, "model": {"type": "BPE", "vocab": {}, "merges": []},
+             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, bytes_level]}}
+    rng = random.Random(0)
+    demonstrations = [toy_demonstration(rng) for _ in range(2000)]
+    texts = [m["content"] for messages, _ in demonstrations for m in messages] + [text for _, text in demonstrations]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tokenizer.json"
+        file.write_text(json.dumps(blank))
+        untrained = PreTrainedTokenizerFast(tokenizer_file=str(file), eos_token="<|end|>", pad_token="<|end|>",
+                                            additional_special_tokens=["<|user|>", "<|assistant|>"])
+    tokenizer = untrained.train_new_from_iterator(texts, 512, show_progress=False)
+    tokenizer.chat_template = TOY_TEMPLATE
+    return tokenizer
+
+
+def make_toy(folder, seed=0):
+    """Train the embedded policy: a small Llama, warm-started on demonstrations to about one half, and stopped there.
+
+    Muon moves the matrices and AdamW the rest: with AdamW alone this takes many times the steps. RL does the rest.
+    """
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    tokenizer = toy_tokenizer()
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)).eval()
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.dim() != 2 or "embed" in name]
+    optimizers = [torch.optim.Muon(matrices, lr=0.02, weight_decay=0.0), torch.optim.AdamW(others, lr=3e-3, weight_decay=0.0)]
+    rates, rng = [0.02, 3e-3], random.Random(seed)
+    with tqdm(range(TOY_STEPS), desc="making the toy", disable=None) as bar:
+        for step in bar:
+            scale = min(1, (step + 1) / 20, (TOY_STEPS - step) / (0.2 * TOY_STEPS))
+            for optimizer, rate in zip(optimizers, rates):
+                optimizer.param_groups[0]["lr"] = rate * scale
+            loss = supervised_gradient(model, [demonstration(tokenizer, *toy_demonstration(rng)) for _ in range(128)])
+            optimizer_step(model, optimizers, 1.0)
+            bar.set_postfix(loss=f"{loss:.3f}")
+            if (step + 1) % 20 == 0:
+                tqdm.write(f"toy {step + 1}/{TOY_STEPS}: loss {loss:.3f} nats per token")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_policy(model, tokenizer, folder)
+    print(f"wrote {folder}: {sum(p.numel() for p in model.parameters()):,} parameters")
+
+
+# --------------------------------------------------------------------------------------------------------- the run
+
+def fetch_gsm8k(split):
+    """The path of GSM8K's train.jsonl or test.jsonl, downloaded once (5 MB) to torch's hub folder."""
+    path = Path(torch.hub.get_dir()) / "gsm8k" / f"{split}.jsonl"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(GSM8K.format(split), str(path), progress=False)
+        except (urllib.error.URLError, OSError) as error:
+            raise InputError(f"--data gsm8k: cannot download {GSM8K.format(split)} ({error}); "
+                             "fetch it by hand and name the file: --data train.jsonl --eval-data test.jsonl") from error
+    return path
+
+
+def load_data(args):
+    """(training problems, held-out problems); no question is in both."""
+    if args.data == "toy":
+        train = toy_problems(20000, args.seed)
+        held_out = load_problems(args.eval_data) if args.eval_data else toy_problems(args.eval_size, 12345, held_out=True)
+    else:
+        train = load_problems(fetch_gsm8k("train") if args.data == "gsm8k" else args.data)
+        if args.eval_data or args.data == "gsm8k":
+            held_out = load_problems(args.eval_data or fetch_gsm8k("test"))
+        else:
+            cut = len(train) - max(1, len(train) // 10)
+            train, held_out = train[:cut], train[cut:]
+    held_out = held_out[:args.eval_size]
+    questions = {p.question for p in held_out}
+    train = [p for p in train if p.question not in questions]
+    if not train:
+        raise InputError(f"--data {args.data}: no problem is left to train on when the held-out ones are taken away")
+    return train, held_out
+
+
+def check_lengths(run, problems):
+    """Refuse problems whose prompts cannot fit the model's context, before the first token is sampled."""
+    args, context = run.args, context_length(run.model)
+    parts = 3 if args.denoise else 2                  # the longest prompt quotes a response (and a critique), then goes on
+    for p in problems:
+        prompt = len(encode_chat(run.tokenizer, correct(p.question, "", "" if args.denoise else None)))
+        need = prompt + parts * args.max_new_tokens
+        if need > context:
+            raise InputError(f"the model's context of {context} tokens is too short for {need}: {prompt} of a prompt and {parts} times "
+                             f"--max-new-tokens {args.max_new_tokens}, for the question {p.question[:60]!r}...")
+
+
+def batch_of(problems, step, args):
+    """The problems of a step: pass after pass over all of them, each pass in an order of its own."""
+    places = [divmod(i, len(problems)) for i in range((step - 1) * args.questions, step * args.questions)]
+    orders = {epoch: random.Random(seed_of(args.seed, "epoch", epoch)).sample(problems, len(problems)) for epoch, _ in places}
+    return [orders[epoch][place] for epoch, place in places]
+
+
+SAME_RUN = ("steps", "resume", "device", "eval_every", "out", "make_toy")      # flags that a resumed run may change
+
+
+def open_run(args):
+    """The saved state of the run in --out with --resume, else None; refuses a folder that holds anything else."""
+    out = Path(args.out)
+    if not args.resume:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"--out {out}: holds another run or other files; name another folder, or go on with the run by --resume")
+        return None
+    if not (out / "resume.pt").exists():
+        raise InputError(f"--resume: {out} holds no run to go on with (no {out / 'resume.pt'})")
+    saved = torch.load(out / "resume.pt", weights_only=True, map_location="cpu")
+    for name, value in vars(args).items():
+        if name not in SAME_RUN and saved["args"].get(name) != value:
+            raise InputError(f"--resume: the run in {out} has --{name.replace('_', '-')} {saved['args'].get(name)}, not {value}")
+    if saved["step"] >= args.steps:
+        raise InputError(f"--resume: the run in {out} has done its {saved['step']} steps; give a larger --steps to go on")
+    return saved
+
+
+def pack(pairs):
+    """Pairs as plain lists, for files."""
+    return [[p.problem.question, p.problem.answer, p.response, p.right] for p in pairs]
+
+
+def unpack(rows):
+    """The inverse of `pack`."""
+    return [Pair(Problem(question, answer), response, right) for question, answer, response, right in rows]
+
+
+def show_step(row, steps):
+    """One step as a line of text."""
+    def part(title, *names):
+        values = [f"{row[name]:.2f}" if row.get(name) is not None else "-" for name in names]
+        return f"{title} {'/'.join(values)}" if any(name in row for name in names) else ""
+    parts = [f"step {row['step']}/{steps}", f"stage {row['stage']}" if "stage" in row else "", part("accuracy", "response/accuracy"),
+             part("critique P1/P2", "critique/p1", "critique/p2"), part("t1/t2", "t1", "t2"), part("unchanged", "unchanged"),
+             part("no spread", "groups/no_spread"), part("cut", "truncated"), f"cache {row['cache/size']}" if "cache/size" in row else "",
+             f"log ratio {row['ratio/max_log']:.0e}" if "ratio/max_log" in row else "", part("grad", "grad_norm"),
+             f"{row['seconds/sample']:.1f}+{row['seconds/update']:.1f} s"]
+    tqdm.write("  ".join(p for p in parts if p))
+
+
+def show_evaluations(start, end, title):
+    """The table start -> end."""
+    rows = [("generation", "greedy accuracy of responses"), ("critique", "accuracy of judgements, balanced pairs"),
+            ("critique_p1", "... on right responses"), ("critique_p2", "... on wrong responses"),
+            ("critique_precision", '... precision of "right"'), ("critique_recall", '... recall of "right"'),
+            ("t2", "accuracy of second attempts"), ("delta", "t2 - t1"), ("i_to_c", "incorrect -> correct"),
+            ("c_to_i", "correct -> incorrect"), ("unchanged", "second attempts that repeat the first"), ("truncated", "cut at the limit")]
+    print(f"\n{title:44} {'start':>7} {'end':>7}")
+    for name, text in rows:
+        before, after = (f"{e['eval/' + name]:.3f}" if e.get("eval/" + name) is not None else "-" for e in (start, end))
+        print(f"{text:44} {before:>7} {after:>7}")
+    print(f"({end['eval/size']} held-out problems, {end['eval/pairs']} critique pairs)")
+
+
+def learn(run, episodes, step):
+    """Advantages and one policy update (or a supervised one) from a recipe's episodes; returns the metrics."""
+    args, rng = run.args, random.Random(seed_of(run.args.seed, step, "mini-batches"))
+    run.optimizer.param_groups[0]["lr"] = args.lr * min(1, step / max(1, args.warmup))
+    if args.method in SUPERVISED:
+        samples, losses, norms = rng.sample([e.sample for e in episodes], len(episodes)), [], []
+        for start in range(0, len(samples), args.mini_batch):
+            losses.append(supervised_gradient(run.model, samples[start:start + args.mini_batch]))
+            norms.append(optimizer_step(run.model, [run.optimizer], args.grad_clip))
+        return {"loss": mean(losses), "grad_norm": mean(norms)}
+    spread = {}
+    for e, advantage in zip(episodes, advantages([e.reward for e in episodes], [e.group for e in episodes], not args.no_std).tolist()):
+        e.advantage = advantage
+        spread[e.group] = spread.get(e.group, False) or advantage != 0
+    metrics = {"groups/no_spread": mean(not s for s in spread.values()), "truncated": mean(not e.sample.stopped for e in episodes),
+               # E[-log p] under p is the entropy: the mean of what the sampler recorded estimates it without bias
+               "entropy": -sum(sum(e.sample.logprobs) for e in episodes) / sum(len(e.sample.tokens) for e in episodes)}
+    for role in dict.fromkeys(e.role for e in episodes):
+        metrics["length/" + role] = mean(len(e.sample.tokens) for e in episodes if e.role == role)
+    return metrics | update(run.model, run.reference, run.optimizer, episodes, args, rng)
+
+
+def train(args):
+    """One run, from the flags to the final table."""
+    begin, out, saved = time.time(), Path(args.out), open_run(args)
+    problems, held_out = load_data(args)
+    examples = load_demonstrations(args.cold_start) if args.cold_start and not saved else []
+    model, tokenizer = load_policy(out if saved else args.model, args.device)
+    run = Run(args, model, tokenizer, PairCache(args.cache))
+    check_lengths(run, problems + held_out)
+    out.mkdir(parents=True, exist_ok=True)
+    print(f"{args.method} on {args.model}: {sum(p.numel() for p in model.parameters()):,} parameters on {model.device}; {len(problems)} problems "
+          f"to train on, {len(held_out)} held out; run in {out}", flush=True)
+    if examples:
+        cold_start(model, tokenizer, examples, args)
+    weight = {gcrl: args.kl, score: max(args.beta1, args.beta2)}.get(METHODS[args.method], 0)
+    if weight > 0:                                   # the reference is the policy that RL starts from
+        source = out / "reference" if (out / "reference").exists() else args.model
+        run.reference = load_policy(source, model.device)[0] if saved else copy.deepcopy(model)
+        run.reference.requires_grad_(False)
+        if examples:
+            save_policy(model, tokenizer, out / "reference")
+    run.optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
+
+    metrics, done = open(out / "metrics.jsonl", "a+", encoding="utf-8"), 0
+
+    def log(row):
+        metrics.write(json.dumps(row) + "\n")
+        metrics.flush()
+
+    def checkpoint(step):
+        save_policy(model, tokenizer, out, {
+            "step": step, "args": vars(args), "first": first, "optimizer": run.optimizer.state_dict(), "cache": pack(run.cache.pairs),
+            "dropped": run.cache.dropped, "static": pack(run.static), "static_accuracy": run.static_accuracy, "pairs": pack(pairs)})
+
+    if saved:
+        done, first, pairs = saved["step"], saved["first"], unpack(saved["pairs"])
+        run.optimizer.load_state_dict(saved["optimizer"])
+        run.cache.pairs, run.cache.dropped = unpack(saved["cache"]), saved["dropped"]
+        run.static, run.static_accuracy = unpack(saved["static"]), saved["static_accuracy"]
+        metrics.seek(0)
+        rows = [row for row in map(json.loads, metrics) if row["step"] <= done]
+        metrics.truncate(0)                          # steps behind the checkpoint are done again
+        for row in rows:
+            log(row)
+    else:
+        # The critic's exam is fixed by the seed and the starting policy: every method is asked about the same pairs.
+        pairs, accuracy = sample_pairs(run, held_out, 8, args.eval_size, seed_of(args.seed, "exam"), "critique pairs")
+        (out / "eval_pairs.jsonl").write_text("".join(json.dumps(
+            {"question": p.problem.question, "answer": p.problem.answer, "response": p.response, "label": p.right}) + "\n" for p in pairs))
+        first = evaluate(run, held_out, pairs) | {"eval/sampled": accuracy}
+        log({"step": 0, "seconds": time.time() - begin} | first)
+        if (args.method == "c-rl" or args.method == "gc-rl") and args.critique_data == "static" or args.method == "pair-sft":
+            asked = batch_of(problems, 1, argparse.Namespace(seed=args.seed, questions=min(len(problems), args.static_questions)))
+            run.static, run.static_accuracy = sample_pairs(run, asked, 10, 2 * len(asked), seed_of(args.seed, "static"), "static pairs")
+            if not run.static:
+                raise InputError(f"static pairs: none of {len(asked)} questions had a right and a wrong response; the policy is too weak or "
+                                 "too strong for the data (see --cold-start, --static-questions)")
+        checkpoint(0)
+    print(f"start: generation {first['eval/generation']:.3f}, critique {first.get('eval/critique') or math.nan:.3f} on {len(pairs)} pairs, "
+          f"t2 {first['eval/t2']:.3f}", flush=True)
+
+    stop = []                                        # Ctrl-C: finish the step, save, and leave; twice: leave at once
+    signal.signal(signal.SIGINT, lambda *_: stop.append(1) if not stop else signal.default_int_handler())
+    last = first
+    with tqdm(total=args.steps, initial=done, desc=args.method, disable=None) as bar:
+        for step in range(done + 1, args.steps + 1):
+            start = time.time()
+            episodes, row = METHODS[args.method](run, step, batch_of(problems, step, args))
+            middle = time.time()
+            row = {"step": step} | row | (learn(run, episodes, step) if episodes else {})
+            tokens = sum(len(e.sample.tokens) for e in episodes)
+            row |= {"seconds/sample": middle - start, "seconds/update": time.time() - middle, "tokens": tokens,
+                    "tokens/s": tokens / (time.time() - start)}
+            show_step(row, args.steps)
+            bar.update()
+            bar.set_postfix({name: f"{row[key]:.2f}" for name, key in [("acc", "response/accuracy"), ("P1", "critique/p1"), ("P2", "critique/p2"),
+                                                                       ("t2", "t2")] if row.get(key) is not None})
+            if row.get("truncated", 0) > 0.5:
+                tqdm.write(f"warning: {row['truncated']:.0%} of the completions were cut at --max-new-tokens {args.max_new_tokens} and count as wrong")
+            finished = step == args.steps
+            if finished or step % args.eval_every == 0:
+                last = evaluate(run, held_out, pairs)
+                row |= last
+                tqdm.write("  ".join(f"{name} {last['eval/' + name]:.3f}" for name in ("generation", "critique", "t2", "delta")
+                                     if last.get("eval/" + name) is not None))
+            log(row | {"seconds": time.time() - begin})
+            if finished or stop or step % args.eval_every == 0:
+                checkpoint(step)
+            if stop and not finished:
+                sys.exit(f"stopped after step {step}; go on with the same command and --resume")
+    show_evaluations(first, last, f"{args.method} on {args.model}, {args.steps} steps, seed {args.seed}")
+    print(f"wall time {time.time() - begin:.0f} s; the policy is in {out}: python sample.py --model {out}")
+
+
+def main(argv=None):
+    try:
+        args = parse_args(argv)
+        make_toy(args.make_toy, args.seed) if args.make_toy else train(args)
+    except (InputError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
