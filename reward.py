@@ -78,18 +78,27 @@ def load_problems(path):
 
 # The toy: last-digit arithmetic with precedence. A response is one step a line and the boxed result.
 
-def toy_steps(expression, slip=None):
+def toy_step(a, op, b, doubt=0.0, rng=None):
+    """The last digit of `a op b`, or, with probability `doubt` where it is one of the 18% of facts that the teacher of
+    the toy's demonstrations does not remember well, the wrong digit that this teacher has in mind instead."""
+    result = {"+": a + b, "-": a - b, "*": a * b}[op] % 10
+    secret = zlib.crc32(f"{a}{op}{b}".encode())
+    return (result + 1 + secret // 100 % 9) % 10 if rng and secret % 100 < 18 and rng.random() < doubt else result
+
+
+def toy_steps(expression, doubt=0.0, slip=0.0, rng=None):
     """The steps [(a, operator, b, result), ...] of '9-7*2-5', modulo 10: products first, then from left to right.
 
-    slip: a random.Random; then one step, drawn at random, has a wrong result, and the later ones follow from it.
+    Exact by default. doubt: see `toy_step`; slip: probability that a step goes astray at random, by a result or by a
+    miscopied number. Later steps follow from what an earlier one gave.
     """
-    numbers, operators = [int(c) for c in expression[::2]], list(expression[1::2])
-    steps, wrong = [], slip.randrange(len(operators)) if slip else None
+    numbers, operators, steps = [int(c) for c in expression[::2]], list(expression[1::2]), []
     while operators:
         i = operators.index("*") if "*" in operators else 0
         a, op, b = numbers[i], operators.pop(i), numbers.pop(i + 1)
-        result = {"+": a + b, "-": a - b, "*": a * b}[op] + (slip.randrange(1, 10) if len(steps) == wrong else 0)
-        numbers[i] = result % 10
+        if rng and rng.random() < slip / 2:
+            a = rng.randrange(10)
+        numbers[i] = rng.randrange(10) if rng and rng.random() < slip / 2 else toy_step(a, op, b, doubt, rng)
         steps.append((a, op, b, numbers[i]))
     return steps
 
@@ -214,6 +223,20 @@ def final_answer(text):
     return value
 
 
+def plain(text):
+    """A textual answer reduced to what is compared: no spaces, braces, markup, case or final stop."""
+    return re.sub(r"[\s{}*_`]", "", tidy(text[:MAX_ANSWER])).lower().rstrip(".")
+
+
+def answer_key(response):
+    """What answers are compared and counted by: an exact number, else the named answer's text, else None."""
+    value = final_answer(response)
+    if value is None:
+        named = answer_text(response)[1]
+        return plain(named) or None if named else None
+    return value
+
+
 def is_correct(response, answer):
     """R(r) = 1: does the free text of a response end in the reference answer? Exact, in linear time, nothing evaluated.
 
@@ -224,11 +247,8 @@ def is_correct(response, answer):
     value = number(reference)
     if value is not None:
         return final_answer(response) == value
-    kind, named = answer_text(response)
-
-    def plain(text):
-        return re.sub(r"[\s{}*_`]", "", tidy(text[:MAX_ANSWER])).lower().rstrip(".")
-    return kind is not None and plain(named) == plain(reference)
+    named = answer_text(response)[1]
+    return named is not None and plain(named) == plain(reference)
 
 
 # ------------------------------------------------------------------------------------------------------- rewards

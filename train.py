@@ -31,7 +31,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from critique import correct, critique, judgement, solve
-from reward import (Pair, PairCache, Problem, advantages, critique_reward, denoising_reward, filter_pairs, is_correct,
+from reward import (Pair, PairCache, Problem, advantages, critique_reward, denoising_reward, filter_pairs,
                     load_problems, read_jsonl, response_reward, reweighted_reward, shaped_reward, text_field,
                     toy_problem, toy_problems, toy_steps)
 from rollout import (TOY, InputError, Sample, context_length, decode, demonstration, encode_chat, generate,
@@ -503,8 +503,9 @@ TOY_TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% 
                 "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
 
 
-TOY_STEPS = 240                                  # of 128 demonstrations
-TOY_SHARES = [0.2, 0.6, 0.1, 0.1]                # of solving, criticising, correcting with and without a critique
+TOY_STEPS = 360                                  # of 128 demonstrations
+TOY_SHARES = [0.3, 0.4, 0.15, 0.15]              # of solving, criticising, correcting with and without a critique
+TOY_DOUBT = 0.65, 0.5                            # how often the teacher misremembers, when solving and when criticising
 TOY_REPEAT = 0.6                                 # of the corrections without a critique that change nothing
 
 
@@ -513,35 +514,32 @@ def toy_solution(steps):
     return "\n".join(f"{a}{op}{b}={c}" for a, op, b, c in steps) + f"\n\\boxed{{{steps[-1][3]}}}"
 
 
-def toy_critique(steps):
-    """A critique as text: each step again with the critic's result, the solution's behind the colon, and ok or no."""
-    lines = []
-    for a, op, b, given in steps:
-        result = toy_steps(f"{a}{op}{b}")[0][3]
-        lines.append(f"{a}{op}{b}={result}:{given} {'ok' if result == given else 'no'}")
-    verdict = "wrong" if any(line.endswith("no") for line in lines) else "right"
-    return "\n".join(lines) + f"\nConclusion: {verdict}"
+def toy_critique(own, shown):
+    """A critique as text. The critic solves anew; behind each colon it holds the solution's result against its own."""
+    lines = [f"{a}{op}{b}={c}:{given} {'ok' if c == given else 'no'}" for (a, op, b, c), (*_, given) in zip(own, shown)]
+    return "\n".join(lines) + f"\nConclusion: {'right' if lines[-1].endswith('ok') else 'wrong'}"
 
 
 def toy_demonstration(rng):
-    """One demonstration for the toy, (messages, completion): solving, criticising or correcting, in fixed shares."""
-    problem = toy_problem(rng)
-    steps = toy_steps(problem.question.split()[1])
-    good = toy_solution(steps)
+    """One demonstration for the toy, (messages, completion): solving, criticising or correcting, in fixed shares.
+
+    The teacher knows the method and gets some facts wrong more often than not. A policy that imitates it inherits
+    that; outcome rewards lead past it.
+    """
+    question = toy_problem(rng).question
+    expression, (when_solving, when_criticising) = question.split()[1], TOY_DOUBT
+    answer = toy_solution(toy_steps(expression, when_solving, 0.0, rng))
+    shown = toy_steps(expression, 0.5, 0.2 if rng.random() < 0.5 else 0.0, rng)
+    own = toy_steps(expression, when_criticising, 0.0, rng)
     kind = rng.choices(["solve", "critique", "correct with", "correct"], TOY_SHARES)[0]
     if kind == "solve":
-        return solve(problem.question), good
-    while True:
-        shown = toy_steps(problem.question.split()[1], slip=rng if rng.random() < 0.5 else None)
-        check = toy_critique(shown)
-        if judgement(check) is is_correct(toy_solution(shown), problem.answer):    # no luck: a slip that cancels out
-            break
+        return solve(question), answer
     if kind == "critique":
-        return critique(problem.question, toy_solution(shown)), check
+        return critique(question, toy_solution(shown)), toy_critique(own, shown)
     if kind == "correct with":
-        return correct(problem.question, toy_solution(shown), check), good
+        return correct(question, toy_solution(shown), toy_critique(own, shown)), toy_solution(own)
     # Without a critique the demonstrations mostly repeat the first attempt, as pretrained models do (finding S1).
-    return correct(problem.question, toy_solution(shown)), toy_solution(shown) if rng.random() < TOY_REPEAT else good
+    return correct(question, toy_solution(shown)), toy_solution(shown) if rng.random() < TOY_REPEAT else answer
 
 
 def toy_tokenizer():
@@ -694,18 +692,21 @@ def show_step(row, steps):
     tqdm.write("  ".join(p for p in parts if p))
 
 
-def show_evaluations(start, end, title):
-    """The table start -> end."""
-    rows = [("generation", "greedy accuracy of responses"), ("critique", "accuracy of judgements, balanced pairs"),
-            ("critique_p1", "... on right responses"), ("critique_p2", "... on wrong responses"),
-            ("critique_precision", '... precision of "right"'), ("critique_recall", '... recall of "right"'),
-            ("t2", "accuracy of second attempts"), ("delta", "t2 - t1"), ("i_to_c", "incorrect -> correct"),
-            ("c_to_i", "correct -> incorrect"), ("unchanged", "second attempts that repeat the first"), ("truncated", "cut at the limit")]
-    print(f"\n{title:44} {'start':>7} {'end':>7}")
-    for name, text in rows:
-        before, after = (f"{e['eval/' + name]:.3f}" if e.get("eval/" + name) is not None else "-" for e in (start, end))
-        print(f"{text:44} {before:>7} {after:>7}")
-    print(f"({end['eval/size']} held-out problems, {end['eval/pairs']} critique pairs)")
+ROWS = [("generation", "greedy accuracy of responses"), ("critique", "accuracy of judgements, balanced pairs"),
+        ("critique_p1", "... on right responses"), ("critique_p2", "... on wrong responses"),
+        ("critique_precision", '... precision of "right"'), ("critique_recall", '... recall of "right"'),
+        ("t2", "accuracy of second attempts"), ("delta", "t2 - t1"), ("i_to_c", "incorrect -> correct"),
+        ("c_to_i", "correct -> incorrect"), ("unchanged", "second attempts that repeat the first"), ("truncated", "cut at the limit"),
+        ("size", "held-out problems"), ("pairs", "critique pairs")]
+
+
+def show_evaluations(title, columns):
+    """A table of evaluations: columns {heading: {eval/...: number}}."""
+    width = max(9, *(len(heading) + 2 for heading in columns))
+    print(f"\n{title:40}" + "".join(f"{heading:>{width}}" for heading in columns))
+    for name, text in ROWS:
+        values = [numbers.get("eval/" + name) for numbers in columns.values()]
+        print(f"{text:40}" + "".join(f"{'-' if v is None else f'{v:.3f}' if isinstance(v, float) else v:>{width}}" for v in values))
 
 
 def learn(run, episodes, step):
@@ -819,7 +820,7 @@ def train(args):
                 checkpoint(step)
             if stop and not finished:
                 sys.exit(f"stopped after step {step}; go on with the same command and --resume")
-    show_evaluations(first, last, f"{args.method} on {args.model}, {args.steps} steps, seed {args.seed}")
+    show_evaluations(f"{args.method}, {args.steps} steps, seed {args.seed}", {"start": first, "end": last})
     print(f"wall time {time.time() - begin:.0f} s; the policy is in {out}: python sample.py --model {out}")
 
 

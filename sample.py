@@ -1,0 +1,224 @@
+"""Use a policy: answer and criticise one question, evaluate on a file, compare runs, vote at inference.
+
+    python sample.py --model out "Compute 9-7*2-5 modulo 10."           answer, critiques, corrected answer
+    python sample.py --model out --data FILE.jsonl --eval --json        evaluation; the last line is one JSON object
+    python sample.py --compare out runs/g-rl runs/c-rl                  a table of runs, and their curves as an SVG
+    python sample.py --model out --vote                                 answers by vote at equal budgets, and an SVG
+"""
+import argparse
+import json
+import sys
+from html import escape
+from pathlib import Path
+
+from critique import correct, critique, judgement, solve
+from reward import Pair, PairCache, Problem, answer_key, load_problems, read_jsonl, text_field, toy_problems
+from rollout import InputError, encode_chat, context_length, load_policy
+from train import (Run, complete, ends_right, evaluate, fetch_gsm8k, mean, parse_args, respond, sample_pairs, seed_of,
+                   show_evaluations)
+
+COLOURS = ["#2a6fbb", "#d1495b", "#3b8c5a", "#8a5fb0", "#c98a1b", "#5b6770"]
+
+
+# ------------------------------------------------------------------------------------------------------- pictures
+
+def line_charts(path, charts, title):
+    """Write an SVG of line charts side by side. charts: [(title, x label, {series: [(x, y), ...]}), ...]; empty ones are left out."""
+    charts = [(name, label, {s: p for s, p in series.items() if p}) for name, label, series in charts]
+    charts = [chart for chart in charts if chart[2]]
+    names = list(dict.fromkeys(name for _, _, series in charts for name in series))
+    colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+    wide, high, left, top = 300, 210, 52, 60
+    parts = [f'<text x="16" y="24" font-size="15" font-weight="600">{escape(title)}</text>']
+    x = 16
+    for name in names:              # the legend: one line for all charts
+        parts.append(f'<rect x="{x}" y="35" width="14" height="3" fill="{colour[name]}"/><text x="{x + 19}" y="41">{escape(name)}</text>')
+        x += 36 + 7 * len(name)
+    for i, (name, label, series) in enumerate(charts):
+        points = [p for line in series.values() for p in line]
+        low_x, high_x = min(p[0] for p in points), max(p[0] for p in points)
+        low, peak = min(p[1] for p in points), max(p[1] for p in points)
+        room = max(peak - low, 0.02) * 0.08
+        low, peak, start = low - room, peak + room, i * (wide + 70) + left
+
+        def place(point, low_x=low_x, high_x=high_x, low=low, peak=peak, start=start):
+            return (start + wide * (point[0] - low_x) / ((high_x - low_x) or 1), top + 24 + high * (peak - point[1]) / (peak - low))
+        parts.append(f'<text x="{start}" y="{top + 10}" font-weight="600">{escape(name)}</text>')
+        for k in range(5):
+            y = low + (peak - low) * k / 4
+            row = place((low_x, y))[1]
+            parts.append(f'<line x1="{start}" x2="{start + wide}" y1="{row:.1f}" y2="{row:.1f}" stroke="#dddddd"/>'
+                         f'<text x="{start - 6}" y="{row + 4:.1f}" text-anchor="end" fill="#555555">{y:.2f}</text>')
+        for tick in sorted({low_x, (low_x + high_x) / 2, high_x}):
+            parts.append(f'<text x="{place((tick, low))[0]:.1f}" y="{top + high + 42}" text-anchor="middle" fill="#555555">{tick:g}</text>')
+        parts.append(f'<text x="{start + wide / 2}" y="{top + high + 60}" text-anchor="middle" fill="#555555">{escape(label)}</text>')
+        for series_name, line in series.items():
+            dots = [place(point) for point in sorted(line)]
+            parts.append(f'<polyline fill="none" stroke="{colour[series_name]}" stroke-width="2" points="'
+                         + " ".join(f"{a:.1f},{b:.1f}" for a, b in dots) + '"/>')
+            if len(dots) <= 12:
+                parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour[series_name]}"/>' for a, b in dots]
+    width = max(len(charts) * (wide + 70) + 16, x)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{top + high + 74}" font-family="sans-serif" '
+                          f'font-size="12"><rect width="100%" height="100%" fill="white"/>' + "\n".join(parts) + "</svg>\n", encoding="utf-8")
+    print(f"picture: {path}")
+
+
+# ---------------------------------------------------------------------------------------------------- one question
+
+def show_question(run, question, count):
+    """Print an answer, several critiques with their judgements, and the corrected answers with and without a critique."""
+    if len(encode_chat(run.tokenizer, solve(question))) >= context_length(run.model):
+        raise InputError(f"the question does not fit the model's context of {context_length(run.model)} tokens")
+    (_, answer), = complete(run, [solve(question)], 1, 0, 0.0)
+    print(f"QUESTION\n{question}\n\nANSWER\n{answer}")
+    critiques = [text for _, text in complete(run, [critique(question, answer)], count, run.args.seed)]
+    names = {True: "right", False: "wrong", None: "no judgement that can be read"}
+    for i, text in enumerate(critiques, 1):
+        print(f"\nCRITIQUE {i}: {names[judgement(text)]}\n{text}")
+    (_, second), = complete(run, [correct(question, answer)], 1, 0, 0.0)
+    (_, refined), = complete(run, [correct(question, answer, critiques[0])], 1, 0, 0.0)
+    print(f"\nCORRECTED, with critique 1\n{refined}\n\nCORRECTED, without a hint\n{second}")
+
+
+# ------------------------------------------------------------------------------------------------------ evaluation
+
+def load_exam(path):
+    """Critique pairs from a JSONL file with question, answer, response and label (OUT/eval_pairs.jsonl)."""
+    def check(row):
+        if not isinstance(row.get("label"), bool):
+            raise ValueError("label must be true or false")
+        return Pair(Problem(text_field(row, "question"), text_field(row, "answer")), text_field(row, "response"), row["label"])
+    return read_jsonl(path, check)
+
+
+def read_run(folder):
+    """The rows of a run's metrics.jsonl."""
+    def check(row):
+        row["step"]
+        return row
+    return read_jsonl(Path(folder) / "metrics.jsonl", check)
+
+
+def compare(folders, picture):
+    """A table of the last evaluation of several runs beside the first one's start, and their curves."""
+    runs = {str(folder): read_run(folder) for folder in folders}
+    columns = {"start": next(iter(runs.values()))[0]}
+    columns |= {name: [row for row in rows if "eval/generation" in row][-1] for name, rows in runs.items()}
+    show_evaluations("runs, at their last evaluation", columns)
+    charts = [(title, "step", {name: [(row["step"], row[key]) for row in rows if row.get(key) is not None] for name, rows in runs.items()})
+              for key, title in [("eval/generation", "greedy accuracy"), ("eval/critique", "critique accuracy"),
+                                 ("eval/delta", "second attempt - first"), ("response/accuracy", "sampled accuracy in training")]]
+    line_charts(picture, charts, "Held-out evaluation and training curves")
+
+
+# ----------------------------------------------------------------------------------------------------------- votes
+
+def majority_vote(responses, weights=None):
+    """The index of the response that the vote elects, None if no answer can be read.
+
+    Answers are counted by `answer_key`, each with its weight (1 by default); unreadable ones have no vote. Of equals the
+    one that came first wins; where all weights are 0 everybody votes with weight 1.
+    """
+    weights = weights if weights is not None and any(weights) else [1.0] * len(responses)
+    votes, first = {}, {}
+    for i, (response, weight) in enumerate(zip(responses, weights)):
+        key = answer_key(response)
+        if key is not None:
+            votes[key] = votes.get(key, 0.0) + weight
+            first.setdefault(key, i)
+    return first[max(votes, key=votes.get)] if votes else None        # max takes the first of equals
+
+
+def vote(run, problems, budgets, picture):
+    """Accuracy by three ways to spend k samples a problem: k answers; k/2 answers, each corrected once; k/2 answers,
+    each with one critique whose judgement is its weight. All by majority vote; one sampling serves all budgets."""
+    most, half = max(budgets), max(budgets) // 2
+    first = respond(run, problems, most, seed_of(run.args.seed, "vote"), show="answers")
+    groups = [first[i:i + most] for i in range(0, len(first), most)]
+    shown = [e for group in groups for e in group[:half]]
+    second = complete(run, [correct(e.problem.question, e.text) for e in shown], 1, seed_of(run.args.seed, "vote 2"), show="corrections")
+    checks = complete(run, [critique(e.problem.question, e.text) for e in shown], 1, seed_of(run.args.seed, "vote 3"), show="critiques")
+
+    def accuracy(elect):
+        return mean(elect(i) for i in range(len(problems)))
+
+    def right(samples, problem, weights=None):
+        elected = majority_vote([text if sample.stopped else "" for sample, text in samples], weights)
+        return elected is not None and ends_right(*samples[elected], problem) == 1
+
+    table = {"parallel": [], "parallel, corrected": [], "critique-weighted": []}
+    for k in budgets:
+        def answers(i, count):
+            return [(e.sample, e.text) for e in groups[i][:count]]
+        table["parallel"].append((k, accuracy(lambda i: right(answers(i, k), problems[i]))))
+        table["parallel, corrected"].append((k, accuracy(lambda i: right(second[i * half:i * half + k // 2], problems[i]))))
+        table["critique-weighted"].append((k, accuracy(lambda i: right(
+            answers(i, k // 2), problems[i], [float(judgement(text) is True) for _, text in checks[i * half:i * half + k // 2]]))))
+    print(f"\naccuracy by vote, {len(problems)} problems{'':10}" + "".join(f"  k={k:<4}" for k in budgets))
+    for name, line in table.items():
+        print(f"{name:40}" + "".join(f"  {value:.3f} " for _, value in line))
+    line_charts(picture, [("accuracy by vote", "samples per problem", table)], "Self-correction at inference")
+    return {"vote/" + name: dict(line) for name, line in table.items()}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: sys.exit(f"error: {message}")
+    parser.add_argument("question", nargs="?", help="a question to answer")
+    parser.add_argument("--model", help="toy, a model folder or a hub id [toy]", default="toy")
+    parser.add_argument("--data", help="toy, gsm8k (its test file, downloaded) or a JSONL file [toy]", default="toy")
+    parser.add_argument("--eval", help="evaluate on --data: answers, second attempts, critiques", action="store_true")
+    parser.add_argument("--pairs", help="JSONL file of critique pairs for --eval, such as OUT/eval_pairs.jsonl [sampled from the model]")
+    parser.add_argument("--vote", help="vote on --data at budgets up to --n", action="store_true")
+    parser.add_argument("--compare", help="run folders of train.py", nargs="+", metavar="OUT")
+    parser.add_argument("--json", help="also print the numbers as one JSON object on the last line", action="store_true")
+    parser.add_argument("--picture", help="where the SVG goes [compare.svg or vote.svg beside the first run or the model]")
+    parser.add_argument("--n", help="critiques of a question [4]; the largest budget of --vote [16]", type=int)
+    parser.add_argument("--size", help="use the first N problems of --data [all; toy: 512]", type=int, metavar="N")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of critiques and votes [1.0]")
+    parser.add_argument("--max-new-tokens", type=int, help="limit of a completion in tokens [512, at most a quarter of the context]")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", help="cpu, cuda, mps (default: cuda where there is one)")
+    options = parser.parse_args(argv)
+    try:
+        use(options)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def use(options):
+    """Do what the flags ask for."""
+    if options.compare:
+        return compare(options.compare, options.picture or Path(options.compare[0]) / "compare.svg")
+    if not (options.question or options.eval or options.vote):
+        raise InputError("give a question, --eval, --vote or --compare (see --help)")
+    n = options.n if options.n is not None else 16 if options.vote else 4
+    if n < 1 or options.vote and n < 2 or options.size is not None and options.size < 1:
+        raise InputError(f"--n {n} --size {options.size}: must be at least 1 (--vote: --n 2)")
+    problems = []
+    if options.eval or options.vote:
+        problems = (toy_problems(options.size or 512, 12345, held_out=True) if options.data == "toy" else
+                    load_problems(fetch_gsm8k("test") if options.data == "gsm8k" else options.data)[:options.size])
+    exam = load_exam(options.pairs) if options.pairs else []
+    model, tokenizer = load_policy(options.model, options.device)
+    limit = options.max_new_tokens if options.max_new_tokens is not None else min(512, context_length(model) // 4)
+    args = parse_args(["--seed", str(options.seed), "--temperature", str(options.temperature), "--max-new-tokens", str(limit)])
+    run, numbers = Run(args, model, tokenizer, PairCache(1)), {}
+    if options.question:
+        show_question(run, options.question, n)
+    if options.eval:
+        exam = exam or sample_pairs(run, problems, 8, len(problems), seed_of(options.seed, "exam"), "critique pairs")[0]
+        numbers |= evaluate(run, problems, exam)
+        show_evaluations(options.data, {options.model: numbers})
+    if options.vote:
+        budgets = [k for k in (2, 4, 8, 16, 32, 64, 128) if k <= n]
+        folder = Path(options.model) if Path(options.model).is_dir() else Path()
+        numbers |= vote(run, problems, budgets, options.picture or folder / "vote.svg")
+    if options.json:
+        print(json.dumps(numbers))
+
+
+if __name__ == "__main__":
+    main()
