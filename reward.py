@@ -79,11 +79,11 @@ def load_problems(path):
 # The toy: last-digit arithmetic with precedence. A response is one step a line and the boxed result.
 
 def toy_step(a, op, b, doubt=0.0, rng=None):
-    """The last digit of `a op b`, or, with probability `doubt` where it is one of the 18% of facts that the teacher of
+    """The last digit of `a op b`, or, with probability `doubt` where it is one of the 24% of facts that the teacher of
     the toy's demonstrations does not remember well, the wrong digit that this teacher has in mind instead."""
     result = {"+": a + b, "-": a - b, "*": a * b}[op] % 10
     secret = zlib.crc32(f"{a}{op}{b}".encode())
-    return (result + 1 + secret // 100 % 9) % 10 if rng and secret % 100 < 18 and rng.random() < doubt else result
+    return (result + 1 + secret // 100 % 9) % 10 if rng and secret % 100 < 24 and rng.random() < doubt else result
 
 
 def toy_steps(expression, doubt=0.0, slip=0.0, rng=None):

@@ -123,15 +123,16 @@ def test_greedy_tokens_equal_model_generate():
 
 
 def test_sampled_logprobs_equal_teacher_forcing():
+    ragged_ends = 0
     for kind in KINDS:
         model = tiny(kind)
         for options in (dict(), dict(temperature=0.7), dict(temperature=0.0), dict(top_k=5), dict(temperature=1.3, top_p=0.6), dict(top_k=9, top_p=0.8)):
             samples = rollout.generate(model, ragged(), n=3, max_new_tokens=25, stop=(2, 5, 7), seed=3, **options)
-            lengths = {len(s.tokens) for s in samples}
-            assert len(lengths) > 1, "rows must stop at different lengths for this test"
+            ragged_ends += len({len(s.tokens) for s in samples}) > 1
             for s, scored in zip(samples, rollout.logprobs(model, samples, **options)):
                 assert len(s.tokens) == len(s.logprobs) == len(scored)
                 close(scored.detach(), s.logprobs, 2e-4)
+    assert ragged_ends > 20, "rows must stop at different lengths for this test"
 
 
 def test_teacher_forcing_equals_a_plain_forward_pass():
@@ -167,7 +168,6 @@ def test_pad_token_is_of_no_account():
     """A pad token that equals EOS, or that has probability mass and is sampled, changes nothing: masks go by length."""
     model = tiny("Llama")
     prompts = [[0, 0, 5], [2, 9], [0], [7, 8, 9, 10]]                       # token 0 is what rows are padded with
-    model.get_output_embeddings().weight.data[0] += 0.0
     for pad in (2, 0):
         model.config.pad_token_id = model.generation_config.pad_token_id = pad
         samples = rollout.generate(model, prompts, n=200, max_new_tokens=12, stop=(2,), seed=4)
@@ -247,7 +247,7 @@ def test_stop_set_is_the_union():
         loaded, _ = rollout.load_policy(folder, "cpu")
     assert loaded.generation_config.eos_token_id == sorted({7, 11, 12, tokenizer.eos_token_id})
     assert loaded.generation_config.repetition_penalty in (None, 1.0)
-    assert all(s.tokens[-1] in (0, 7, 11, 12) for s in rollout.generate(loaded, [[20, 21]], n=50, max_new_tokens=400) if s.stopped)
+    assert all(s.tokens[-1] in (0, 7, 11, 12) for s in rollout.generate(loaded, [[20, 21]], n=50, max_new_tokens=60) if s.stopped)
 
 
 def test_chat_template_and_plain_fallback():

@@ -16,6 +16,7 @@ import copy
 import json
 import math
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -23,7 +24,8 @@ import time
 import urllib.error
 import zlib
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -32,7 +34,7 @@ from tqdm import tqdm
 
 from critique import correct, critique, judgement, solve
 from reward import (Pair, PairCache, Problem, advantages, critique_reward, denoising_reward, filter_pairs,
-                    load_problems, read_jsonl, response_reward, reweighted_reward, shaped_reward, text_field,
+                    load_problems, number, read_jsonl, response_reward, reweighted_reward, shaped_reward, text_field,
                     toy_problem, toy_problems, toy_steps)
 from rollout import (TOY, InputError, Sample, context_length, decode, demonstration, encode_chat, generate,
                      load_policy, logprobs, micro_batches, save_policy)
@@ -101,6 +103,7 @@ def parse_args(argv=None):
     add("stage1-steps", "steps of Stage I (0: none); they count among --steps", type=int)
     parser.add_argument = parser_add
     add("make-toy", "train the embedded toy policy anew and write it to FOLDER", nargs="?", const=str(TOY), metavar="FOLDER")
+    add("make-demonstrations", "write demonstrations for --cold-start to FILE, from the worked solutions of --data (GSM8K's form)", metavar="FILE")
     return settle(parser.parse_args(argv))
 
 
@@ -474,6 +477,79 @@ def load_demonstrations(path):
     return found
 
 
+STEP = re.compile(r"<<([^<>=]{1,60})=([^<>=]{1,20})>>")
+
+
+def calculate(expression, changed):
+    """The exact value of `48/2+3` (numbers, + - * /, no brackets), with the numbers in `changed` replaced; None if it is
+    of another form. Products first, then sums; annotation text of a data file, never text of a model."""
+    parts = re.findall(r"\d+\.?\d*|\.\d+|[-+*/]", expression.replace(" ", ""))
+    if "".join(parts) != expression.replace(" ", "") or len(parts) % 2 == 0 or any((p in "+-*/") != i % 2 for i, p in enumerate(parts)):
+        return None
+    values = [changed.get(Fraction(p), Fraction(p)) for p in parts[::2]]
+    total, sign, product = Fraction(0), 1, values[0]
+    for operator, value in zip(parts[1::2], values[1:]):
+        if operator == "/" and value == 0:
+            return None
+        if operator in "*/":
+            product = product * value if operator == "*" else product / value
+        else:
+            total, sign, product = total + sign * product, 1 if operator == "+" else -1, value
+    return total + sign * product
+
+
+def gsm8k_demonstrations(problem, rng):
+    """Demonstrations from one worked solution with <<48/2=24>> annotations: the solution, criticised as right, and the same
+    solution with one step broken and its consequences carried on, criticised as wrong. [] where that cannot be done."""
+    work, _, answer = problem.answer.partition("####")
+    steps = [(expression, calculate(expression, {}), result) for expression, result in STEP.findall(work)]
+    if not steps or not answer.strip() or any(value is None or value != number(result) for _, value, result in steps):
+        return []
+    broken, changed, checks = rng.randrange(len(steps)), {}, {True: [], False: []}
+    for i, (expression, value, _) in enumerate(steps):
+        shown = calculate(expression, changed)
+        if i == broken and shown is not None:
+            shown += rng.choice([d for d in (-10, -2, -1, 1, 2, 10) if shown + d > 0])
+        if shown is None or (shown * 100).denominator != 1:
+            return []
+        checks[True].append(f"{expression.strip()} = {decimal(value)}: ok")
+        checks[False].append(f"{expression.strip()} = {decimal(value)}: " + ("ok" if shown == value else f"no, the solution has {decimal(shown)}"))
+        if shown != value:
+            changed[value] = shown
+    wrong_answer = changed.get(number(answer), number(answer))
+    if wrong_answer == number(answer):
+        return []
+
+    def renumber(match):
+        value = Fraction(match[0].replace(",", ""))
+        return decimal(changed[value]) if value in changed else match[0]
+    given = re.split(r"<<", work)[0]                                   # numbers before the first result are the question's
+    lines = given + re.sub(r"\d[\d,]*(?:\.\d+)?", renumber, STEP.sub("", work[len(given):]))
+    rows = []
+    for right, text, final in ((True, STEP.sub("", work), answer.strip()), (False, lines, decimal(wrong_answer))):
+        rows.append({"question": problem.question, "response": f"{text.strip()}\nThe answer is \\boxed{{{final}}}.", "label": right,
+                     "critique": "\n".join(checks[right]) + f"\nConclusion: {'right' if right else 'wrong'}"})
+    return rows
+
+
+def decimal(value):
+    """A Fraction as text: 24, 0.5."""
+    return str(value.numerator) if value.denominator == 1 else f"{float(value):.2f}".rstrip("0")
+
+
+def make_demonstrations(args):
+    """Write a file for --cold-start, from worked solutions in GSM8K's form."""
+    rng, file = random.Random(args.seed), Path(args.make_demonstrations)
+    if file.exists():
+        raise InputError(f"--make-demonstrations {file}: exists already")
+    problems = load_data(args)[0]
+    rows = [row for p in problems for row in gsm8k_demonstrations(p, rng)]
+    if not rows:
+        raise InputError(f"--make-demonstrations: no answer in {args.data} is a worked solution with <<48/2=24>> annotations")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    print(f"wrote {file}: {len(rows)} demonstrations from {len(rows) // 2} of {len(problems)} problems")
+
+
 def cold_start(model, tokenizer, examples, args):
     """Supervised fine-tuning on (messages, completion) pairs before RL; AdamW, warm-up and linear decay."""
     samples = [demonstration(tokenizer, *example) for example in examples]
@@ -503,7 +579,7 @@ TOY_TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% 
                 "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
 
 
-TOY_STEPS = 360                                  # of 128 demonstrations
+TOY_STEPS = 400                                  # of 128 demonstrations
 TOY_SHARES = [0.3, 0.4, 0.15, 0.15]              # of solving, criticising, correcting with and without a critique
 TOY_DOUBT = 0.65, 0.5                            # how often the teacher misremembers, when solving and when criticising
 TOY_REPEAT = 0.6                                 # of the corrections without a critique that change nothing
@@ -648,7 +724,7 @@ def batch_of(problems, step, args):
     return [orders[epoch][place] for epoch, place in places]
 
 
-SAME_RUN = ("steps", "resume", "device", "eval_every", "out", "make_toy")      # flags that a resumed run may change
+SAME_RUN = ("steps", "resume", "device", "eval_every", "out")      # flags that a resumed run may change
 
 
 def open_run(args):
@@ -827,7 +903,12 @@ def train(args):
 def main(argv=None):
     try:
         args = parse_args(argv)
-        make_toy(args.make_toy, args.seed) if args.make_toy else train(args)
+        if args.make_toy:
+            make_toy(args.make_toy, args.seed)
+        elif args.make_demonstrations:
+            make_demonstrations(args)
+        else:
+            train(args)
     except (InputError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
