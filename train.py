@@ -44,7 +44,7 @@ GSM8K = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade
 # flag: (default with a real model, default with the toy). The paper's own numbers stand in the help texts.
 DEFAULTS = {"steps": (200, 40), "questions": (32, 48), "n": (8, 8), "mini_batch": (128, 256), "lr": (1e-6, 3e-4),
             "kl": (1e-3, 0.0), "max_new_tokens": (512, 64), "eval_size": (256, 512), "eval_every": (20, 20),
-            "stage1_steps": (50, 20)}
+            "beta2": (0.1, 2.0)}
 
 
 def parse_args(argv=None):
@@ -52,11 +52,11 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: sys.exit(f"error: {message}")
 
-    def add(name, help, **options):
+    def add(name, help, to=parser, **options):
         real, toy = DEFAULTS.get(name.replace("-", "_"), (None, None))
         default = options.get("default")
         note = f" [{real}; toy: {toy}]" if real is not None else f" [{default}]" if default not in (None, False) else ""
-        parser.add_argument("--" + name, help=help + note, **options)
+        to.add_argument("--" + name, help=help + note, **options)
 
     add("method", "g-rl: only responses are trained; c-rl: only critiques; gc-rl: both; score: SCoRe's two stages; multi-turn: both "
         "attempts' rewards and nothing else; star, pair-sft: supervised on the policy's own traces", choices=list(METHODS), default="gc-rl")
@@ -84,24 +84,21 @@ def parse_args(argv=None):
     add("eval-every", "steps between evaluations with a checkpoint; both also at the end", type=int)
     add("eval-size", "held-out problems and critique pairs in an evaluation", type=int)
     gc = parser.add_argument_group("GC-RL")
-    parser_add, parser.add_argument = parser.add_argument, gc.add_argument
-    add("balance", "filter: one right and one wrong response a question; reweight: random pairs and eq. 3; none: random pairs", choices=["filter", "reweight", "none"], default="filter")
-    add("critique-data", "dynamic: pairs from the current policy; static: sampled once at the start [c-rl: static, gc-rl: dynamic]", choices=["dynamic", "static"])
-    add("pairs", "pairs drawn from the cache for critiques each step (default: --questions)", type=int)
-    add("cache", "capacity of the pair cache in pairs; the oldest leave first", type=int, default=1024)
-    add("static-questions", "questions that static pairs are sampled from, 10 responses each", type=int, default=512)
-    add("denoise", "M refined responses for each critique, eq. 4 (0: off; paper: 1)", type=int, default=0, metavar="M")
-    add("reward-right", "reward of a right call on a right response (eq. 2: 0.7, eq. 5: 0.6, eq. 6: 0.8)", type=float, default=0.7)
-    add("reward-wrong", "reward of a right call on a wrong response (eq. 2: 0.7, eq. 5: 0.8, eq. 6: 0.6)", type=float, default=0.7)
-    add("group", "rewards are compared among one prompt's samples, a question's responses and critiques, or the whole batch", choices=["prompt", "question", "batch"], default="prompt")
-    add("no-std", "advantages are not divided by the group's standard deviation", action="store_true")
+    add("balance", "filter: one right and one wrong response a question; reweight: random pairs and eq. 3; none: random pairs", gc, choices=["filter", "reweight", "none"], default="filter")
+    add("critique-data", "dynamic: pairs from the current policy; static: sampled once at the start [c-rl: static, gc-rl: dynamic]", gc, choices=["dynamic", "static"])
+    add("pairs", "pairs drawn from the cache for critiques each step (default: --questions)", gc, type=int)
+    add("cache", "capacity of the pair cache in pairs; the oldest leave first", gc, type=int, default=1024)
+    add("static-questions", "questions that static pairs are sampled from, 10 responses each", gc, type=int, default=512)
+    add("denoise", "M refined responses for each critique, eq. 4 (0: off; paper: 1)", gc, type=int, default=0, metavar="M")
+    add("reward-right", "reward of a right call on a right response (eq. 2: 0.7, eq. 5: 0.6, eq. 6: 0.8)", gc, type=float, default=0.7)
+    add("reward-wrong", "reward of a right call on a wrong response (eq. 2: 0.7, eq. 5: 0.8, eq. 6: 0.6)", gc, type=float, default=0.7)
+    add("group", "rewards are compared among one prompt's samples, a question's responses and critiques, or the whole batch", gc, choices=["prompt", "question", "batch"], default="prompt")
+    add("no-std", "advantages are not divided by the group's standard deviation", gc, action="store_true")
     score = parser.add_argument_group("SCoRe")
-    parser.add_argument = score.add_argument
-    add("alpha", "weight of the shaping alpha (r(y2) - r(y1)) in Stage II", type=float, default=10.0)
-    add("beta1", "KL weight on both attempts", type=float, default=0.01)
-    add("beta2", "KL weight on the first attempt in Stage I, on top of beta1", type=float, default=0.1)
-    add("stage1-steps", "steps of Stage I (0: none); they count among --steps", type=int)
-    parser.add_argument = parser_add
+    add("alpha", "weight of the shaping alpha (r(y2) - r(y1)) in Stage II", score, type=float, default=10.0)
+    add("beta1", "KL weight on both attempts", score, type=float, default=0.01)
+    add("beta2", "KL weight on the first attempt in Stage I, on top of beta1 (paper: 0.1 and 0.25)", score, type=float)
+    add("stage1-steps", "steps of Stage I, which count among --steps; 0: none (default: 60%% of --steps)", score, type=int)
     add("make-toy", "train the embedded toy policy anew and write it to FOLDER", nargs="?", const=str(TOY), metavar="FOLDER")
     add("make-demonstrations", "write demonstrations for --cold-start to FILE, from the worked solutions of --data (GSM8K's form)", metavar="FILE")
     return settle(parser.parse_args(argv))
@@ -116,6 +113,7 @@ def settle(args):
     args.data = args.data or ("toy" if toy else "gsm8k")
     args.pairs = args.pairs or args.questions
     args.critique_data = args.critique_data or ("static" if args.method == "c-rl" else "dynamic")
+    args.stage1_steps = round(0.6 * args.steps) if args.stage1_steps is None else args.stage1_steps
     if args.method == "multi-turn":        # SCoRe without its two ideas
         args.alpha, args.stage1_steps = 0.0, 0
     for names, low in [("questions n mini_batch max_new_tokens pairs cache static_questions eval_every eval_size", 1),
@@ -167,7 +165,7 @@ def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=N
     log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)      # before exp: exp(garbage) * 0 could be nan
     ratio = log_ratio.exp()
     loss = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
-    if ref_logprobs is not None:
+    if ref_logprobs is not None and (torch.is_tensor(kl) or kl > 0):
         away = (ref_logprobs - logprobs).masked_fill(~mask, 0.0)
         loss = loss + kl * (away.exp() - away - 1)
     return loss.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
@@ -421,14 +419,14 @@ SUPERVISED = ("star", "pair-sft")
 
 # ------------------------------------------------------------------------------------------------------ evaluation
 
-def sample_pairs(run, problems, per_question, count, seed, show=None):
-    """Balanced pairs from the current policy: at most `count`, one right and one wrong response of each question that
-    has both among `per_question` samples. Returns (pairs, accuracy of all the samples)."""
+def sample_pairs(run, problems, per_question, count, seed, show, balance="filter"):
+    """At most `count` pairs from the current policy, by default balanced: one right and one wrong response of each question
+    that has both among `per_question` samples. Returns (pairs, accuracy of all the samples)."""
     rng, pairs, rewards, chunk = random.Random(seed), [], [], max(8, count // 4)
     for start in range(0, len(problems), chunk):
         responses = respond(run, problems[start:start + chunk], per_question, seed_of(seed, start), show=show)
         rewards += [e.reward for e in responses]
-        pairs += offer_pairs(responses, per_question, "filter", rng)
+        pairs += offer_pairs(responses, per_question, balance, rng)
         if len(pairs) >= count:
             break
     return pairs[:count // 2 * 2], mean(rewards)
@@ -438,11 +436,9 @@ def evaluate(run, problems, pairs):
     """Greedy evaluation: responses, second attempts, and critiques of fixed pairs; a dict of eval/... numbers."""
     first, second, table = two_attempts(run, problems, 1, 0, temperature=0.0, show="evaluation")
     result = {"generation": table["t1"]} | table | {"size": len(problems), "truncated": mean(not e.sample.stopped for e in first + second)}
-    if pairs:
-        done = complete(run, [critique(p.problem.question, p.response) for p in pairs], 1, 0, 0.0, "critiques")
-        judged = [judgement(text) if sample.stopped else None for sample, text in done]
-        table = judge_table(judged, [p.right for p in pairs])
-        result |= {"critique": table.pop("accuracy")} | {"critique_" + name: value for name, value in table.items()}
+    done = complete(run, [critique(p.problem.question, p.response) for p in pairs], 1, 0, 0.0, "critiques")
+    table = judge_table([judgement(text) if sample.stopped else None for sample, text in done], [p.right for p in pairs])
+    result |= {"critique": table.pop("accuracy")} | {"critique_" + name: value for name, value in table.items()}
     return {"eval/" + name: value for name, value in (result | {"pairs": len(pairs)}).items()}
 
 
@@ -581,8 +577,8 @@ TOY_TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% 
 
 TOY_STEPS = 400                                  # of 128 demonstrations
 TOY_SHARES = [0.3, 0.4, 0.15, 0.15]              # of solving, criticising, correcting with and without a critique
-TOY_DOUBT = 0.65, 0.5                            # how often the teacher misremembers, when solving and when criticising
-TOY_REPEAT = 0.6                                 # of the corrections without a critique that change nothing
+TOY_DOUBT = 0.8, 0.5, 0.05                       # how often the teacher misremembers: solving, criticising, looking again
+TOY_REPEAT = 0.6                                 # of the corrections without a critique that only repeat the solution
 
 
 def toy_solution(steps):
@@ -599,23 +595,23 @@ def toy_critique(own, shown):
 def toy_demonstration(rng):
     """One demonstration for the toy, (messages, completion): solving, criticising or correcting, in fixed shares.
 
-    The teacher knows the method and gets some facts wrong more often than not. A policy that imitates it inherits
-    that; outcome rewards lead past it.
+    The teacher knows the method and gets some facts wrong more often than not. Asked to correct a solution he mostly
+    repeats it, as pretrained models do (SCoRe's finding that they gain nothing from a second attempt); when he does look
+    again he remembers better. A policy that imitates him inherits all of this; outcome rewards lead past it.
     """
     question = toy_problem(rng).question
-    expression, (when_solving, when_criticising) = question.split()[1], TOY_DOUBT
-    answer = toy_solution(toy_steps(expression, when_solving, 0.0, rng))
+    expression, (solving, criticising, looking_again) = question.split()[1], TOY_DOUBT
     shown = toy_steps(expression, 0.5, 0.2 if rng.random() < 0.5 else 0.0, rng)
-    own = toy_steps(expression, when_criticising, 0.0, rng)
+    own = toy_steps(expression, criticising, 0.0, rng)
     kind = rng.choices(["solve", "critique", "correct with", "correct"], TOY_SHARES)[0]
     if kind == "solve":
-        return solve(question), answer
+        return solve(question), toy_solution(toy_steps(expression, solving, 0.0, rng))
     if kind == "critique":
         return critique(question, toy_solution(shown)), toy_critique(own, shown)
     if kind == "correct with":
         return correct(question, toy_solution(shown), toy_critique(own, shown)), toy_solution(own)
-    # Without a critique the demonstrations mostly repeat the first attempt, as pretrained models do (finding S1).
-    return correct(question, toy_solution(shown)), toy_solution(shown) if rng.random() < TOY_REPEAT else answer
+    again = shown if rng.random() < TOY_REPEAT else toy_steps(expression, looking_again, 0.0, rng)
+    return correct(question, toy_solution(shown)), toy_solution(again)
 
 
 def toy_tokenizer():
@@ -859,7 +855,8 @@ def train(args):
         log({"step": 0, "seconds": time.time() - begin} | first)
         if (args.method == "c-rl" or args.method == "gc-rl") and args.critique_data == "static" or args.method == "pair-sft":
             asked = batch_of(problems, 1, argparse.Namespace(seed=args.seed, questions=min(len(problems), args.static_questions)))
-            run.static, run.static_accuracy = sample_pairs(run, asked, 10, 2 * len(asked), seed_of(args.seed, "static"), "static pairs")
+            run.static, run.static_accuracy = sample_pairs(run, asked, 10, 2 * len(asked), seed_of(args.seed, "static"), "static pairs",
+                                                           "filter" if args.method == "pair-sft" else args.balance)
             if not run.static:
                 raise InputError(f"static pairs: none of {len(asked)} questions had a right and a wrong response; the policy is too weak or "
                                  "too strong for the data (see --cold-start, --static-questions)")
