@@ -128,7 +128,8 @@ NUMBER = re.compile(rf"(?:(?<![\w)\]}}.])([-+]))?(?:(\d{{1,9}})\s{{1,3}}(\d{{1,9
                     rf"|({UNSIGNED})(?:\s{{0,3}}/\s{{0,3}}([-+]?(?:{UNSIGNED})))?)", re.ASCII)                       # 1/2, 1.5
 FRAC = re.compile(r"\\[dtc]?frac\s*(?:\{\s*([-+]?)\s*([\d.,]+)\s*\}|()(\d))\s*(?:\{\s*([-+]?)\s*([\d.,]+)\s*\}|()(\d))", re.ASCII)
 ANSWER_IS = re.compile(r"answer(?:\s{1,3}is|\s{0,3}:)[\s:*]{0,20}([^\n]{0,200})", re.IGNORECASE)
-AREA = re.compile(r"(?<![a-z])((?:[mckd]?m|in|ft|yd|mi|inch(?:es)?|feet|foot|yards?|miles?|met(?:er|re)s?|units?)\s?\}?)\s?\^\s?\{?[23]\}?", re.IGNORECASE)
+AREA = re.compile(r"(?<![a-z])((?:[mckd]?m|in|ft|yd|mi|inch(?:es)?|feet|foot|yards?|miles?|met(?:er|re)s?|units?)\s?\}?)\s?\^"
+                  r"\s?\{?[23]\}?", re.IGNORECASE)
 DRESSING = re.compile(r"\\(?:left|right|displaystyle|quad|[()\[\]])|\\?[$%]|[€£¥°]|\^\s?\{?\s?\\circ\s?\}?")
 
 

@@ -23,7 +23,7 @@ COLOURS = ["#2a6fbb", "#d1495b", "#3b8c5a", "#8a5fb0", "#c98a1b", "#5b6770"]
 # ------------------------------------------------------------------------------------------------------- pictures
 
 def line_charts(path, charts, title):
-    """Write an SVG of line charts side by side. charts: [(title, x label, {series: [(x, y), ...]}), ...]; empty ones are left out."""
+    """Write an SVG of line charts side by side: charts [(title, x label, {series: [(x, y), ...]}), ...], empty ones left out."""
     charts = [(name, label, {s: p for s, p in series.items() if p}) for name, label, series in charts]
     charts = [chart for chart in charts if chart[2]]
     names = list(dict.fromkeys(name for _, _, series in charts for name in series))
@@ -32,7 +32,8 @@ def line_charts(path, charts, title):
     parts = [f'<text x="16" y="24" font-size="15" font-weight="600">{escape(title)}</text>']
     x = 16
     for name in names:              # the legend: one line for all charts
-        parts.append(f'<rect x="{x}" y="35" width="14" height="3" fill="{colour[name]}"/><text x="{x + 19}" y="41">{escape(name)}</text>')
+        parts.append(f'<rect x="{x}" y="35" width="14" height="3" fill="{colour[name]}"/>'
+                     f'<text x="{x + 19}" y="41">{escape(name)}</text>')
         x += 36 + 7 * len(name)
     for i, (name, label, series) in enumerate(charts):
         points = [p for line in series.values() for p in line]
@@ -42,7 +43,8 @@ def line_charts(path, charts, title):
         low, peak, start = low - room, peak + room, i * (wide + 70) + left
 
         def place(point, low_x=low_x, high_x=high_x, low=low, peak=peak, start=start):
-            return (start + wide * (point[0] - low_x) / ((high_x - low_x) or 1), top + 24 + high * (peak - point[1]) / (peak - low))
+            return (start + wide * (point[0] - low_x) / ((high_x - low_x) or 1),
+                    top + 24 + high * (peak - point[1]) / (peak - low))
         parts.append(f'<text x="{start}" y="{top + 10}" font-weight="600">{escape(name)}</text>')
         for k in range(5):
             y = low + (peak - low) * k / 4
@@ -50,8 +52,10 @@ def line_charts(path, charts, title):
             parts.append(f'<line x1="{start}" x2="{start + wide}" y1="{row:.1f}" y2="{row:.1f}" stroke="#dddddd"/>'
                          f'<text x="{start - 6}" y="{row + 4:.1f}" text-anchor="end" fill="#555555">{y:.2f}</text>')
         for tick in sorted({low_x, (low_x + high_x) / 2, high_x}):
-            parts.append(f'<text x="{place((tick, low))[0]:.1f}" y="{top + high + 42}" text-anchor="middle" fill="#555555">{tick:g}</text>')
-        parts.append(f'<text x="{start + wide / 2}" y="{top + high + 60}" text-anchor="middle" fill="#555555">{escape(label)}</text>')
+            parts.append(f'<text x="{place((tick, low))[0]:.1f}" y="{top + high + 42}" text-anchor="middle" '
+                         f'fill="#555555">{tick:g}</text>')
+        parts.append(f'<text x="{start + wide / 2}" y="{top + high + 60}" text-anchor="middle" '
+                     f'fill="#555555">{escape(label)}</text>')
         for series_name, line in series.items():
             dots = [place(point) for point in sorted(line)]
             parts.append(f'<polyline fill="none" stroke="{colour[series_name]}" stroke-width="2" points="'
@@ -60,8 +64,9 @@ def line_charts(path, charts, title):
                 parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour[series_name]}"/>' for a, b in dots]
     width = max(len(charts) * (wide + 70) + 16, x)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{top + high + 74}" font-family="sans-serif" '
-                          f'font-size="12"><rect width="100%" height="100%" fill="white"/>' + "\n".join(parts) + "</svg>\n", encoding="utf-8")
+    head = (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{top + high + 74}" font-family="sans-serif" '
+            'font-size="12"><rect width="100%" height="100%" fill="white"/>')
+    Path(path).write_text(head + "\n".join(parts) + "</svg>\n", encoding="utf-8")
     print(f"picture: {path}")
 
 
@@ -107,10 +112,12 @@ def compare(folders, picture):
     columns = {"start": next(iter(runs.values()))[0]}
     columns |= {name: [row for row in rows if "eval/generation" in row][-1] for name, rows in runs.items()}
     show_evaluations("runs, at their last evaluation", columns)
-    charts = [(title, "step", {name: [(row["step"], row[key]) for row in rows if row.get(key) is not None] for name, rows in runs.items()})
-              for key, title in [("eval/generation", "greedy accuracy"), ("eval/critique", "critique accuracy"),
-                                 ("eval/delta", "second attempt - first"), ("response/accuracy", "sampled accuracy in training")]]
-    line_charts(picture, charts, "Held-out evaluation and training curves")
+    charts = []
+    for key, title in [("eval/generation", "greedy accuracy"), ("eval/critique", "critique accuracy"),
+                       ("eval/delta", "second attempt - first")]:
+        charts.append((title, "step", {name: [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+                                       for name, rows in runs.items()}))
+    line_charts(picture, charts, "Held-out evaluation during training")
 
 
 # ----------------------------------------------------------------------------------------------------------- votes
@@ -138,11 +145,10 @@ def vote(run, problems, budgets, picture):
     first = respond(run, problems, most, seed_of(run.args.seed, "vote"), show="answers")
     groups = [first[i:i + most] for i in range(0, len(first), most)]
     shown = [e for group in groups for e in group[:half]]
-    second = complete(run, [correct(e.problem.question, e.text) for e in shown], 1, seed_of(run.args.seed, "vote 2"), show="corrections")
-    checks = complete(run, [critique(e.problem.question, e.text) for e in shown], 1, seed_of(run.args.seed, "vote 3"), show="critiques")
-
-    def accuracy(elect):
-        return mean(elect(i) for i in range(len(problems)))
+    second = complete(run, [correct(e.problem.question, e.text) for e in shown], 1, seed_of(run.args.seed, "vote 2"),
+                      show="corrections")
+    checks = complete(run, [critique(e.problem.question, e.text) for e in shown], 1, seed_of(run.args.seed, "vote 3"),
+                      show="critiques")
 
     def right(samples, problem, weights=None):
         elected = majority_vote([text if sample.stopped else "" for sample, text in samples], weights)
@@ -150,12 +156,13 @@ def vote(run, problems, budgets, picture):
 
     table = {"parallel": [], "parallel, corrected": [], "critique-weighted": []}
     for k in budgets:
-        def answers(i, count):
-            return [(e.sample, e.text) for e in groups[i][:count]]
-        table["parallel"].append((k, accuracy(lambda i: right(answers(i, k), problems[i]))))
-        table["parallel, corrected"].append((k, accuracy(lambda i: right(second[i * half:i * half + k // 2], problems[i]))))
-        table["critique-weighted"].append((k, accuracy(lambda i: right(
-            answers(i, k // 2), problems[i], [float(judgement(text) is True) for _, text in checks[i * half:i * half + k // 2]]))))
+        for name, elect in [
+                ("parallel", lambda i: right([(e.sample, e.text) for e in groups[i][:k]], problems[i])),
+                ("parallel, corrected", lambda i: right(second[i * half:i * half + k // 2], problems[i])),
+                ("critique-weighted", lambda i: right([(e.sample, e.text) for e in groups[i][:k // 2]], problems[i],
+                                                      [float(judgement(text) is True) for _, text in
+                                                       checks[i * half:i * half + k // 2]]))]:
+            table[name].append((k, mean(elect(i) for i in range(len(problems)))))
     print(f"\naccuracy by vote, {len(problems)} problems{'':10}" + "".join(f"  k={k:<4}" for k in budgets))
     for name, line in table.items():
         print(f"{name:40}" + "".join(f"  {value:.3f} " for _, value in line))

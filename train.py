@@ -58,13 +58,15 @@ def parse_args(argv=None):
         note = f" [{real}; toy: {toy}]" if real is not None else f" [{default}]" if default not in (None, False) else ""
         to.add_argument("--" + name, help=help + note, **options)
 
-    add("method", "g-rl: only responses are trained; c-rl: only critiques; gc-rl: both; score: SCoRe's two stages; multi-turn: both "
-        "attempts' rewards and nothing else; star, pair-sft: supervised on the policy's own traces", choices=list(METHODS), default="gc-rl")
+    add("method", "g-rl: only responses are trained; c-rl: only critiques; gc-rl: both; score: SCoRe's two stages; multi-turn: "
+        "both attempts' rewards and nothing else; star, pair-sft: supervised on the policy's own traces",
+        choices=list(METHODS), default="gc-rl")
     add("model", "toy, a model folder or a hub id", default="toy")
-    add("data", "toy, gsm8k (downloaded), or a JSONL file with question and answer", default=None)
+    add("data", "toy, gsm8k (downloaded), or a JSONL file with question and answer (default: toy for the toy, else gsm8k)")
     add("eval-data", "JSONL file of held-out problems (default: gsm8k's test file, else the last tenth of --data)")
     add("cold-start", "JSONL file of demonstrations (question, response; optional critique, label) to be learned first")
-    add("cold-start-steps", "optimizer steps of the cold start, --mini-batch demonstrations each (0: three passes)", type=int, default=0)
+    add("cold-start-steps", "optimizer steps of the cold start, --mini-batch demonstrations each (0: three passes)",
+        type=int, default=0)
     add("cold-start-lr", "learning rate of the cold start", type=float, default=2e-5)
     add("steps", "steps of RL (paper: 10 epochs)", type=int)
     add("questions", "questions per step (paper: 512)", type=int)
@@ -83,24 +85,30 @@ def parse_args(argv=None):
     add("resume", "go on with the run in --out: the same command plus this flag", action="store_true")
     add("eval-every", "steps between evaluations with a checkpoint; both also at the end", type=int)
     add("eval-size", "held-out problems and critique pairs in an evaluation", type=int)
+    add("make-toy", "train the embedded toy policy anew and write it to FOLDER", nargs="?", const=str(TOY), metavar="FOLDER")
+    add("make-demonstrations", "write demonstrations for --cold-start to FILE, from worked solutions in GSM8K's form (--data)",
+        metavar="FILE")
     gc = parser.add_argument_group("GC-RL")
-    add("balance", "filter: one right and one wrong response a question; reweight: random pairs and eq. 3; none: random pairs", gc, choices=["filter", "reweight", "none"], default="filter")
-    add("critique-data", "dynamic: pairs from the current policy; static: sampled once at the start [c-rl: static, gc-rl: dynamic]", gc, choices=["dynamic", "static"])
+    add("balance", "filter: one right and one wrong response a question; reweight: random pairs and eq. 3; none: random pairs",
+        gc, choices=["filter", "reweight", "none"], default="filter")
+    add("critique-data", "dynamic: pairs from the current policy; static: sampled once at the start [c-rl: static, gc-rl: dynamic]",
+        gc, choices=["dynamic", "static"])
     add("pairs", "pairs drawn from the cache for critiques each step (default: --questions)", gc, type=int)
     add("cache", "capacity of the pair cache in pairs; the oldest leave first", gc, type=int, default=1024)
     add("static-questions", "questions that static pairs are sampled from, 10 responses each", gc, type=int, default=512)
     add("denoise", "M refined responses for each critique, eq. 4 (0: off; paper: 1)", gc, type=int, default=0, metavar="M")
-    add("reward-right", "reward of a right call on a right response (eq. 2: 0.7, eq. 5: 0.6, eq. 6: 0.8)", gc, type=float, default=0.7)
-    add("reward-wrong", "reward of a right call on a wrong response (eq. 2: 0.7, eq. 5: 0.8, eq. 6: 0.6)", gc, type=float, default=0.7)
-    add("group", "rewards are compared among one prompt's samples, a question's responses and critiques, or the whole batch", gc, choices=["prompt", "question", "batch"], default="prompt")
+    add("reward-right", "reward of a right call on a right response (eq. 2: 0.7, eq. 5: 0.6, eq. 6: 0.8)",
+        gc, type=float, default=0.7)
+    add("reward-wrong", "reward of a right call on a wrong response (eq. 2: 0.7, eq. 5: 0.8, eq. 6: 0.6)",
+        gc, type=float, default=0.7)
+    add("group", "rewards are compared among one prompt's samples, a question's responses and critiques, or the whole batch",
+        gc, choices=["prompt", "question", "batch"], default="prompt")
     add("no-std", "advantages are not divided by the group's standard deviation", gc, action="store_true")
-    score = parser.add_argument_group("SCoRe")
-    add("alpha", "weight of the shaping alpha (r(y2) - r(y1)) in Stage II", score, type=float, default=10.0)
-    add("beta1", "KL weight on both attempts", score, type=float, default=0.01)
-    add("beta2", "KL weight on the first attempt in Stage I, on top of beta1 (paper: 0.1 and 0.25)", score, type=float)
-    add("stage1-steps", "steps of Stage I, which count among --steps; 0: none (default: 60%% of --steps)", score, type=int)
-    add("make-toy", "train the embedded toy policy anew and write it to FOLDER", nargs="?", const=str(TOY), metavar="FOLDER")
-    add("make-demonstrations", "write demonstrations for --cold-start to FILE, from the worked solutions of --data (GSM8K's form)", metavar="FILE")
+    scoring = parser.add_argument_group("SCoRe")
+    add("alpha", "weight of the shaping alpha (r(y2) - r(y1)) in Stage II", scoring, type=float, default=10.0)
+    add("beta1", "KL weight on both attempts", scoring, type=float, default=0.01)
+    add("beta2", "KL weight on the first attempt in Stage I, on top of beta1 (paper: 0.1 and 0.25)", scoring, type=float)
+    add("stage1-steps", "steps of Stage I, which count among --steps; 0: none (default: 60%% of --steps)", scoring, type=int)
     return settle(parser.parse_args(argv))
 
 
@@ -175,8 +183,8 @@ def optimizer_step(model, optimizers, grad_clip):
     """Clip the gradient, step, and return the norm before clipping. A norm that is not finite stops the run."""
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip))
     if not math.isfinite(norm):
-        raise FloatingPointError(f"the gradient norm is {norm}: stopped before the weights were touched; the last checkpoint is as "
-                                 "it was. A smaller --lr or --grad-clip may help")
+        raise FloatingPointError(f"the gradient norm is {norm}: stopped before the weights were touched, the last checkpoint "
+                                 "is as it was; a smaller --lr or --grad-clip may help")
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -435,7 +443,8 @@ def sample_pairs(run, problems, per_question, count, seed, show, balance="filter
 def evaluate(run, problems, pairs):
     """Greedy evaluation: responses, second attempts, and critiques of fixed pairs; a dict of eval/... numbers."""
     first, second, table = two_attempts(run, problems, 1, 0, temperature=0.0, show="evaluation")
-    result = {"generation": table["t1"]} | table | {"size": len(problems), "truncated": mean(not e.sample.stopped for e in first + second)}
+    cut = mean(not e.sample.stopped for e in first + second)
+    result = {"generation": table["t1"]} | table | {"size": len(problems), "truncated": cut}
     done = complete(run, [critique(p.problem.question, p.response) for p in pairs], 1, 0, 0.0, "critiques")
     table = judge_table([judgement(text) if sample.stopped else None for sample, text in done], [p.right for p in pairs])
     result |= {"critique": table.pop("accuracy")} | {"critique_" + name: value for name, value in table.items()}
@@ -479,9 +488,10 @@ STEP = re.compile(r"<<([^<>=]{1,60})=([^<>=]{1,20})>>")
 def calculate(expression, changed):
     """The exact value of `48/2+3` (numbers, + - * /, no brackets), with the numbers in `changed` replaced; None if it is
     of another form. Products first, then sums; annotation text of a data file, never text of a model."""
-    parts = re.findall(r"\d+\.?\d*|\.\d+|[-+*/]", expression.replace(" ", ""))
-    if "".join(parts) != expression.replace(" ", "") or len(parts) % 2 == 0 or any((p in "+-*/") != i % 2 for i, p in enumerate(parts)):
+    expression = expression.replace(" ", "")
+    if not re.fullmatch(r"(?:\d+\.?\d*|\.\d+)(?:[-+*/](?:\d+\.?\d*|\.\d+))*", expression):
         return None
+    parts = re.split(r"([-+*/])", expression)
     values = [changed.get(Fraction(p), Fraction(p)) for p in parts[::2]]
     total, sign, product = Fraction(0), 1, values[0]
     for operator, value in zip(parts[1::2], values[1:]):
@@ -508,8 +518,9 @@ def gsm8k_demonstrations(problem, rng):
             shown += rng.choice([d for d in (-10, -2, -1, 1, 2, 10) if shown + d > 0])
         if shown is None or (shown * 100).denominator != 1:
             return []
-        checks[True].append(f"{expression.strip()} = {decimal(value)}: ok")
-        checks[False].append(f"{expression.strip()} = {decimal(value)}: " + ("ok" if shown == value else f"no, the solution has {decimal(shown)}"))
+        check = f"{expression.strip()} = {decimal(value)}: "
+        checks[True].append(check + "ok")
+        checks[False].append(check + ("ok" if shown == value else f"no, the solution has {decimal(shown)}"))
         if shown != value:
             changed[value] = shown
     wrong_answer = changed.get(number(answer), number(answer))
@@ -523,8 +534,8 @@ def gsm8k_demonstrations(problem, rng):
     lines = given + re.sub(r"\d[\d,]*(?:\.\d+)?", renumber, STEP.sub("", work[len(given):]))
     rows = []
     for right, text, final in ((True, STEP.sub("", work), answer.strip()), (False, lines, decimal(wrong_answer))):
-        rows.append({"question": problem.question, "response": f"{text.strip()}\nThe answer is \\boxed{{{final}}}.", "label": right,
-                     "critique": "\n".join(checks[right]) + f"\nConclusion: {'right' if right else 'wrong'}"})
+        rows.append({"question": problem.question, "response": f"{text.strip()}\nThe answer is \\boxed{{{final}}}.",
+                     "critique": "\n".join(checks[right]) + f"\nConclusion: {'right' if right else 'wrong'}", "label": right})
     return rows
 
 
@@ -550,9 +561,10 @@ def cold_start(model, tokenizer, examples, args):
     """Supervised fine-tuning on (messages, completion) pairs before RL; AdamW, warm-up and linear decay."""
     samples = [demonstration(tokenizer, *example) for example in examples]
     for sample, (messages, _) in zip(samples, examples):
-        if len(sample.prompt) + len(sample.tokens) > context_length(model):
-            raise InputError(f"--cold-start: a demonstration has {len(sample.prompt) + len(sample.tokens)} tokens, the model's context "
-                             f"holds {context_length(model)}: {messages[0]['content'][:60]!r}...")
+        size = len(sample.prompt) + len(sample.tokens)
+        if size > context_length(model):
+            raise InputError(f"--cold-start: a demonstration has {size} tokens, the model's context holds {context_length(model)}: "
+                             f"{messages[0]['content'][:60]!r}...")
     steps = args.cold_start_steps or math.ceil(3 * len(samples) / args.mini_batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.cold_start_lr, weight_decay=0.0)
     rng, queue = random.Random(seed_of(args.seed, "cold start")), []
@@ -709,14 +721,14 @@ def check_lengths(run, problems):
         prompt = len(encode_chat(run.tokenizer, correct(p.question, "", "" if args.denoise else None)))
         need = prompt + parts * args.max_new_tokens
         if need > context:
-            raise InputError(f"the model's context of {context} tokens is too short for {need}: {prompt} of a prompt and {parts} times "
-                             f"--max-new-tokens {args.max_new_tokens}, for the question {p.question[:60]!r}...")
+            raise InputError(f"the model's context of {context} tokens is too short for {need}: {prompt} of a prompt and {parts} "
+                             f"times --max-new-tokens {args.max_new_tokens}, for the question {p.question[:60]!r}...")
 
 
-def batch_of(problems, step, args):
+def batch_of(problems, step, seed, count):
     """The problems of a step: pass after pass over all of them, each pass in an order of its own."""
-    places = [divmod(i, len(problems)) for i in range((step - 1) * args.questions, step * args.questions)]
-    orders = {epoch: random.Random(seed_of(args.seed, "epoch", epoch)).sample(problems, len(problems)) for epoch, _ in places}
+    places = [divmod(i, len(problems)) for i in range((step - 1) * count, step * count)]
+    orders = {epoch: random.Random(seed_of(seed, "epoch", epoch)).sample(problems, len(problems)) for epoch in dict(places)}
     return [orders[epoch][place] for epoch, place in places]
 
 
@@ -728,7 +740,7 @@ def open_run(args):
     out = Path(args.out)
     if not args.resume:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(f"--out {out}: holds another run or other files; name another folder, or go on with the run by --resume")
+            raise InputError(f"--out {out}: holds another run or other files; name another folder, or go on by --resume")
         return None
     if not (out / "resume.pt").exists():
         raise InputError(f"--resume: {out} holds no run to go on with (no {out / 'resume.pt'})")
@@ -753,23 +765,23 @@ def unpack(rows):
 
 def show_step(row, steps):
     """One step as a line of text."""
-    def part(title, *names):
-        values = [f"{row[name]:.2f}" if row.get(name) is not None else "-" for name in names]
-        return f"{title} {'/'.join(values)}" if any(name in row for name in names) else ""
-    parts = [f"step {row['step']}/{steps}", f"stage {row['stage']}" if "stage" in row else "", part("accuracy", "response/accuracy"),
-             part("critique P1/P2", "critique/p1", "critique/p2"), part("t1/t2", "t1", "t2"), part("unchanged", "unchanged"),
-             part("no spread", "groups/no_spread"), part("cut", "truncated"), f"cache {row['cache/size']}" if "cache/size" in row else "",
-             f"log ratio {row['ratio/max_log']:.0e}" if "ratio/max_log" in row else "", part("grad", "grad_norm"),
-             f"{row['seconds/sample']:.1f}+{row['seconds/update']:.1f} s"]
-    tqdm.write("  ".join(p for p in parts if p))
+    parts = [f"step {row['step']}/{steps}"]
+    for title, form, *names in [("stage", "d", "stage"), ("accuracy", ".2f", "response/accuracy"),
+                                ("critique P1/P2", ".2f", "critique/p1", "critique/p2"), ("t1/t2", ".2f", "t1", "t2"),
+                                ("unchanged", ".2f", "unchanged"), ("no spread", ".2f", "groups/no_spread"),
+                                ("cut", ".2f", "truncated"), ("cache", "d", "cache/size"),
+                                ("log ratio", ".0e", "ratio/max_log"), ("grad", ".2f", "grad_norm")]:
+        if names[0] in row:
+            parts.append(title + " " + "/".join("-" if row[name] is None else f"{row[name]:{form}}" for name in names))
+    tqdm.write("  ".join(parts) + f"  {row['seconds/sample']:.1f}+{row['seconds/update']:.1f} s")
 
 
 ROWS = [("generation", "greedy accuracy of responses"), ("critique", "accuracy of judgements, balanced pairs"),
         ("critique_p1", "... on right responses"), ("critique_p2", "... on wrong responses"),
         ("critique_precision", '... precision of "right"'), ("critique_recall", '... recall of "right"'),
         ("t2", "accuracy of second attempts"), ("delta", "t2 - t1"), ("i_to_c", "incorrect -> correct"),
-        ("c_to_i", "correct -> incorrect"), ("unchanged", "second attempts that repeat the first"), ("truncated", "cut at the limit"),
-        ("size", "held-out problems"), ("pairs", "critique pairs")]
+        ("c_to_i", "correct -> incorrect"), ("unchanged", "second attempts that repeat the first"),
+        ("truncated", "cut at the limit"), ("size", "held-out problems"), ("pairs", "critique pairs")]
 
 
 def show_evaluations(title, columns):
@@ -778,7 +790,8 @@ def show_evaluations(title, columns):
     print(f"\n{title:40}" + "".join(f"{heading:>{width}}" for heading in columns))
     for name, text in ROWS:
         values = [numbers.get("eval/" + name) for numbers in columns.values()]
-        print(f"{text:40}" + "".join(f"{'-' if v is None else f'{v:.3f}' if isinstance(v, float) else v:>{width}}" for v in values))
+        values = ["-" if v is None else f"{v:.3f}" if isinstance(v, float) else v for v in values]
+        print(f"{text:40}" + "".join(f"{v:>{width}}" for v in values))
 
 
 def learn(run, episodes, step):
@@ -791,11 +804,12 @@ def learn(run, episodes, step):
             losses.append(supervised_gradient(run.model, samples[start:start + args.mini_batch]))
             norms.append(optimizer_step(run.model, [run.optimizer], args.grad_clip))
         return {"loss": mean(losses), "grad_norm": mean(norms)}
-    spread = {}
-    for e, advantage in zip(episodes, advantages([e.reward for e in episodes], [e.group for e in episodes], not args.no_std).tolist()):
+    groups, spread = [e.group for e in episodes], {}
+    for e, advantage in zip(episodes, advantages([e.reward for e in episodes], groups, not args.no_std).tolist()):
         e.advantage = advantage
         spread[e.group] = spread.get(e.group, False) or advantage != 0
-    metrics = {"groups/no_spread": mean(not s for s in spread.values()), "truncated": mean(not e.sample.stopped for e in episodes),
+    metrics = {"groups/no_spread": mean(not s for s in spread.values()),
+               "truncated": mean(not e.sample.stopped for e in episodes),
                # E[-log p] under p is the entropy: the mean of what the sampler recorded estimates it without bias
                "entropy": -sum(sum(e.sample.logprobs) for e in episodes) / sum(len(e.sample.tokens) for e in episodes)}
     for role in dict.fromkeys(e.role for e in episodes):
@@ -812,8 +826,8 @@ def train(args):
     run = Run(args, model, tokenizer, PairCache(args.cache))
     check_lengths(run, problems + held_out)
     out.mkdir(parents=True, exist_ok=True)
-    print(f"{args.method} on {args.model}: {sum(p.numel() for p in model.parameters()):,} parameters on {model.device}; {len(problems)} problems "
-          f"to train on, {len(held_out)} held out; run in {out}", flush=True)
+    print(f"{args.method} on {args.model}: {model.num_parameters():,} parameters on {model.device}; {len(problems)} problems to "
+          f"train on, {len(held_out)} held out; run in {out}", flush=True)
     if examples:
         cold_start(model, tokenizer, examples, args)
     weight = {gcrl: args.kl, score: max(args.beta1, args.beta2)}.get(METHODS[args.method], 0)
@@ -833,8 +847,9 @@ def train(args):
 
     def checkpoint(step):
         save_policy(model, tokenizer, out, {
-            "step": step, "args": vars(args), "first": first, "optimizer": run.optimizer.state_dict(), "cache": pack(run.cache.pairs),
-            "dropped": run.cache.dropped, "static": pack(run.static), "static_accuracy": run.static_accuracy, "pairs": pack(pairs)})
+            "step": step, "args": vars(args), "first": first, "pairs": pack(pairs), "optimizer": run.optimizer.state_dict(),
+            "cache": pack(run.cache.pairs), "dropped": run.cache.dropped, "static": pack(run.static),
+            "static_accuracy": run.static_accuracy})
 
     if saved:
         done, first, pairs = saved["step"], saved["first"], unpack(saved["pairs"])
@@ -846,31 +861,35 @@ def train(args):
         metrics.truncate(0)                          # steps behind the checkpoint are done again
         for row in rows:
             log(row)
+        last = [row for row in rows if "eval/generation" in row][-1]
     else:
         # The critic's exam is fixed by the seed and the starting policy: every method is asked about the same pairs.
         pairs, accuracy = sample_pairs(run, held_out, 8, args.eval_size, seed_of(args.seed, "exam"), "critique pairs")
-        (out / "eval_pairs.jsonl").write_text("".join(json.dumps(
-            {"question": p.problem.question, "answer": p.problem.answer, "response": p.response, "label": p.right}) + "\n" for p in pairs))
-        first = evaluate(run, held_out, pairs) | {"eval/sampled": accuracy}
+        names = ("question", "answer", "response", "label")
+        (out / "eval_pairs.jsonl").write_text("".join(json.dumps(dict(zip(names, row))) + "\n" for row in pack(pairs)))
+        first = last = evaluate(run, held_out, pairs) | {"eval/sampled": accuracy}
         log({"step": 0, "seconds": time.time() - begin} | first)
-        if (args.method == "c-rl" or args.method == "gc-rl") and args.critique_data == "static" or args.method == "pair-sft":
-            asked = batch_of(problems, 1, argparse.Namespace(seed=args.seed, questions=min(len(problems), args.static_questions)))
-            run.static, run.static_accuracy = sample_pairs(run, asked, 10, 2 * len(asked), seed_of(args.seed, "static"), "static pairs",
-                                                           "filter" if args.method == "pair-sft" else args.balance)
+        if args.method in ("c-rl", "gc-rl") and args.critique_data == "static" or args.method == "pair-sft":
+            asked = batch_of(problems, 1, args.seed, min(len(problems), args.static_questions))
+            balance = "filter" if args.method == "pair-sft" else args.balance
+            run.static, run.static_accuracy = sample_pairs(run, asked, 10, 2 * len(asked), seed_of(args.seed, "static"),
+                                                           "static pairs", balance)
             if not run.static:
-                raise InputError(f"static pairs: none of {len(asked)} questions had a right and a wrong response; the policy is too weak or "
-                                 "too strong for the data (see --cold-start, --static-questions)")
+                raise InputError(f"static pairs: none of {len(asked)} questions had a right and a wrong response; the policy is too "
+                                 "weak or too strong for the data (see --cold-start, --static-questions)")
         checkpoint(0)
-    print(f"start: generation {first['eval/generation']:.3f}, critique {first.get('eval/critique') or math.nan:.3f} on {len(pairs)} pairs, "
-          f"t2 {first['eval/t2']:.3f}", flush=True)
+    def brief(numbers):
+        shown = [(name, numbers.get("eval/" + name)) for name in ("generation", "critique", "t2", "delta")]
+        tqdm.write("  ".join(f"{name} {value:.3f}" for name, value in shown if value is not None))
 
+    tqdm.write(f"evaluation before step {done + 1}, {len(held_out)} problems and {len(pairs)} critique pairs:")
+    brief(last)
     stop = []                                        # Ctrl-C: finish the step, save, and leave; twice: leave at once
     signal.signal(signal.SIGINT, lambda *_: stop.append(1) if not stop else signal.default_int_handler())
-    last = first
     with tqdm(total=args.steps, initial=done, desc=args.method, disable=None) as bar:
         for step in range(done + 1, args.steps + 1):
             start = time.time()
-            episodes, row = METHODS[args.method](run, step, batch_of(problems, step, args))
+            episodes, row = METHODS[args.method](run, step, batch_of(problems, step, args.seed, args.questions))
             middle = time.time()
             row = {"step": step} | row | (learn(run, episodes, step) if episodes else {})
             tokens = sum(len(e.sample.tokens) for e in episodes)
@@ -878,16 +897,16 @@ def train(args):
                     "tokens/s": tokens / (time.time() - start)}
             show_step(row, args.steps)
             bar.update()
-            bar.set_postfix({name: f"{row[key]:.2f}" for name, key in [("acc", "response/accuracy"), ("P1", "critique/p1"), ("P2", "critique/p2"),
-                                                                       ("t2", "t2")] if row.get(key) is not None})
+            watched = [("acc", "response/accuracy"), ("P1", "critique/p1"), ("P2", "critique/p2"), ("t2", "t2")]
+            bar.set_postfix({name: f"{row[key]:.2f}" for name, key in watched if row.get(key) is not None})
             if row.get("truncated", 0) > 0.5:
-                tqdm.write(f"warning: {row['truncated']:.0%} of the completions were cut at --max-new-tokens {args.max_new_tokens} and count as wrong")
+                tqdm.write(f"warning: {row['truncated']:.0%} of the completions were cut at --max-new-tokens "
+                           f"{args.max_new_tokens} and count as wrong")
             finished = step == args.steps
             if finished or step % args.eval_every == 0:
                 last = evaluate(run, held_out, pairs)
                 row |= last
-                tqdm.write("  ".join(f"{name} {last['eval/' + name]:.3f}" for name in ("generation", "critique", "t2", "delta")
-                                     if last.get("eval/" + name) is not None))
+                brief(last)
             log(row | {"seconds": time.time() - begin})
             if finished or stop or step % args.eval_every == 0:
                 checkpoint(step)
