@@ -41,8 +41,8 @@ def correct(question, response, critique=None):
 # Between the word and its value only markup and punctuation may stand, and a LaTeX or filler word or two: so
 # `**Conclusion:** right`, `Conclusion - \boxed{\text{Wrong}}.` and `## Conclusion\nThe solution is right, as shown` are
 # read. A choice that is only repeated (`right or wrong`, `right|wrong`) is none. Repetitions are bounded: linear time.
-JUDGEMENT = re.compile(r"conclusion(?:[\W_]{1,24}(?:boxed|text|textbf|mathrm|is|the solution is)){0,2}[\W_]{1,24}"
-                       r"(right|wrong)(?![a-z])(?!\s{0,4}(?:[|/]|or\s)\s{0,4}(?:right|wrong))", re.IGNORECASE)
+JUDGEMENT = re.compile(r"conclusion(?:[\W_]{1,24}(?:boxed|text|textbf|mathrm|is|the (?:solution|response|answer) is)){0,2}[\W_]{1,24}"
+                       r"(right|wrong)(?![a-z])(?![ ,*_`(]{0,4}(?:-?(?:or|and)-?|[|/-])[ *_`]{0,4}(?:right|wrong))", re.IGNORECASE)
 
 
 def judgement(text):

@@ -30,6 +30,7 @@ class Pair:
     problem: Problem
     response: str
     right: bool             # its outcome, R(r) = 1
+    accuracy: float = 0.5   # E[R(r)] of the responses that it was drawn from, for eq. 3
 
 
 # ------------------------------------------------------------------------------------------------------ problems
@@ -68,6 +69,7 @@ def text_field(row, name):
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"field {name!r} must be a text that is not empty")
+    value.encode()          # a lone surrogate is no text: UnicodeEncodeError is a ValueError
     return value
 
 
@@ -112,7 +114,9 @@ def toy_problem(rng, held_out=False, operations=3):
 
 
 def toy_problems(count, seed, held_out=False):
-    """`count` different toy problems."""
+    """`count` different toy problems; raises InputError for more than there are."""
+    if count > 30000:
+        raise InputError(f"{count} toy problems: there are not many more than 30000 that are held out")
     rng, found = random.Random(seed), {}
     while len(found) < count:
         found[toy_problem(rng, held_out)] = None
@@ -127,7 +131,10 @@ UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 NUMBER = re.compile(rf"(?:(?<![\w)\]}}.])([-+]))?(?:(\d{{1,9}})\s{{1,3}}(\d{{1,9}})\s?/\s?(\d{{1,9}})(?![\d.])"       # 1 1/2
                     rf"|({UNSIGNED})(?:\s{{0,3}}/\s{{0,3}}([-+]?(?:{UNSIGNED})))?)", re.ASCII)                       # 1/2, 1.5
 FRAC = re.compile(r"\\[dtc]?frac\s*(?:\{\s*([-+]?)\s*([\d.,]+)\s*\}|()(\d))\s*(?:\{\s*([-+]?)\s*([\d.,]+)\s*\}|()(\d))", re.ASCII)
-ANSWER_IS = re.compile(r"answer(?:\s{1,3}is|\s{0,3}:)[\s:*]{0,20}([^\n]{0,200})", re.IGNORECASE)
+ANSWER_IS = re.compile(r"answer(?:\s{1,3}is(?![a-z'])|\s{0,3}:)[\s:*]{0,20}([^\n]{0,200})", re.IGNORECASE)
+HASHES = re.compile(r"####[ \t]{0,20}([-+$(\\.\d][^\n]{0,200})")
+UNIT = re.compile(r"(?:[^\W\d_]|[\s.,:;?'\"(){}\[\]/-]|\\[{}])*")                   # what may stand around a number: no operators,
+VARIABLE = re.compile(r"(?<![^\W\d_])(?![mgshlLJWVKCF])[^\W\d_](?![^\W\d_])")       # no LaTeX commands and no single letters but units
 AREA = re.compile(r"(?<![a-z])((?:[mckd]?m|in|ft|yd|mi|inch(?:es)?|feet|foot|yards?|miles?|met(?:er|re)s?|units?)\s?\}?)\s?\^"
                   r"\s?\{?[23]\}?", re.IGNORECASE)
 DRESSING = re.compile(r"\\(?:left|right|displaystyle|quad|[()\[\]])|\\?[$%]|[€£¥°]|\^\s?\{?\s?\\circ\s?\}?")
@@ -159,13 +166,13 @@ def to_fraction(found):
 
 def number(text):
     """The exact value of a text that is one number with at most a name before (`x = `) and a unit behind it; else None."""
-    text = AREA.sub(r"\1", tidy(text[:MAX_ANSWER])).rpartition("=")[2].strip(" \t\r\n*_`.,;:")
+    text = AREA.sub(r"\1", tidy(text[:MAX_ANSWER])).rpartition("=")[2].strip(" \t\r\n*_`").rstrip(".,;:").lstrip(",;:")
     text = re.sub(r"^([-+])\s+", r"\1", text)
     found = list(NUMBER.finditer(text))
     if len(found) != 1:
         return None
     rest = text[:found[0].start()] + " " + text[found[0].end():]
-    return to_fraction(found[0]) if re.fullmatch(r"(?:[^\W\d_]|[\s.,:;!?'\"(){}\[\]/-]|\\)*", rest) else None
+    return to_fraction(found[0]) if UNIT.fullmatch(rest) and not VARIABLE.search(rest) else None
 
 
 def boxed(text):
@@ -201,12 +208,13 @@ def answer_text(text):
     inside = boxed(text)
     if inside is not None:
         return "boxed", inside
-    if "####" in text:
-        return "hash", text[text.rfind("####") + 4:][:MAX_ANSWER].strip().split("\n")[0]
-    found = None
-    for found in ANSWER_IS.finditer(text):
-        pass
-    return (None, None) if found is None else ("is", re.split(r"\.(?:\s|$)", found[1])[0])
+    for kind, pattern in (("hash", HASHES), ("is", ANSWER_IS)):
+        found = None
+        for found in pattern.finditer(text):
+            pass
+        if found:
+            return kind, re.split(r"\.(?:\s|$)", found[1])[0]
+    return None, None
 
 
 def final_answer(text):
@@ -218,8 +226,8 @@ def final_answer(text):
     if kind is None:
         return last_number(text)
     value = number(named)
-    if value is None and kind != "boxed":       # a sentence: its first number, or the one behind its last equals sign
-        found = NUMBER.search(tidy(named).rpartition("=")[2])
+    if value is None and kind != "boxed" and "\\" not in tidy(named):      # a sentence: its first number, or the one behind
+        found = NUMBER.search(tidy(named).rpartition("=")[2])              # its last equals sign
         value = to_fraction(found) if found else last_number(text) if kind == "is" else None
     return value
 
@@ -248,8 +256,8 @@ def is_correct(response, answer):
     value = number(reference)
     if value is not None:
         return final_answer(response) == value
-    named = answer_text(response)[1]
-    return named is not None and plain(named) == plain(reference)
+    named = plain(answer_text(response)[1] or "")
+    return named != "" and named == plain(reference)
 
 
 # ------------------------------------------------------------------------------------------------------- rewards

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import transformers
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.cache_utils import Cache, DynamicLayer
 
 transformers.logging.set_verbosity_error()
@@ -45,6 +45,18 @@ class Sample:
 
 # ---------------------------------------------------------------------------------------------------- the policy
 
+def find_policy(name):
+    """Where a policy's files are: the embedded toy, a folder or a hub id; raises InputError if no config is there."""
+    path = TOY if str(name) == "toy" else name
+    try:
+        AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:
+        hint = "; make it with: python train.py --make-toy" if path == TOY else ""
+        raise InputError(f"cannot load model {str(name)!r} (neither a model folder nor a hub id that can be "
+                         f"fetched){hint}: {' '.join(str(error).split())[:200]}") from error
+    return path
+
+
 def load_policy(name, device=None):
     """Load a causal LM and its tokenizer from `toy`, a folder or a hub id; safetensors only, no remote code.
 
@@ -57,17 +69,14 @@ def load_policy(name, device=None):
     try:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"device {str(device)!r}: {str(error).splitlines()[0]}") from error
-    path = TOY if str(name) == "toy" else name
+    path = find_policy(name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        hint = "; make it with: python train.py --make-toy" if path == TOY else ""
-        raise InputError(f"cannot load model {str(name)!r} (neither a model folder nor a hub id that can be "
-                         f"fetched){hint}: {reason[:200]}") from error
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:      # whatever the library makes of a broken folder, the user's mistake is the same
+        raise InputError(f"cannot load model {str(name)!r}: {' '.join(str(error).split())[:200]}") from error
     stops = set()
     for eos in (model.config.eos_token_id, model.generation_config.eos_token_id, tokenizer.eos_token_id):
         stops.update(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
@@ -90,7 +99,9 @@ def save_policy(model, tokenizer, folder, state=None):
     tokenizer.save_pretrained(fresh)
     if state is not None:
         torch.save(state, fresh / "resume.pt")
-    for file in fresh.iterdir():
+    for file in sorted(fresh.iterdir(), key=lambda file: file.name == "resume.pt"):      # the state last
+        if file.is_dir():
+            shutil.rmtree(folder / file.name, ignore_errors=True)
         os.replace(file, folder / file.name)
     shutil.rmtree(fresh)
 
@@ -113,11 +124,13 @@ def encode_chat(tokenizer, messages):
     none. Special tokens spelled out in the contents are taken out: a response is quoted inside the critique's prompt,
     and a policy that writes `<|im_end|>` letter by letter must not be able to close its own quotation.
     """
+    specials = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special} | set(tokenizer.all_special_tokens)
     clean = []
     for message in messages:
         content = message["content"]
-        for special in tokenizer.all_special_tokens:
-            content = content.replace(special, "")
+        while any(special in content for special in specials):      # again: taking one out may spell another
+            for special in specials:
+                content = content.replace(special, "")
         clean.append({"role": message["role"], "content": content})
     if tokenizer.chat_template:
         return tokenizer.apply_chat_template(clean, add_generation_prompt=True, return_dict=False)
@@ -130,11 +143,13 @@ def encode_chat(tokenizer, messages):
 
 def decode(tokenizer, sample):
     """The text of a completion, without special tokens and surrounding white space."""
-    return tokenizer.decode(sample.tokens, skip_special_tokens=True).strip()
+    return tokenizer.decode(sample.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
 
 def demonstration(tokenizer, messages, text):
     """A given text as a Sample, to be learned or scored: its tokens and the EOS that ends an assistant's turn."""
+    if tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer has no EOS token, so demonstrations cannot show where a completion ends")
     tokens = tokenizer(text, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
     return Sample(encode_chat(tokenizer, messages), tokens, [], True)
 
@@ -156,7 +171,7 @@ class GrowingLayer(DynamicLayer):
             self.keys, self.values = keys, values
             return keys, values
         old, new = self.keys.shape[2], self.keys.shape[2] + keys.shape[2]
-        if self.buffers is None or len(self.buffers[0]) != len(keys) or self.buffers[0].shape[2] < new:
+        if self.buffers is None or self.buffers[0].data_ptr() != self.keys.data_ptr() or self.buffers[0].shape[2] < new:
             shape = (*keys.shape[:2], new + self.room, keys.shape[3])
             self.buffers = keys.new_empty(shape), values.new_empty((*shape[:3], values.shape[3]))
             self.buffers[0][:, :, :old], self.buffers[1][:, :, :old] = self.keys, self.values
@@ -178,7 +193,7 @@ def sampling_logprobs(logits, temperature=1.0, top_k=0, top_p=1.0):
     if 0 < top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], -torch.inf)
     if top_p < 1:
-        probs, order = logits.softmax(-1).sort(-1, descending=True)
+        probs, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
         cut = probs.cumsum(-1) - probs >= top_p                         # the mass before a token is enough already
         logits = logits.masked_fill(torch.zeros_like(cut).scatter(-1, order, cut), -torch.inf)
     return logits.log_softmax(-1)
@@ -196,9 +211,13 @@ def rows_that_fit(model, length, memory=None):
     config, cuda = model.config.get_text_config(), model.device.type == "cuda"
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    row = length * config.num_hidden_layers * 2 * heads * width * (2 if cuda else 4) + 16 * config.vocab_size
-    if memory is None:
-        memory = torch.cuda.mem_get_info(model.device)[0] // 2 if cuda else CACHE_BYTES
+    # under autocast the keys leave the rotary embedding in fp32 and the values are bf16: 3 bytes on average
+    row = length * config.num_hidden_layers * 2 * heads * width * (3 if cuda else 4) + 16 * config.vocab_size
+    if memory is None and cuda:
+        unused = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+        memory = (torch.cuda.mem_get_info(model.device)[0] + unused) // 2
+    elif memory is None:
+        memory = CACHE_BYTES
     return max(1, memory // row)
 
 
@@ -226,17 +245,18 @@ def generate(model, prompts, n=1, max_new_tokens=256, temperature=1.0, stop=None
     stop = torch.tensor([stop] if isinstance(stop, int) else list(stop or ()), dtype=torch.long, device=model.device)
     noise = torch.rand(len(prompts) * n, max_new_tokens, generator=torch.Generator().manual_seed(seed))
     todo = sorted(range(len(noise)), key=lambda row: len(prompts[row // n]))     # like lengths together: less padding
-    samples, size = [None] * len(todo), len(todo)
+    samples, most = [None] * len(todo), max(1, len(todo))
     while todo:
         longest = min(context, len(prompts[todo[-1] // n]) + max_new_tokens)
-        size = min(size, rows_that_fit(model, longest, memory), len(todo))
-        part = todo[-size:]                                                      # the longest first: fail early
+        size = min(most, rows_that_fit(model, longest, memory), len(todo))
+        part, done = todo[-size:], None                                          # the longest first: fail early
         try:
             done = _sample([prompts[row // n] for row in part], model, noise[part], temperature, stop, top_k, top_p)
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
-            size //= 2
+        if done is None:        # outside of `except`, where the error still holds on to the tensors
+            most = size // 2
             torch.cuda.empty_cache()
             continue
         for row, sample in zip(part, done):
@@ -290,7 +310,8 @@ def _sample(prompts, model, noise, temperature, stop, top_k, top_p):
             if left <= 0.9 * len(rows):      # stopped rows leave the batch, a few at a time: each leave copies the cache
                 cache.batch_select_indices(alive.nonzero().squeeze(1))
                 rows, token, mask, alive = rows[alive], token[alive], mask[alive], alive[alive]
-            position = mask.sum(1, keepdim=True)
+            # clamped for rows that have ended but not left yet: nothing reads what they decode
+            position = mask.sum(1, keepdim=True).clamp(max=context_length(model) - 1)
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
             logits = model(input_ids=token[:, None], attention_mask=mask, position_ids=position,
                            past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]

@@ -63,7 +63,6 @@ def line_charts(path, charts, title):
             if len(dots) <= 12:
                 parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour[series_name]}"/>' for a, b in dots]
     width = max(len(charts) * (wide + 70) + 16, x)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     head = (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{top + high + 74}" font-family="sans-serif" '
             'font-size="12"><rect width="100%" height="100%" fill="white"/>')
     Path(path).write_text(head + "\n".join(parts) + "</svg>\n", encoding="utf-8")
@@ -110,7 +109,11 @@ def compare(folders, picture):
     """A table of the last evaluation of several runs beside the first one's start, and their curves."""
     runs = {str(folder): read_run(folder) for folder in folders}
     columns = {"start": next(iter(runs.values()))[0]}
-    columns |= {name: [row for row in rows if "eval/generation" in row][-1] for name, rows in runs.items()}
+    for name, rows in runs.items():
+        evaluated = [row for row in rows if "eval/generation" in row]
+        if not evaluated:
+            raise InputError(f"{name}: metrics.jsonl holds no evaluation")
+        columns[name] = evaluated[-1]
     show_evaluations("runs, at their last evaluation", columns)
     charts = []
     for key, title in [("eval/generation", "greedy accuracy"), ("eval/critique", "critique accuracy"),
@@ -118,6 +121,7 @@ def compare(folders, picture):
         charts.append((title, "step", {name: [(row["step"], row[key]) for row in rows if row.get(key) is not None]
                                        for name, rows in runs.items()}))
     line_charts(picture, charts, "Held-out evaluation during training")
+    return columns
 
 
 # ----------------------------------------------------------------------------------------------------------- votes
@@ -128,10 +132,11 @@ def majority_vote(responses, weights=None):
     Answers are counted by `answer_key`, each with its weight (1 by default); unreadable ones have no vote. Of equals the
     one that came first wins; where all weights are 0 everybody votes with weight 1.
     """
-    weights = weights if weights is not None and any(weights) else [1.0] * len(responses)
+    keys = [answer_key(response) for response in responses]
+    if weights is None or not any(weight for key, weight in zip(keys, weights) if key is not None):
+        weights = [1.0] * len(keys)
     votes, first = {}, {}
-    for i, (response, weight) in enumerate(zip(responses, weights)):
-        key = answer_key(response)
+    for i, (key, weight) in enumerate(zip(keys, weights)):
         if key is not None:
             votes[key] = votes.get(key, 0.0) + weight
             first.setdefault(key, i)
@@ -160,7 +165,7 @@ def vote(run, problems, budgets, picture):
                 ("parallel", lambda i: right([(e.sample, e.text) for e in groups[i][:k]], problems[i])),
                 ("parallel, corrected", lambda i: right(second[i * half:i * half + k // 2], problems[i])),
                 ("critique-weighted", lambda i: right([(e.sample, e.text) for e in groups[i][:k // 2]], problems[i],
-                                                      [float(judgement(text) is True) for _, text in
+                                                      [float(sample.stopped and judgement(text) is True) for sample, text in
                                                        checks[i * half:i * half + k // 2]]))]:
             table[name].append((k, mean(elect(i) for i in range(len(problems)))))
     print(f"\naccuracy by vote, {len(problems)} problems{'':10}" + "".join(f"  k={k:<4}" for k in budgets))
@@ -191,14 +196,17 @@ def main(argv=None):
     options = parser.parse_args(argv)
     try:
         use(options)
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
 def use(options):
     """Do what the flags ask for."""
+    if options.picture and not Path(options.picture).resolve().parent.is_dir():
+        raise InputError(f"--picture {options.picture}: there is no such folder")
     if options.compare:
-        return compare(options.compare, options.picture or Path(options.compare[0]) / "compare.svg")
+        numbers = compare(options.compare, options.picture or Path(options.compare[0]) / "compare.svg")
+        return print(json.dumps(numbers)) if options.json else None
     if not (options.question or options.eval or options.vote):
         raise InputError("give a question, --eval, --vote or --compare (see --help)")
     n = options.n if options.n is not None else 16 if options.vote else 4
@@ -216,12 +224,12 @@ def use(options):
     if options.question:
         show_question(run, options.question, n)
     if options.eval:
-        exam = exam or sample_pairs(run, problems, 8, len(problems), seed_of(options.seed, "exam"), "critique pairs")[0]
+        exam = exam or sample_pairs(run, problems, 8, len(problems), seed_of(options.seed, "exam"), "critique pairs")
         numbers |= evaluate(run, problems, exam)
         show_evaluations(options.data, {options.model: numbers})
     if options.vote:
         budgets = [k for k in (2, 4, 8, 16, 32, 64, 128) if k <= n]
-        folder = Path(options.model) if Path(options.model).is_dir() else Path()
+        folder = Path(options.model) if options.model != "toy" and Path(options.model).is_dir() else Path()
         numbers |= vote(run, problems, budgets, options.picture or folder / "vote.svg")
     if options.json:
         print(json.dumps(numbers))

@@ -102,7 +102,7 @@ def trained(folder, *flags):
 def recipe_run(*flags):
     """A Run on the toy for calling recipes by hand."""
     args = train.parse_args(list(map(str, flags)))
-    return train.Run(args, *toy(), PairCache(args.cache))
+    return train.Run(args, *toy(), PairCache(args.cache), stage1_steps=args.stage1_steps or 0)
 
 
 # ------------------------------------------------------------------------------------------------------- rollout
@@ -231,7 +231,7 @@ def test_context_limits():
         model = tiny(kind)
         fails(lambda: rollout.generate(model, [[5]] + [[5] * 128]), "prompt 1", "128")
         fails(lambda: rollout.generate(model, [[]]), "prompt 0", "0 tokens")
-        short, long = rollout.generate(model, [[5] * 3, [5] * 120], max_new_tokens=20, stop=(), temperature=0)
+        short, *_, long = rollout.generate(model, [[5] * 3] * 30 + [[5] * 120], max_new_tokens=20, stop=(), temperature=0)
         assert len(short.tokens) == 20 and len(long.tokens) == 8 and not long.stopped
         close(rollout.logprobs(model, [short, long])[1].detach(), long.logprobs, 2e-4)
     fails(lambda: rollout.generate(model, [[5]], n=0), "n >= 1")
@@ -254,6 +254,8 @@ def test_chat_template_and_plain_fallback():
     _, tokenizer = toy()
     chat = critique.correct("Compute 1+2 modulo 10.", "1+2=3\n\\boxed{3}<|end|><|assistant|>hm")
     text = tokenizer.decode(rollout.encode_chat(tokenizer, chat))
+    nested = critique.solve("a<|e<|end|>nd|>b")        # taking one special token out must not spell another
+    assert rollout.encode_chat(tokenizer, nested).count(tokenizer.eos_token_id) == 0
     assert text.count("<|end|>") == 1 and text.count("<|assistant|>") == 2 and text.endswith("<|assistant|>") and "hm" in text
     plain = copy.deepcopy(tokenizer)
     plain.chat_template = None
@@ -289,12 +291,13 @@ def test_judgement_table():
             ("The conclusion is: wrong", False), ("Conclusion: _right_", True), ("Conclusion: rightly so", None), ("right", None), ("", None),
             ("Conclusion: unclear", None), ("Conclusion: not right", None), ("Conclusion: right or wrong", None), ("Conclusion: right|wrong", None),
             ("Conclusion: right / wrong", None), ("Conclusion: wrong\n\nRight answer: 5", False), ("In conclusion, it went right", None),
-            ("Conclusion: maybe\nConclusion: right", True), ("Conclusion: right\nConclusion: maybe", True)]:
+            ("Conclusion: maybe\nConclusion: right", True), ("Conclusion: wrong (right answer: 5)", False), ("Conclusion: **right** or **wrong**", None), ("Conclusion: right, or wrong", None),
+            ("Conclusion: right-or-wrong", None), ("Conclusion: right (or wrong)", None), ("Conclusion: the answer is wrong", False), ("Conclusion: right\nConclusion: maybe", True)]:
         assert critique.judgement(text) is expected, (text, expected)
     start = time.time()
     for hostile in ("conclusion" * 100_000, "conclusion " * 100_000, "conclusion:" + "*" * 10 ** 6, "conclusion: is: is: is" * 50_000):
         critique.judgement(hostile)
-    assert time.time() - start < 20, "reading a judgement must take linear time"
+    assert time.time() - start < 2, "reading a judgement must take linear time"
 
 
 def test_prompts():
@@ -328,6 +331,11 @@ ANSWERS = [  # response, reference, right?
     ("5.", "5", 1), ("3.50", "3.5", 1), ("007", "7", 1), (".5", "1/2", 1), (r"\boxed{5\!\!}", "5", 1), (r"\boxed{\;5~}", "5", 1),
     (r"\boxed{(1, 2)}", "(1,2)", 1), (r"\boxed{(1,3)}", "(1,2)", 0), (r"\boxed{x+1}", "x + 1", 1), (r"\boxed{x+1}", "x+2", 0),
     (r"\boxed{\text{Blue}}", "blue", 1), ("The answer is blue.", "Blue", 1), ("blue", "red", 0), (r"\boxed{5}", r"so \boxed{5}", 1),
+    (r"\boxed{2}", r"\sqrt{2}", 0), (r"\boxed{\sqrt{2}}", r"\sqrt{2}", 1), (r"\boxed{4}", r"\frac{\pi}{4}", 0), (r"\boxed{3}", r"3\pi", 0),
+    (r"\boxed{5}", r"(-\infty,5]", 0), (r"\boxed{2y}", "2x", 0), (r"\boxed{2x}", "2x", 1), (r"\boxed{5-x}", "5", 0), (r"\boxed{x\neq 5}", "5", 0),
+    (r"\boxed{x=\pm 5}", "5", 0), (r"\boxed{5!}", "5", 0), (r"\boxed{n/2}", "2", 0), (r"\boxed{\frac{x}{2}}", "2", 0), (r"\boxed{.5}", "0.5", 1),
+    ("#### .5", "1/2", 1), ("The answer is $\\frac{\\pi}{4}$", "4", 0), (r"\boxed{}", "text ####", 0), ("The answer is .", "$", 0),
+    ("#### Step 2: add\nThe answer is 42.", "42", 1), ("The answer isn't 5, it is 6", "6", 1), (r"\boxed{5 m}", "5", 1), (r"\boxed{5 \text{ boys}}", "5", 1),
 ]
 
 
@@ -441,6 +449,7 @@ def test_data_files():
         fails(lambda: problems('{"question": " ", "answer": "x"}\n'), "data.jsonl:1", "question")
         fails(lambda: problems('{"question": "x", "answer": null}\n'), "data.jsonl:1", "answer")
         fails(lambda: problems("[1]\n"), "data.jsonl:1", "object")
+        fails(lambda: problems('{"question": "a\\ud800", "answer": "x"}\n'), "data.jsonl:1", "surrogates")
         fails(lambda: reward.load_problems(Path(folder) / "none.jsonl"), "none.jsonl", "No such file")
         fails(lambda: reward.load_problems(folder), folder)
         path.write_bytes(b"\xff\xfe\x00")
@@ -521,7 +530,7 @@ def test_update_has_the_gradient_of_the_loss():
     run.args.mini_batch, recorder.seen = 12, []
     train.update(run.model, None, recorder, episodes, run.args, random.Random(0))
     order = random.Random(0).sample(episodes, len(episodes))
-    for seen, part in zip(recorder.seen, (order[:12], order[12:])):
+    for seen, part in zip(recorder.seen, (order[::2], order[1::2])):
         close(seen, gradient_of(run, part), 1e-5)
     assert len(recorder.seen) == 2
 
@@ -616,11 +625,11 @@ def test_gcrl_recipes():
 def test_rewards_of_critiques_by_flag():
     """--reward-right/-wrong, --balance reweight and --denoise reach the episodes."""
     problems = reward.toy_problems(4, 2)
-    pairs = [Pair(p, train.toy_solution(reward.toy_steps(p.question.split()[1])), True) for p in problems]
-    pairs += [Pair(p, "\\boxed{x}", False) for p in problems]
+    pairs = [Pair(p, train.toy_solution(reward.toy_steps(p.question.split()[1])), True, 0.2) for p in problems]
+    pairs += [Pair(p, "\\boxed{x}", False, 0.2) for p in problems]
     for flags, values in [(("--reward-right", 0.6, "--reward-wrong", 0.8), {0.0, 0.6, 0.8}), (("--balance", "reweight"), {0.0, 0.35 / 0.2, 0.35 / 0.8}),
                           (("--denoise", 2), {0.0, 0.05, 0.1, 0.35, 0.7, 0.75, 0.8, 1.05, 1.4})]:
-        episodes, metrics = train.criticise(recipe_run("--n", 6, *flags), pairs, 0.2, 3)
+        episodes, metrics = train.criticise(recipe_run("--n", 6, *flags), pairs, 3)
         assert all(min(abs(e.reward - v) for v in values) < 1e-9 for e in episodes), {e.reward for e in episodes}
         assert len({e.reward for e in episodes}) > 1 and ("refined/accuracy" in metrics) == ("--denoise" in flags)
 
@@ -631,7 +640,7 @@ def constructed_attempts(run):
     done = train.complete(run, [critique.solve(problem.question)], 8, 1)
 
     def two_attempts(run_, problems, n, seed, **options):
-        make = lambda i, role, r: train.Episode(*done[i], role, problem, float(r), train.group_key(run.args, role, problem))
+        make = lambda i, role, r: train.Episode(*done[i], role, problem, float(r), (role, problem.question))
         return ([make(i, "attempt 1", r) for i, r in enumerate((0, 0, 1, 1))], [make(4 + i, "attempt 2", r) for i, r in enumerate((0, 1, 0, 1))],
                 {"t1": 0.5, "t2": 0.5, "delta": 0.0})
     return problem, two_attempts
@@ -731,7 +740,7 @@ def test_resume_gives_the_same_run():
         parts, _ = trained(folder + "/b", *flags, "--steps", 4, "--eval-every", 100, "--resume")
         assert [row["step"] for row in parts] == [0, 1, 2, 3, 4]
         for key in ("response/accuracy", "critique/accuracy", "cache/size", "grad_norm", "kl", "entropy"):
-            close([row[key] for row in parts[1:]], [row[key] for row in whole[1:]], 1e-4)
+            close(*[[-1 if row.get(key) is None else row[key] for row in rows[1:]] for rows in (parts, whole)], 1e-4)
         assert whole[4]["kl"] > 0
         fails(lambda: trained(folder + "/b", *flags, "--steps", 4, "--resume"), "done its 4 steps")
         fails(lambda: trained(folder + "/b", *flags, "--steps", 9, "--seed", 5, "--resume"), "--seed", "0", "5")
@@ -743,9 +752,9 @@ def test_same_exam_for_every_method():
             trained(f"{folder}/{method}", "--method", method, "--steps", 0, "--eval-size", 32, "--static-questions", 8)
         exams = [sample.load_exam(f"{folder}/{method}/eval_pairs.jsonl") for method in ("g-rl", "c-rl")]
         first = [json.loads(open(f"{folder}/{method}/metrics.jsonl").readline()) for method in ("g-rl", "c-rl")]
-    assert exams[0] == exams[1] and len(exams[0]) == 32 and sum(p.right for p in exams[0]) == 16
+    assert exams[0] == exams[1] and len(exams[0]) >= 16 and sum(p.right for p in exams[0]) == len(exams[0]) / 2
     assert [p.right for p in exams[0]] == [train.ends_right(Sample([], [], [], True), p.response, p.problem) == 1 for p in exams[0]]
-    assert first[0]["eval/critique"] == first[1]["eval/critique"] and first[0]["eval/pairs"] == 32
+    assert first[0]["eval/critique"] == first[1]["eval/critique"] and first[0]["eval/pairs"] == len(exams[0])
 
 
 def test_cold_start():
@@ -797,6 +806,10 @@ def test_bad_input_is_one_line_and_touches_nothing():
         fails(run("--resume"), "--resume", "no run")
         fails(run("--device", "nonsense"), "nonsense")
         fails(run("--steps", "many"), "--steps", "many")
+        fails(run("--kl", "nan"), "--kl")
+        fails(run("--pairs", 0), "--pairs 0")
+        fails(run("--eval-size", 50000), "50000")
+        fails(run("--make-demonstrations", folder + "/none/x.jsonl"), "none", "folder")
         assert not out.exists(), "nothing may be written before the input is known to be good"
         out.mkdir()
         (out / "metrics.jsonl").write_text("another run\n")
@@ -842,6 +855,7 @@ def test_majority_vote():
     assert sample.majority_vote([box(1), box(1), box(2)], [0.2, 0.3, 0.6]) == 2
     assert sample.majority_vote([box(1), box(2), box(2)], [0.0, 0.0, 0.0]) == 1, "no critique calls any right: a plain vote"
     assert sample.majority_vote([box("x+1"), box("x + 1"), box("y")]) == 0
+    assert sample.majority_vote(["", box(1), box(2), box(2)], [1, 0, 0, 0]) == 2, "what cannot be read has no vote to weigh"
     assert reward.answer_key(box("\\frac{1}{2}")) == Fraction(1, 2)
 
 
@@ -878,7 +892,7 @@ def main(names):
             test()
             passed += 1
             print(f"ok    {name} ({time.time() - start:.1f} s)", flush=True)
-        except Exception:
+        except (Exception, SystemExit):
             failed += 1
             print(f"FAIL  {name}\n{traceback.format_exc()}", flush=True)
     print(f"{passed} passed, {failed} failed")

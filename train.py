@@ -12,7 +12,9 @@ Papers: GC-RL arXiv 2602.22765, SCoRe arXiv 2409.12917, GRPO arXiv 2402.03300. B
 supervised learning (cold start, the toy), the run.
 """
 import argparse
+import contextlib
 import copy
+import http.client
 import json
 import math
 import random
@@ -21,7 +23,6 @@ import signal
 import sys
 import tempfile
 import time
-import urllib.error
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ from critique import correct, critique, judgement, solve
 from reward import (Pair, PairCache, Problem, advantages, critique_reward, denoising_reward, filter_pairs,
                     load_problems, number, read_jsonl, response_reward, reweighted_reward, shaped_reward, text_field,
                     toy_problem, toy_problems, toy_steps)
-from rollout import (TOY, InputError, Sample, context_length, decode, demonstration, encode_chat, generate,
+from rollout import (TOY, InputError, Sample, context_length, decode, demonstration, encode_chat, find_policy, generate,
                      load_policy, logprobs, micro_batches, save_policy)
 
 GSM8K = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/{}.jsonl"
@@ -108,7 +109,7 @@ def parse_args(argv=None):
     add("alpha", "weight of the shaping alpha (r(y2) - r(y1)) in Stage II", scoring, type=float, default=10.0)
     add("beta1", "KL weight on both attempts", scoring, type=float, default=0.01)
     add("beta2", "KL weight on the first attempt in Stage I, on top of beta1 (paper: 0.1 and 0.25)", scoring, type=float)
-    add("stage1-steps", "steps of Stage I, which count among --steps; 0: none (default: 60%% of --steps)", scoring, type=int)
+    add("stage1-steps", "steps of Stage I, which count among --steps; 0: none (default: 80%% of --steps)", scoring, type=int)
     return settle(parser.parse_args(argv))
 
 
@@ -119,25 +120,26 @@ def settle(args):
         if getattr(args, name) is None:
             setattr(args, name, small if toy else real)
     args.data = args.data or ("toy" if toy else "gsm8k")
-    args.pairs = args.pairs or args.questions
+    args.pairs = args.questions if args.pairs is None else args.pairs
     args.critique_data = args.critique_data or ("static" if args.method == "c-rl" else "dynamic")
-    args.stage1_steps = round(0.6 * args.steps) if args.stage1_steps is None else args.stage1_steps
     if args.method == "multi-turn":        # SCoRe without its two ideas
         args.alpha, args.stage1_steps = 0.0, 0
     for names, low in [("questions n mini_batch max_new_tokens pairs cache static_questions eval_every eval_size", 1),
-                       ("steps warmup denoise kl clip alpha beta1 beta2 stage1_steps seed cold_start_steps", 0)]:
+                       ("steps warmup denoise kl clip alpha beta1 beta2 stage1_steps seed cold_start_steps "
+                        "reward_right reward_wrong", 0)]:
         for name in names.split():
-            if getattr(args, name) < low:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {low}")
+            value = getattr(args, name)
+            if value is not None and not low <= value < math.inf:
+                raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {low} and finite")
     for name in "lr cold_start_lr grad_clip temperature".split():
         if not 0 < getattr(args, name) < math.inf:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be greater than 0")
     if args.n == 1 and args.group != "batch":
         raise InputError("--n 1: a single sample has nothing to be compared with (its group has standard deviation 0); "
                          "use --n 2 or more, or --group batch")
-    if args.n == 1 and args.method == "gc-rl" and args.critique_data == "dynamic" and args.balance == "filter":
-        raise InputError("--n 1: the data filter needs a right and a wrong response to the same question; use --n 2 or more")
-    if args.stage1_steps > args.steps and args.method == "score":
+    if args.n == 1 and args.method in ("c-rl", "gc-rl") and args.critique_data == "dynamic":
+        raise InputError("--n 1: pairs for the critic are two responses to the same question; use --n 2 or more")
+    if args.method == "score" and (args.stage1_steps or 0) > args.steps:
         raise InputError(f"--stage1-steps {args.stage1_steps}: there are only {args.steps} steps in all (--steps)")
     return args
 
@@ -191,6 +193,13 @@ def optimizer_step(model, optimizers, grad_clip):
     return norm
 
 
+def mini_batches(items, size, rng):
+    """The items in random order, in batches of about `size` that differ by one item at most: a small rest would get a whole
+    optimizer step to itself."""
+    items, count = rng.sample(items, len(items)), max(1, round(len(items) / size))
+    return [items[i::count] for i in range(count)]
+
+
 def update(model, reference, optimizer, episodes, args, rng):
     """One policy update: several mini-batches over one rollout, against the log-probs it was sampled with.
 
@@ -199,9 +208,7 @@ def update(model, reference, optimizer, episodes, args, rng):
     optimizer step, that is, how far the learner's log-probs are from the sampler's.
     """
     total, norms, max_log = Counter(), [], 0.0
-    episodes = rng.sample(episodes, len(episodes))
-    for start in range(0, len(episodes), args.mini_batch):
-        batch = episodes[start:start + args.mini_batch]
+    for batch in mini_batches(episodes, args.mini_batch, rng):
         batch_tokens = sum(len(e.sample.tokens) for e in batch)
         learn = [e for e in batch if e.advantage != 0 or e.kl > 0] or batch[:1]
         for part in micro_batches(model, [e.sample for e in learn]):
@@ -222,8 +229,8 @@ def update(model, reference, optimizer, episodes, args, rng):
                 if not norms:
                     max_log = max(max_log, log_ratio.abs().max().item())
                 side = advantage.expand_as(mask)[mask]
-                total["clipped"] += int(((side > 0) & (log_ratio > math.log1p(args.clip)) |
-                                         (side < 0) & (log_ratio < math.log1p(-args.clip))).sum())
+                high, low = log_ratio.exp() > 1 + args.clip, log_ratio.exp() < 1 - args.clip
+                total["clipped"] += int(((side > 0) & high | (side < 0) & low).sum())
                 total["tokens"] += int(mask.sum())
                 if ref is not None:
                     away = (ref - new)[mask]
@@ -256,7 +263,7 @@ class Run:
     reference: object = None
     optimizer: object = None
     static: list = field(default_factory=list)      # static pairs (c-rl), or traces (pair-sft)
-    static_accuracy: float = 0.5                    # E[R(r)] of the responses they were drawn from
+    stage1_steps: int = 0
 
 
 def mean(values):
@@ -316,12 +323,13 @@ def group_key(args, role, problem, *rest):
 
 def offer_pairs(responses, n, balance, rng):
     """Pairs for the critic from n responses to each question: filtered to one right and one wrong, or two at random."""
-    pairs = [Pair(e.problem, e.text, e.reward == 1) for e in responses]
+    accuracy = mean(e.reward for e in responses)
+    pairs = [Pair(e.problem, e.text, e.reward == 1, accuracy) for e in responses]
     groups = [pairs[i:i + n] for i in range(0, len(pairs), n)]
     return filter_pairs(groups, rng) if balance == "filter" else [p for group in groups for p in rng.sample(group, 2)]
 
 
-def criticise(run, pairs, accuracy, seed):
+def criticise(run, pairs, seed):
     """Second-order rollout: n critiques of each pair, rewarded by eqs. 2-6; Episodes in pair-major order, metrics."""
     args, episodes = run.args, []
     done = complete(run, [critique(p.problem.question, p.response) for p in pairs], args.n, seed)
@@ -333,7 +341,7 @@ def criticise(run, pairs, accuracy, seed):
         refined = complete(run, chats, args.denoise, seed + 1)
     for i, ((sample, text), pair, call) in enumerate(zip(done, asked, judged)):
         if args.balance == "reweight":
-            reward = reweighted_reward(call, pair.right, accuracy)
+            reward = reweighted_reward(call, pair.right, pair.accuracy)
         else:
             reward = critique_reward(call, pair.right, args.reward_right, args.reward_wrong)
         if args.denoise:
@@ -355,7 +363,7 @@ def gcrl(run, step, problems):
     g-rl trains on the responses only, c-rl on the critiques only (with static pairs it samples no responses at all).
     """
     args, rng = run.args, random.Random(seed_of(run.args.seed, step, "pairs"))
-    responses, critiques, metrics, accuracy = [], [], {}, run.static_accuracy
+    responses, critiques, metrics = [], [], {}
     if args.method != "c-rl" or args.critique_data == "dynamic":
         responses = respond(run, problems, args.n, seed_of(args.seed, step, "responses"))
         accuracy = mean(e.reward for e in responses)
@@ -366,7 +374,7 @@ def gcrl(run, step, problems):
         elif len(run.cache) < args.pairs:          # static pairs: another pass over the same set
             run.cache.add(rng.sample(run.static, len(run.static)))
         pairs = run.cache.draw(args.pairs, rng)
-        critiques, more = criticise(run, pairs, accuracy, seed_of(args.seed, step, "critiques"))
+        critiques, more = criticise(run, pairs, seed_of(args.seed, step, "critiques"))
         metrics |= more
     episodes = critiques if args.method == "c-rl" else responses + critiques
     for e in episodes:
@@ -377,13 +385,12 @@ def gcrl(run, step, problems):
 def two_attempts(run, problems, n, seed, **options):
     """n first attempts at each problem and one second attempt for each: two lists of Episodes in the same order, and
     the table of both."""
-    args = run.args
     first = respond(run, problems, n, seed, **options)
     done = complete(run, [correct(e.problem.question, e.text) for e in first], 1, seed + 1, **options)
     second = [Episode(sample, text, "attempt 2", e.problem, ends_right(sample, text, e.problem),
-                      group_key(args, "attempt 2", e.problem)) for (sample, text), e in zip(done, first)]
-    for e in first:
-        e.role = "attempt 1"
+                      ("attempt 2", *e.group)) for (sample, text), e in zip(done, first)]
+    for e in first:         # under every --group the two attempts have baselines of their own
+        e.role, e.group = "attempt 1", ("attempt 1", *e.group)
     table = attempts_table([e.reward for e in first], [e.reward for e in second],
                            [a.text == b.text for a, b in zip(first, second)])
     return first, second, table
@@ -395,7 +402,7 @@ def score(run, step, problems):
     """
     args = run.args
     first, second, metrics = two_attempts(run, problems, args.n, seed_of(args.seed, step, "attempts"))
-    stage = 1 if step <= args.stage1_steps else 2
+    stage = 1 if step <= run.stage1_steps else 2
     for a, b in zip(first, second):
         a.kl = b.kl = args.beta1
         if stage == 1:
@@ -429,15 +436,14 @@ SUPERVISED = ("star", "pair-sft")
 
 def sample_pairs(run, problems, per_question, count, seed, show, balance="filter"):
     """At most `count` pairs from the current policy, by default balanced: one right and one wrong response of each question
-    that has both among `per_question` samples. Returns (pairs, accuracy of all the samples)."""
-    rng, pairs, rewards, chunk = random.Random(seed), [], [], max(8, count // 4)
+    that has both among `per_question` samples."""
+    rng, pairs, chunk = random.Random(seed), [], max(8, count // 4)
     for start in range(0, len(problems), chunk):
         responses = respond(run, problems[start:start + chunk], per_question, seed_of(seed, start), show=show)
-        rewards += [e.reward for e in responses]
         pairs += offer_pairs(responses, per_question, balance, rng)
         if len(pairs) >= count:
             break
-    return pairs[:count // 2 * 2], mean(rewards)
+    return pairs[:count // 2 * 2]
 
 
 def evaluate(run, problems, pairs):
@@ -515,7 +521,7 @@ def gsm8k_demonstrations(problem, rng):
     for i, (expression, value, _) in enumerate(steps):
         shown = calculate(expression, changed)
         if i == broken and shown is not None:
-            shown += rng.choice([d for d in (-10, -2, -1, 1, 2, 10) if shown + d > 0])
+            shown += rng.choice([d for d in (-10, -2, -1, 1, 2, 10) if shown + d > 0] or [1])
         if shown is None or (shown * 100).denominator != 1:
             return []
         check = f"{expression.strip()} = {decimal(value)}: "
@@ -547,8 +553,8 @@ def decimal(value):
 def make_demonstrations(args):
     """Write a file for --cold-start, from worked solutions in GSM8K's form."""
     rng, file = random.Random(args.seed), Path(args.make_demonstrations)
-    if file.exists():
-        raise InputError(f"--make-demonstrations {file}: exists already")
+    if file.exists() or not file.parent.is_dir():
+        raise InputError(f"--make-demonstrations {file}: " + ("exists already" if file.exists() else "there is no such folder"))
     problems = load_data(args)[0]
     rows = [row for p in problems for row in gsm8k_demonstrations(p, rng)]
     if not rows:
@@ -557,14 +563,19 @@ def make_demonstrations(args):
     print(f"wrote {file}: {len(rows)} demonstrations from {len(rows) // 2} of {len(problems)} problems")
 
 
-def cold_start(model, tokenizer, examples, args):
-    """Supervised fine-tuning on (messages, completion) pairs before RL; AdamW, warm-up and linear decay."""
+def encode_demonstrations(model, tokenizer, examples):
+    """(messages, completion) pairs as Samples; refuses one that is longer than the model's context."""
     samples = [demonstration(tokenizer, *example) for example in examples]
     for sample, (messages, _) in zip(samples, examples):
         size = len(sample.prompt) + len(sample.tokens)
         if size > context_length(model):
             raise InputError(f"--cold-start: a demonstration has {size} tokens, the model's context holds {context_length(model)}: "
                              f"{messages[0]['content'][:60]!r}...")
+    return samples
+
+
+def cold_start(model, samples, args):
+    """Supervised fine-tuning on demonstrations before RL; AdamW, warm-up and linear decay."""
     steps = args.cold_start_steps or math.ceil(3 * len(samples) / args.mini_batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.cold_start_lr, weight_decay=0.0)
     rng, queue = random.Random(seed_of(args.seed, "cold start")), []
@@ -590,7 +601,7 @@ TOY_TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% 
 TOY_STEPS = 400                                  # of 128 demonstrations
 TOY_SHARES = [0.3, 0.4, 0.15, 0.15]              # of solving, criticising, correcting with and without a critique
 TOY_DOUBT = 0.8, 0.5, 0.05                       # how often the teacher misremembers: solving, criticising, looking again
-TOY_REPEAT = 0.6                                 # of the corrections without a critique that only repeat the solution
+TOY_REPEAT = 0.75                                # of the corrections without a critique that only repeat the solution
 
 
 def toy_solution(steps):
@@ -608,8 +619,8 @@ def toy_demonstration(rng):
     """One demonstration for the toy, (messages, completion): solving, criticising or correcting, in fixed shares.
 
     The teacher knows the method and gets some facts wrong more often than not. Asked to correct a solution he mostly
-    repeats it, as pretrained models do (SCoRe's finding that they gain nothing from a second attempt); when he does look
-    again he remembers better. A policy that imitates him inherits all of this; outcome rewards lead past it.
+    repeats it, as pretrained models do (SCoRe's finding that they gain nothing from a second attempt); at times he looks
+    again, says so, and remembers better. A policy that imitates him inherits all of this; outcome rewards lead past it.
     """
     question = toy_problem(rng).question
     expression, (solving, criticising, looking_again) = question.split()[1], TOY_DOUBT
@@ -622,8 +633,8 @@ def toy_demonstration(rng):
         return critique(question, toy_solution(shown)), toy_critique(own, shown)
     if kind == "correct with":
         return correct(question, toy_solution(shown), toy_critique(own, shown)), toy_solution(own)
-    again = shown if rng.random() < TOY_REPEAT else toy_steps(expression, looking_again, 0.0, rng)
-    return correct(question, toy_solution(shown)), toy_solution(again)
+    again = "Look again.\n" + toy_solution(toy_steps(expression, looking_again, 0.0, rng))
+    return correct(question, toy_solution(shown)), toy_solution(shown) if rng.random() < TOY_REPEAT else again
 
 
 def toy_tokenizer():
@@ -684,10 +695,10 @@ def fetch_gsm8k(split):
     """The path of GSM8K's train.jsonl or test.jsonl, downloaded once (5 MB) to torch's hub folder."""
     path = Path(torch.hub.get_dir()) / "gsm8k" / f"{split}.jsonl"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(GSM8K.format(split), str(path), progress=False)
-        except (urllib.error.URLError, OSError) as error:
+        except (OSError, http.client.HTTPException) as error:
             raise InputError(f"--data gsm8k: cannot download {GSM8K.format(split)} ({error}); "
                              "fetch it by hand and name the file: --data train.jsonl --eval-data test.jsonl") from error
     return path
@@ -714,10 +725,10 @@ def load_data(args):
 
 
 def check_lengths(run, problems):
-    """Refuse problems whose prompts cannot fit the model's context, before the first token is sampled."""
+    """Refuse problems whose prompts cannot fit the model's context, before the first token is sampled (the 50 longest)."""
     args, context = run.args, context_length(run.model)
     parts = 3 if args.denoise else 2                  # the longest prompt quotes a response (and a critique), then goes on
-    for p in problems:
+    for p in sorted(problems, key=lambda p: -len(p.question))[:50]:
         prompt = len(encode_chat(run.tokenizer, correct(p.question, "", "" if args.denoise else None)))
         need = prompt + parts * args.max_new_tokens
         if need > context:
@@ -744,7 +755,10 @@ def open_run(args):
         return None
     if not (out / "resume.pt").exists():
         raise InputError(f"--resume: {out} holds no run to go on with (no {out / 'resume.pt'})")
-    saved = torch.load(out / "resume.pt", weights_only=True, map_location="cpu")
+    try:
+        saved = torch.load(out / "resume.pt", weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise InputError(f"--resume: {out / 'resume.pt'} cannot be read: {str(error).splitlines()[0]}") from error
     for name, value in vars(args).items():
         if name not in SAME_RUN and saved["args"].get(name) != value:
             raise InputError(f"--resume: the run in {out} has --{name.replace('_', '-')} {saved['args'].get(name)}, not {value}")
@@ -755,12 +769,12 @@ def open_run(args):
 
 def pack(pairs):
     """Pairs as plain lists, for files."""
-    return [[p.problem.question, p.problem.answer, p.response, p.right] for p in pairs]
+    return [[p.problem.question, p.problem.answer, p.response, p.right, p.accuracy] for p in pairs]
 
 
 def unpack(rows):
     """The inverse of `pack`."""
-    return [Pair(Problem(question, answer), response, right) for question, answer, response, right in rows]
+    return [Pair(Problem(question, answer), *rest) for question, answer, *rest in rows]
 
 
 def show_step(row, steps):
@@ -799,9 +813,9 @@ def learn(run, episodes, step):
     args, rng = run.args, random.Random(seed_of(run.args.seed, step, "mini-batches"))
     run.optimizer.param_groups[0]["lr"] = args.lr * min(1, step / max(1, args.warmup))
     if args.method in SUPERVISED:
-        samples, losses, norms = rng.sample([e.sample for e in episodes], len(episodes)), [], []
-        for start in range(0, len(samples), args.mini_batch):
-            losses.append(supervised_gradient(run.model, samples[start:start + args.mini_batch]))
+        losses, norms = [], []
+        for batch in mini_batches([e.sample for e in episodes], args.mini_batch, rng):
+            losses.append(supervised_gradient(run.model, batch))
             norms.append(optimizer_step(run.model, [run.optimizer], args.grad_clip))
         return {"loss": mean(losses), "grad_norm": mean(norms)}
     groups, spread = [e.group for e in episodes], {}
@@ -817,29 +831,65 @@ def learn(run, episodes, step):
     return metrics | update(run.model, run.reference, run.optimizer, episodes, args, rng)
 
 
+def read_metrics(path):
+    """The rows of a metrics.jsonl; a line that a crash left half-written is passed over."""
+    rows = []
+    for line in open(path, encoding="utf-8"):
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
 def train(args):
     """One run, from the flags to the final table."""
-    begin, out, saved = time.time(), Path(args.out), open_run(args)
+    out, saved = Path(args.out).resolve(), open_run(args)
+    begin = time.time() - (saved["seconds"] if saved else 0)
+    find_policy(out if saved else args.model)
     problems, held_out = load_data(args)
     examples = load_demonstrations(args.cold_start) if args.cold_start and not saved else []
     model, tokenizer = load_policy(out if saved else args.model, args.device)
     run = Run(args, model, tokenizer, PairCache(args.cache))
     check_lengths(run, problems + held_out)
+    examples = encode_demonstrations(model, tokenizer, examples)
     out.mkdir(parents=True, exist_ok=True)
     print(f"{args.method} on {args.model}: {model.num_parameters():,} parameters on {model.device}; {len(problems)} problems to "
-          f"train on, {len(held_out)} held out; run in {out}", flush=True)
+          f"train on, {len(held_out)} held out; run in {args.out}", flush=True)
     if examples:
-        cold_start(model, tokenizer, examples, args)
-    weight = {gcrl: args.kl, score: max(args.beta1, args.beta2)}.get(METHODS[args.method], 0)
+        cold_start(model, examples, args)
+    if args.method == "score":
+        run.stage1_steps = round(0.8 * args.steps) if args.stage1_steps is None else args.stage1_steps
+        run.stage1_steps = saved["stage1_steps"] if saved else run.stage1_steps
+    weight = {gcrl: args.kl, score: max(args.beta1, args.beta2 if run.stage1_steps else 0)}.get(METHODS[args.method], 0)
     if weight > 0:                                   # the reference is the policy that RL starts from
         source = out / "reference" if (out / "reference").exists() else args.model
         run.reference = load_policy(source, model.device)[0] if saved else copy.deepcopy(model)
         run.reference.requires_grad_(False)
-        if examples:
-            save_policy(model, tokenizer, out / "reference")
     run.optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
 
-    metrics, done = open(out / "metrics.jsonl", "a+", encoding="utf-8"), 0
+    if saved:
+        done, first, pairs = saved["step"], saved["first"], unpack(saved["pairs"])
+        run.optimizer.load_state_dict(saved["optimizer"])
+        run.cache.pairs, run.cache.dropped, run.static = unpack(saved["cache"]), saved["dropped"], unpack(saved["static"])
+        rows = [row for row in read_metrics(out / "metrics.jsonl") if row["step"] <= done]      # later steps are done again
+        last = [row for row in rows if "eval/generation" in row][-1]
+    else:
+        # The critic's exam is fixed by the seed and the starting policy: every method is asked about the same pairs.
+        done, pairs = 0, sample_pairs(run, held_out, 8, args.eval_size, seed_of(args.seed, "exam"), "critique pairs")
+        if args.method in ("c-rl", "gc-rl") and args.critique_data == "static" or args.method == "pair-sft":
+            asked = batch_of(problems, 1, args.seed, min(len(problems), args.static_questions))
+            run.static = sample_pairs(run, asked, 10, 2 * len(asked), seed_of(args.seed, "static"), "static pairs",
+                                      "filter" if args.method == "pair-sft" else args.balance)
+            if not run.static:
+                raise InputError(f"static pairs: none of {len(asked)} questions had a right and a wrong response; the policy is "
+                                 "too weak or too strong for the data (see --cold-start, --static-questions)")
+        first = last = evaluate(run, held_out, pairs)
+        rows = [{"step": 0, "seconds": time.time() - begin} | first]
+        names = ("question", "answer", "response", "label")
+        (out / "eval_pairs.jsonl").write_text("".join(json.dumps(dict(zip(names, row))) + "\n" for row in pack(pairs)))
+        if examples and run.reference is not None:
+            save_policy(model, tokenizer, out / "reference")
+    run.cache.capacity = max(args.cache, len(run.static) + args.pairs)
+    metrics = open(out / "metrics.jsonl", "w", encoding="utf-8")
 
     def log(row):
         metrics.write(json.dumps(row) + "\n")
@@ -847,45 +897,28 @@ def train(args):
 
     def checkpoint(step):
         save_policy(model, tokenizer, out, {
-            "step": step, "args": vars(args), "first": first, "pairs": pack(pairs), "optimizer": run.optimizer.state_dict(),
-            "cache": pack(run.cache.pairs), "dropped": run.cache.dropped, "static": pack(run.static),
-            "static_accuracy": run.static_accuracy})
+            "step": step, "args": vars(args), "stage1_steps": run.stage1_steps, "seconds": time.time() - begin, "first": first,
+            "pairs": pack(pairs), "optimizer": run.optimizer.state_dict(), "cache": pack(run.cache.pairs),
+            "dropped": run.cache.dropped, "static": pack(run.static)})
 
-    if saved:
-        done, first, pairs = saved["step"], saved["first"], unpack(saved["pairs"])
-        run.optimizer.load_state_dict(saved["optimizer"])
-        run.cache.pairs, run.cache.dropped = unpack(saved["cache"]), saved["dropped"]
-        run.static, run.static_accuracy = unpack(saved["static"]), saved["static_accuracy"]
-        metrics.seek(0)
-        rows = [row for row in map(json.loads, metrics) if row["step"] <= done]
-        metrics.truncate(0)                          # steps behind the checkpoint are done again
-        for row in rows:
-            log(row)
-        last = [row for row in rows if "eval/generation" in row][-1]
-    else:
-        # The critic's exam is fixed by the seed and the starting policy: every method is asked about the same pairs.
-        pairs, accuracy = sample_pairs(run, held_out, 8, args.eval_size, seed_of(args.seed, "exam"), "critique pairs")
-        names = ("question", "answer", "response", "label")
-        (out / "eval_pairs.jsonl").write_text("".join(json.dumps(dict(zip(names, row))) + "\n" for row in pack(pairs)))
-        first = last = evaluate(run, held_out, pairs) | {"eval/sampled": accuracy}
-        log({"step": 0, "seconds": time.time() - begin} | first)
-        if args.method in ("c-rl", "gc-rl") and args.critique_data == "static" or args.method == "pair-sft":
-            asked = batch_of(problems, 1, args.seed, min(len(problems), args.static_questions))
-            balance = "filter" if args.method == "pair-sft" else args.balance
-            run.static, run.static_accuracy = sample_pairs(run, asked, 10, 2 * len(asked), seed_of(args.seed, "static"),
-                                                           "static pairs", balance)
-            if not run.static:
-                raise InputError(f"static pairs: none of {len(asked)} questions had a right and a wrong response; the policy is too "
-                                 "weak or too strong for the data (see --cold-start, --static-questions)")
-        checkpoint(0)
     def brief(numbers):
         shown = [(name, numbers.get("eval/" + name)) for name in ("generation", "critique", "t2", "delta")]
         tqdm.write("  ".join(f"{name} {value:.3f}" for name, value in shown if value is not None))
 
+    for row in rows:
+        log(row)
+    if not saved:
+        checkpoint(0)
     tqdm.write(f"evaluation before step {done + 1}, {len(held_out)} problems and {len(pairs)} critique pairs:")
     brief(last)
-    stop = []                                        # Ctrl-C: finish the step, save, and leave; twice: leave at once
-    signal.signal(signal.SIGINT, lambda *_: stop.append(1) if not stop else signal.default_int_handler())
+
+    stop = []
+
+    def on_interrupt(number, frame):                 # Ctrl-C: finish the step, save, and leave; twice: leave at once
+        if stop:
+            raise KeyboardInterrupt
+        stop.append(number)
+    before = signal.signal(signal.SIGINT, on_interrupt)
     with tqdm(total=args.steps, initial=done, desc=args.method, disable=None) as bar:
         for step in range(done + 1, args.steps + 1):
             start = time.time()
@@ -912,6 +945,7 @@ def train(args):
                 checkpoint(step)
             if stop and not finished:
                 sys.exit(f"stopped after step {step}; go on with the same command and --resume")
+    signal.signal(signal.SIGINT, before)
     show_evaluations(f"{args.method}, {args.steps} steps, seed {args.seed}", {"start": first, "end": last})
     print(f"wall time {time.time() - begin:.0f} s; the policy is in {out}: python sample.py --model {out}")
 
@@ -925,8 +959,10 @@ def main(argv=None):
             make_demonstrations(args)
         else:
             train(args)
-    except (InputError, FloatingPointError) as error:
+    except (InputError, FloatingPointError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
 
 
 if __name__ == "__main__":
