@@ -785,6 +785,36 @@ def test_cold_start():
         assert any(not torch.equal(a, b) for a, b in zip(changed.parameters(), toy()[0].parameters()))
 
 
+def test_demonstrations_from_worked_solutions():
+    assert train.calculate("2+3*4-6/4", {}) == Fraction(25, 2) and train.calculate("2+3", {Fraction(3): Fraction(10)}) == 12
+    assert train.calculate("(2+3)*4", {}) is train.calculate("2**9", {}) is train.calculate("1/0", {}) is train.calculate("", {}) is None
+    work = "In May she sold 48/2 = $<<48/2=24>>24.\nThat makes 48+24 = <<48+24=72>>72 and 72*.5 = <<72*.5=36>>36.\n#### 36"
+    seen = set()
+    for seed in range(40):
+        good, broken = train.gsm8k_demonstrations(Problem("48 clips?", work), random.Random(seed))
+        assert "<<" not in good["response"] + broken["response"] and good["label"] and not broken["label"]
+        assert reward.is_correct(good["response"], work) and not reward.is_correct(broken["response"], work)
+        assert [critique.judgement(row["critique"]) for row in (good, broken)] == [True, False]
+        assert good["critique"] == "48/2 = 24: ok\n48+24 = 72: ok\n72*.5 = 36: ok\nConclusion: right"
+        seen.add(broken["response"])
+    assert "In May she sold 48/2 = $26.\nThat makes 48+26 = 74 and 74*.5 = 37.\nThe answer is \\boxed{37}." in seen
+    assert train.gsm8k_demonstrations(Problem("q", "no annotation #### 3"), random.Random(0)) == []
+    assert train.gsm8k_demonstrations(Problem("q", "5-20 = <<5-20=-15>>-15\n#### -15"), random.Random(0)) == []
+    with tempfile.TemporaryDirectory() as folder:
+        data, file = Path(folder) / "data.jsonl", Path(folder) / "demonstrations.jsonl"
+        data.write_text("".join(json.dumps({"question": f"{i} clips?", "answer": work}) + "\n" for i in range(20)))
+        with contextlib.redirect_stdout(io.StringIO()):
+            train.main(["--data", str(data), "--make-demonstrations", str(file)])
+        assert len(train.load_demonstrations(file)) == 18 * 3, "two of twenty are held out; a right response, two critiques each"
+        fails(lambda: train.main(["--data", str(data), "--make-demonstrations", str(file)]), "exists already")
+
+
+def test_mini_batches():
+    for count, size, expected in [(520, 256, [260, 260]), (10, 4, [5, 5]), (7, 100, [7]), (9, 3, [3, 3, 3]), (1, 5, [1])]:
+        batches = train.mini_batches(list(range(count)), size, random.Random(0))
+        assert [len(b) for b in batches] == expected and sorted(sum(batches, [])) == list(range(count))
+
+
 def test_bad_input_is_one_line_and_touches_nothing():
     with tempfile.TemporaryDirectory() as folder:
         out, empty, bad = Path(folder) / "out", Path(folder) / "empty.jsonl", Path(folder) / "bad.jsonl"

@@ -515,7 +515,7 @@ def gsm8k_demonstrations(problem, rng):
     solution with one step broken and its consequences carried on, criticised as wrong. [] where that cannot be done."""
     work, _, answer = problem.answer.partition("####")
     steps = [(expression, calculate(expression, {}), result) for expression, result in STEP.findall(work)]
-    if not steps or not answer.strip() or any(value is None or value != number(result) for _, value, result in steps):
+    if not steps or not answer.strip() or any(value is None or value < 0 or value != number(result) for _, value, result in steps):
         return []
     broken, changed, checks = rng.randrange(len(steps)), {}, {True: [], False: []}
     for i, (expression, value, _) in enumerate(steps):
