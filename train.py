@@ -69,7 +69,7 @@ def parse_args(argv=None):
     add("cold-start-steps", "optimizer steps of the cold start, --mini-batch demonstrations each (0: three passes)",
         type=int, default=0)
     add("cold-start-lr", "learning rate of the cold start", type=float, default=2e-5)
-    add("steps", "steps of RL (paper: 10 epochs)", type=int)
+    add("steps", "steps of RL (paper: 10 epochs); toy with two attempts: 30", type=int)
     add("questions", "questions per step (paper: 512)", type=int)
     add("n", "samples per prompt (paper: 5)", type=int)
     add("mini-batch", "completions per optimizer step; a rollout gives several (paper: 128 questions of 512)", type=int)
@@ -109,13 +109,15 @@ def parse_args(argv=None):
     add("alpha", "weight of the shaping alpha (r(y2) - r(y1)) in Stage II", scoring, type=float, default=10.0)
     add("beta1", "KL weight on both attempts", scoring, type=float, default=0.01)
     add("beta2", "KL weight on the first attempt in Stage I, on top of beta1 (paper: 0.1 and 0.25)", scoring, type=float)
-    add("stage1-steps", "steps of Stage I, which count among --steps; 0: none (default: 80%% of --steps)", scoring, type=int)
+    add("stage1-steps", "steps of Stage I, which count among --steps; 0: none (default: 75%% of --steps)", scoring, type=int)
     return settle(parser.parse_args(argv))
 
 
 def settle(args):
     """Fill in the defaults that depend on other flags, and refuse what cannot work before any work is done."""
     toy = args.model == "toy"
+    if toy and args.steps is None and METHODS[args.method] is score:
+        args.steps = 30                    # a second attempt for each first one: the steps take longer
     for name, (real, small) in DEFAULTS.items():
         if getattr(args, name) is None:
             setattr(args, name, small if toy else real)
@@ -598,10 +600,10 @@ TOY_TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% 
                 "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
 
 
-TOY_STEPS = 400                                  # of 128 demonstrations
-TOY_SHARES = [0.3, 0.4, 0.15, 0.15]              # of solving, criticising, correcting with and without a critique
-TOY_DOUBT = 0.8, 0.5, 0.05                       # how often the teacher misremembers: solving, criticising, looking again
-TOY_REPEAT = 0.75                                # of the corrections without a critique that only repeat the solution
+TOY_STEPS = 440                                  # of 128 demonstrations
+TOY_SHARES = [0.28, 0.38, 0.1, 0.24]            # of solving, criticising, correcting with and without a critique
+TOY_DOUBT = 0.8, 0.45, 0.0                       # how often the teacher misremembers: solving, criticising, looking again
+TOY_REPEAT = 0.72                                # of the corrections without a critique that only repeat the solution
 
 
 def toy_solution(steps):
@@ -857,7 +859,7 @@ def train(args):
     if examples:
         cold_start(model, examples, args)
     if args.method == "score":
-        run.stage1_steps = round(0.8 * args.steps) if args.stage1_steps is None else args.stage1_steps
+        run.stage1_steps = round(0.75 * args.steps) if args.stage1_steps is None else args.stage1_steps
         run.stage1_steps = saved["stage1_steps"] if saved else run.stage1_steps
     weight = {gcrl: args.kl, score: max(args.beta1, args.beta2 if run.stage1_steps else 0)}.get(METHODS[args.method], 0)
     if weight > 0:                                   # the reference is the policy that RL starts from
