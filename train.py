@@ -602,7 +602,7 @@ TOY_TEMPLATE = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% 
 
 TOY_STEPS = 440                                  # of 128 demonstrations
 TOY_SHARES = [0.28, 0.38, 0.1, 0.24]            # of solving, criticising, correcting with and without a critique
-TOY_DOUBT = 0.8, 0.45, 0.0                       # how often the teacher misremembers: solving, criticising, looking again
+TOY_DOUBT = 0.8, 0.49, 0.0                       # how often the teacher misremembers: solving, criticising, looking again
 TOY_REPEAT = 0.72                                # of the corrections without a critique that only repeat the solution
 
 
