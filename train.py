@@ -109,7 +109,7 @@ def parse_args(argv=None):
     add("alpha", "weight of the shaping alpha (r(y2) - r(y1)) in Stage II", scoring, type=float, default=10.0)
     add("beta1", "KL weight on both attempts", scoring, type=float, default=0.01)
     add("beta2", "KL weight on the first attempt in Stage I, on top of beta1 (paper: 0.1 and 0.25)", scoring, type=float)
-    add("stage1-steps", "steps of Stage I, which count among --steps; 0: none (default: 75%% of --steps)", scoring, type=int)
+    add("stage1-steps", "steps of Stage I, which count among --steps; 0: none (default: 80%% of --steps)", scoring, type=int)
     return settle(parser.parse_args(argv))
 
 
@@ -859,7 +859,7 @@ def train(args):
     if examples:
         cold_start(model, examples, args)
     if args.method == "score":
-        run.stage1_steps = round(0.75 * args.steps) if args.stage1_steps is None else args.stage1_steps
+        run.stage1_steps = round(0.8 * args.steps) if args.stage1_steps is None else args.stage1_steps
         run.stage1_steps = saved["stage1_steps"] if saved else run.stage1_steps
     weight = {gcrl: args.kl, score: max(args.beta1, args.beta2 if run.stage1_steps else 0)}.get(METHODS[args.method], 0)
     if weight > 0:                                   # the reference is the policy that RL starts from
