@@ -117,10 +117,11 @@ def compare(folders, picture):
     show_evaluations("runs, at their last evaluation", columns)
     charts = []
     for key, title in [("eval/generation", "greedy accuracy"), ("eval/critique", "critique accuracy"),
-                       ("eval/delta", "second attempt - first")]:
+                       ("eval/delta", "second attempt - first"), ("delta", "the same, sampled in training"),
+                       ("unchanged", "second attempts that repeat")]:
         charts.append((title, "step", {name: [(row["step"], row[key]) for row in rows if row.get(key) is not None]
                                        for name, rows in runs.items()}))
-    line_charts(picture, charts, "Held-out evaluation during training")
+    line_charts(picture, charts, "Held-out evaluation, greedy, and what was sampled in training")
     return columns
 
 
