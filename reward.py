@@ -11,7 +11,6 @@ import re
 import zlib
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 import torch
 
