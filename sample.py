@@ -23,12 +23,13 @@ COLOURS = ["#2a6fbb", "#d1495b", "#3b8c5a", "#8a5fb0", "#c98a1b", "#5b6770"]
 # ------------------------------------------------------------------------------------------------------- pictures
 
 def line_charts(path, charts, title):
-    """Write an SVG of line charts side by side: charts [(title, x label, {series: [(x, y), ...]}), ...], empty ones left out."""
+    """Write an SVG of line charts, three in a row: charts [(title, x label, {series: [(x, y), ...]}), ...]; empty ones are
+    left out."""
     charts = [(name, label, {s: p for s, p in series.items() if p}) for name, label, series in charts]
     charts = [chart for chart in charts if chart[2]]
     names = list(dict.fromkeys(name for _, _, series in charts for name in series))
     colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
-    wide, high, left, top = 300, 210, 52, 60
+    wide, high, left, head = 300, 210, 52, 60
     parts = [f'<text x="16" y="24" font-size="15" font-weight="600">{escape(title)}</text>']
     x = 16
     for name in names:              # the legend: one line for all charts
@@ -40,9 +41,9 @@ def line_charts(path, charts, title):
         low_x, high_x = min(p[0] for p in points), max(p[0] for p in points)
         low, peak = min(p[1] for p in points), max(p[1] for p in points)
         room = max(peak - low, 0.02) * 0.08
-        low, peak, start = low - room, peak + room, i * (wide + 70) + left
+        low, peak, start, top = low - room, peak + room, i % 3 * (wide + 70) + left, head + i // 3 * (high + 84)
 
-        def place(point, low_x=low_x, high_x=high_x, low=low, peak=peak, start=start):
+        def place(point, low_x=low_x, high_x=high_x, low=low, peak=peak, start=start, top=top):
             return (start + wide * (point[0] - low_x) / ((high_x - low_x) or 1),
                     top + 24 + high * (peak - point[1]) / (peak - low))
         parts.append(f'<text x="{start}" y="{top + 10}" font-weight="600">{escape(name)}</text>')
@@ -62,10 +63,10 @@ def line_charts(path, charts, title):
                          + " ".join(f"{a:.1f},{b:.1f}" for a, b in dots) + '"/>')
             if len(dots) <= 12:
                 parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour[series_name]}"/>' for a, b in dots]
-    width = max(len(charts) * (wide + 70) + 16, x)
-    head = (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{top + high + 74}" font-family="sans-serif" '
-            'font-size="12"><rect width="100%" height="100%" fill="white"/>')
-    Path(path).write_text(head + "\n".join(parts) + "</svg>\n", encoding="utf-8")
+    width, height = max(min(3, len(charts)) * (wide + 70) + 16, x), head + -(-len(charts) // 3) * (high + 84)
+    opening = (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
+               'font-size="12"><rect width="100%" height="100%" fill="white"/>')
+    Path(path).write_text(opening + "\n".join(parts) + "</svg>\n", encoding="utf-8")
     print(f"picture: {path}")
 
 
@@ -117,11 +118,11 @@ def compare(folders, picture):
     show_evaluations("runs, at their last evaluation", columns)
     charts = []
     for key, title in [("eval/generation", "greedy accuracy"), ("eval/critique", "critique accuracy"),
-                       ("eval/delta", "second attempt - first"), ("delta", "the same, sampled in training"),
-                       ("unchanged", "second attempts that repeat")]:
+                       ("eval/delta", "second attempt - first"), ("t2", "in training: second attempts right"),
+                       ("delta", "in training: second attempt - first"), ("kept", "in training: wrong answers given again")]:
         charts.append((title, "step", {name: [(row["step"], row[key]) for row in rows if row.get(key) is not None]
                                        for name, rows in runs.items()}))
-    line_charts(picture, charts, "Held-out evaluation, greedy, and what was sampled in training")
+    line_charts(picture, charts, "Evaluation on held-out problems, greedy")
     return columns
 
 
@@ -144,34 +145,40 @@ def majority_vote(responses, weights=None):
     return first[max(votes, key=votes.get)] if votes else None        # max takes the first of equals
 
 
-def vote(run, problems, budgets, picture):
-    """Accuracy by three ways to spend k samples a problem: k answers; k/2 answers, each corrected once; k/2 answers,
-    each with one critique whose judgement is its weight. All by majority vote; one sampling serves all budgets."""
-    most, half = max(budgets), max(budgets) // 2
-    first = respond(run, problems, most, seed_of(run.args.seed, "vote"), show="answers")
-    groups = [first[i:i + most] for i in range(0, len(first), most)]
-    shown = [e for group in groups for e in group[:half]]
-    second = complete(run, [correct(e.problem.question, e.text) for e in shown], 1, seed_of(run.args.seed, "vote 2"),
-                      show="corrections")
-    checks = complete(run, [critique(e.problem.question, e.text) for e in shown], 1, seed_of(run.args.seed, "vote 3"),
-                      show="critiques")
+def vote(run, problems, budgets, critiques, picture):
+    """Accuracy by three ways to spend k samples a problem, each by majority vote: k answers; k/2 answers, each corrected
+    once; k/(1 + m) answers, each weighted by the share of its m critiques that call it right. One sampling serves all
+    budgets: smaller ones use the first answers of the larger ones."""
+    most, seed = max(budgets), run.args.seed
+    answers = respond(run, problems, most, seed_of(seed, "vote"), show="answers")
+    groups = [answers[i:i + most] for i in range(0, len(answers), most)]
 
-    def right(samples, problem, weights=None):
-        elected = majority_vote([text if sample.stopped else "" for sample, text in samples], weights)
-        return elected is not None and ends_right(*samples[elected], problem) == 1
+    def follow(prompt, n, title):
+        """n completions of prompt(question, answer) for as many answers to each problem as the largest budget pays for:
+        for each problem a list with the (Sample, text) of each of its answers."""
+        each = most // (1 + n)
+        chats = [prompt(e.problem.question, e.text) for group in groups for e in group[:each]]
+        done = complete(run, chats, n, seed_of(seed, "vote", title), show=title)
+        rows = [done[i:i + n] for i in range(0, len(done), n)]
+        return [rows[i:i + each] for i in range(0, len(rows), each)]
+    second, checks = follow(correct, 1, "corrections"), follow(critique, critiques, "critiques")
 
-    table = {"parallel": [], "parallel, corrected": [], "critique-weighted": []}
-    for k in budgets:
-        for name, elect in [
-                ("parallel", lambda i: right([(e.sample, e.text) for e in groups[i][:k]], problems[i])),
-                ("parallel, corrected", lambda i: right(second[i * half:i * half + k // 2], problems[i])),
-                ("critique-weighted", lambda i: right([(e.sample, e.text) for e in groups[i][:k // 2]], problems[i],
-                                                      [float(sample.stopped and judgement(text) is True) for sample, text in
-                                                       checks[i * half:i * half + k // 2]]))]:
-            table[name].append((k, mean(elect(i) for i in range(len(problems)))))
+    ballots = {                 # name: what a vote costs in samples, and for each problem its votes (sample, text, weight)
+        "parallel": (1, [[(e.sample, e.text, 1.0) for e in group] for group in groups]),
+        "parallel, corrected": (2, [[(*row[0], 1.0) for row in rows] for rows in second]),
+        "critique-weighted": (1 + critiques, [
+            [(e.sample, e.text, mean(check.stopped and judgement(text) is True for check, text in row))
+             for e, row in zip(group, rows)] for group, rows in zip(groups, checks)])}
+
+    def right(votes, problem):
+        elected = majority_vote([text if sample.stopped else "" for sample, text, _ in votes], [weight for *_, weight in votes])
+        return elected is not None and ends_right(*votes[elected][:2], problem) == 1
+
+    table = {name: [(k, mean(right(votes[:k // cost], problem) for votes, problem in zip(cast, problems)))
+                    for k in budgets if k >= cost] for name, (cost, cast) in ballots.items()}
     print(f"\naccuracy by vote, {len(problems)} problems{'':10}" + "".join(f"  k={k:<4}" for k in budgets))
     for name, line in table.items():
-        print(f"{name:40}" + "".join(f"  {value:.3f} " for _, value in line))
+        print(f"{name:40}" + "".join(f"  {dict(line)[k]:.3f} " if k in dict(line) else f"{'-':>7} " for k in budgets))
     line_charts(picture, [("accuracy by vote", "samples per problem", table)], "Self-correction at inference")
     return {"vote/" + name: dict(line) for name, line in table.items()}
 
@@ -185,6 +192,7 @@ def main(argv=None):
     parser.add_argument("--eval", help="evaluate on --data: answers, second attempts, critiques", action="store_true")
     parser.add_argument("--pairs", help="JSONL file of critique pairs for --eval, such as OUT/eval_pairs.jsonl [sampled from the model]")
     parser.add_argument("--vote", help="vote on --data at budgets up to --n", action="store_true")
+    parser.add_argument("--critiques", help="critiques of each answer in --vote, out of its budget [1]", type=int, default=1)
     parser.add_argument("--compare", help="run folders of train.py", nargs="+", metavar="OUT")
     parser.add_argument("--json", help="also print the numbers as one JSON object on the last line", action="store_true")
     parser.add_argument("--picture", help="where the SVG goes [compare.svg or vote.svg beside the first run or the model]")
@@ -213,6 +221,9 @@ def use(options):
     n = options.n if options.n is not None else 16 if options.vote else 4
     if n < 1 or options.vote and n < 2 or options.size is not None and options.size < 1:
         raise InputError(f"--n {n} --size {options.size}: must be at least 1 (--vote: --n 2)")
+    budgets = [k for k in (2, 4, 8, 16, 32, 64, 128) if k <= n]
+    if options.vote and not 0 < options.critiques < budgets[-1]:
+        raise InputError(f"--critiques {options.critiques}: must be at least 1 and less than the largest budget, {budgets[-1]}")
     problems = []
     if options.eval or options.vote:
         problems = (toy_problems(options.size or 512, 12345, held_out=True) if options.data == "toy" else
@@ -229,9 +240,8 @@ def use(options):
         numbers |= evaluate(run, problems, exam)
         show_evaluations(options.data, {options.model: numbers})
     if options.vote:
-        budgets = [k for k in (2, 4, 8, 16, 32, 64, 128) if k <= n]
         folder = Path(options.model) if options.model != "toy" and Path(options.model).is_dir() else Path()
-        numbers |= vote(run, problems, budgets, options.picture or folder / "vote.svg")
+        numbers |= vote(run, problems, budgets, options.critiques, options.picture or folder / "vote.svg")
     if options.json:
         print(json.dumps(numbers))
 

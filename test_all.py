@@ -590,8 +590,9 @@ def test_tables_by_hand():
     table = train.judge_table([True, True, False, None, False, True], [True, False, False, True, True, True])
     assert table == {"accuracy": 3 / 6, "p1": 2 / 4, "p2": 1 / 2, "precision": 2 / 3, "recall": 2 / 4, "unreadable": 1 / 6}
     assert train.judge_table([None], [False])["precision"] is None and train.judge_table([None], [False])["p1"] is None
-    table = train.attempts_table([1, 1, 0, 0, 0], [1, 0, 1, 1, 0], [True, False, False, False, True])
-    close([table[k] for k in ("t1", "t2", "delta", "i_to_c", "c_to_i", "unchanged")], [0.4, 0.6, 0.2, 0.4, 0.2, 0.4])
+    table = train.attempts_table([1, 1, 0, 0, 0], [1, 0, 1, 1, 0], [True, False, False, False, False], [True, False, False, False, True])
+    close([table[k] for k in ("t1", "t2", "delta", "i_to_c", "c_to_i", "unchanged", "kept")], [0.4, 0.6, 0.2, 0.4, 0.2, 0.2, 1 / 3])
+    assert train.attempts_table([1], [0], [False], [False])["kept"] is None
 
 
 def test_cut_completions_count_as_wrong():
@@ -691,6 +692,8 @@ def test_two_attempts_is_the_real_conversation():
     for a, b in zip(first, second):
         assert b.sample.prompt == rollout.encode_chat(run.tokenizer, critique.correct(a.problem.question, a.text)) and a.text in run.tokenizer.decode(b.sample.prompt)
     assert table["unchanged"] == sum(a.text == b.text for a, b in zip(first, second)) / 6
+    wrong = [(a, b) for a, b in zip(first, second) if not a.reward]
+    close(table["kept"], sum(reward.final_answer(a.text) == reward.final_answer(b.text) for a, b in wrong) / len(wrong))
     assert len({e.group for e in first}) == len({e.group for e in second}) == 3 and not {e.group for e in first} & {e.group for e in second}
 
 
@@ -726,7 +729,7 @@ def test_reward_rises_in_every_method():
             for row in rows[1:]:
                 assert method == "star" or row["ratio/max_log"] < 1e-3, f"{method} step {row['step']}: {row['ratio/max_log']}"
             assert "start" in printed and "end" in printed and [row["step"] for row in rows] == list(range(steps + 1))
-            for name in "generation critique critique_precision critique_recall t1 t2 delta i_to_c c_to_i size unchanged".split():
+            for name in "generation critique critique_precision critique_recall t1 t2 delta i_to_c c_to_i size unchanged kept".split():
                 assert "eval/" + name in rows[0] and "eval/" + name in rows[-1], name
             assert AutoModelForCausalLM.from_pretrained(folder + "/run").num_parameters() == toy()[0].num_parameters()
 
@@ -897,6 +900,32 @@ def test_majority_vote():
     assert reward.answer_key(box("\\frac{1}{2}")) == Fraction(1, 2)
 
 
+def test_votes_at_equal_budgets():
+    box, problem = r"\boxed{{{}}}".format, Problem("1+1?", "2")
+    answers = [box(3), box(2), box(3), box(2)]          # sampled in this order; the corrections are right, then wrong
+    corrections = {0: box(2), 1: box(3)}
+    calls = {box(3): "Conclusion: wrong", box(2): "Conclusion: right"}
+    stub = Sample([1], [1], [0.0], True)
+
+    def complete(run, chats, n, seed, show):
+        assert len(chats) == 2 and n == 1, "half of the budget of 4 is answers"
+        if show == "corrections":
+            return [(stub, corrections[i]) for i in range(2)]
+        return [(stub, calls[answers[i]]) for i in range(2)]
+    before = sample.complete, sample.respond
+    sample.complete = complete
+    sample.respond = lambda run, problems, n, seed, show: [train.Episode(stub, text, "response", problem, 0.0, ()) for text in answers[:n]]
+    try:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            args = train.parse_args([])
+            table = sample.vote(train.Run(args, None, None, None), [problem], [2, 4], 1, folder + "/v.svg")
+    finally:
+        sample.complete, sample.respond = before
+    assert table["vote/parallel"] == {2: 0, 4: 0}, "3 and 2 tie and 3 came first"
+    assert table["vote/parallel, corrected"] == {2: 1, 4: 1}, "one correction: 2; both tie, and 2 came first"
+    assert table["vote/critique-weighted"] == {2: 0, 4: 1}, "alone, an answer called wrong still wins; beside one called right it does not"
+
+
 def test_sample_answers_evaluates_compares_and_votes():
     with tempfile.TemporaryDirectory() as folder:
         text = printed_by("Compute 9-7*2-5 modulo 10.", "--n", 3)
@@ -910,6 +939,9 @@ def test_sample_answers_evaluates_compares_and_votes():
         text = printed_by("--data", toy_file(14), "--eval", "--json")
         assert json.loads(text.splitlines()[-1])["eval/size"] == 14
         assert "runs, at their last" in printed_by("--compare", folder + "/run", folder + "/run", "--picture", folder + "/c.svg")
+        fails(lambda: sample.main(["--vote", "--n", "4", "--critiques", "4"]), "--critiques 4", "budget, 4")
+        text = printed_by("--vote", "--size", 8, "--n", 4, "--critiques", 3, "--picture", folder + "/v.svg", "--json")
+        assert set(json.loads(text.splitlines()[-1])["vote/critique-weighted"]) == {"4"}, "one answer and three critiques"
         text = printed_by("--vote", "--size", 24, "--n", 4, "--picture", folder + "/v.svg", "--json")
         votes = json.loads(text.splitlines()[-1])
         assert set(votes) == {"vote/parallel", "vote/parallel, corrected", "vote/critique-weighted"} and all(set(v) == {"2", "4"} for v in votes.values())

@@ -34,7 +34,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from critique import correct, critique, judgement, solve
-from reward import (Pair, PairCache, Problem, advantages, critique_reward, denoising_reward, filter_pairs,
+from reward import (Pair, PairCache, Problem, advantages, answer_key, critique_reward, denoising_reward, filter_pairs,
                     load_problems, number, read_jsonl, response_reward, reweighted_reward, shaped_reward, text_field,
                     toy_problem, toy_problems, toy_steps)
 from rollout import (TOY, InputError, Sample, context_length, decode, demonstration, encode_chat, find_policy, generate,
@@ -288,12 +288,14 @@ def judge_table(judged, right):
             "unreadable": mean(j is None for j in judged)}
 
 
-def attempts_table(first, second, same):
-    """SCoRe's metrics from two lists of outcomes (0, 1): accuracies t1 and t2, their difference, the shares of problems
-    that went from incorrect to correct and back, and the share of second attempts that repeat the first unchanged."""
+def attempts_table(first, second, same_text, same_answer):
+    """SCoRe's metrics from two lists of outcomes (0, 1) and two of bools: accuracies t1 and t2, their difference, the shares
+    of problems that went from incorrect to correct and back; and the collapse: the share of second attempts that repeat
+    the first word for word (`unchanged`), and of the wrong first answers that the second attempt gives again (`kept`)."""
     t1, t2 = mean(first), mean(second)
     return {"t1": t1, "t2": t2, "delta": t2 - t1, "i_to_c": mean(b and not a for a, b in zip(first, second)),
-            "c_to_i": mean(a and not b for a, b in zip(first, second)), "unchanged": mean(same)}
+            "c_to_i": mean(a and not b for a, b in zip(first, second)), "unchanged": mean(same_text),
+            "kept": mean(same for a, same in zip(first, same_answer) if not a)}
 
 
 def complete(run, chats, n, seed, temperature=None, show=None):
@@ -394,7 +396,8 @@ def two_attempts(run, problems, n, seed, **options):
     for e in first:         # under every --group the two attempts have baselines of their own
         e.role, e.group = "attempt 1", ("attempt 1", *e.group)
     table = attempts_table([e.reward for e in first], [e.reward for e in second],
-                           [a.text == b.text for a, b in zip(first, second)])
+                           [a.text == b.text for a, b in zip(first, second)],
+                           [answer_key(a.text) == answer_key(b.text) for a, b in zip(first, second)])
     return first, second, table
 
 
@@ -784,8 +787,8 @@ def show_step(row, steps):
     parts = [f"step {row['step']}/{steps}"]
     for title, form, *names in [("stage", "d", "stage"), ("accuracy", ".2f", "response/accuracy"),
                                 ("critique P1/P2", ".2f", "critique/p1", "critique/p2"), ("t1/t2", ".2f", "t1", "t2"),
-                                ("unchanged", ".2f", "unchanged"), ("no spread", ".2f", "groups/no_spread"),
-                                ("cut", ".2f", "truncated"), ("cache", "d", "cache/size"),
+                                ("unchanged", ".2f", "unchanged"), ("wrong kept", ".2f", "kept"),
+                                ("no spread", ".2f", "groups/no_spread"), ("cut", ".2f", "truncated"), ("cache", "d", "cache/size"),
                                 ("log ratio", ".0e", "ratio/max_log"), ("grad", ".2f", "grad_norm")]:
         if names[0] in row:
             parts.append(title + " " + "/".join("-" if row[name] is None else f"{row[name]:{form}}" for name in names))
@@ -797,7 +800,8 @@ ROWS = [("generation", "greedy accuracy of responses"), ("critique", "accuracy o
         ("critique_precision", '... precision of "right"'), ("critique_recall", '... recall of "right"'),
         ("t2", "accuracy of second attempts"), ("delta", "t2 - t1"), ("i_to_c", "incorrect -> correct"),
         ("c_to_i", "correct -> incorrect"), ("unchanged", "second attempts that repeat the first"),
-        ("truncated", "cut at the limit"), ("size", "held-out problems"), ("pairs", "critique pairs")]
+        ("kept", "wrong first answers given again"), ("truncated", "cut at the limit"),
+        ("size", "held-out problems"), ("pairs", "critique pairs")]
 
 
 def show_evaluations(title, columns):
