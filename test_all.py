@@ -57,10 +57,12 @@ def tiny(kind, **options):
     torch.manual_seed(0)
     common = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
                   num_key_value_heads=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=2, pad_token_id=0)
-    special = {"Gemma3": dict(head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"] * 2, num_hidden_layers=4),
+    special = {"Gemma3": dict(head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"] * 2,
+                              num_hidden_layers=4),
                "Mistral": dict(sliding_window=8), "Qwen3": dict(head_dim=8)}.get(kind, {})
     if kind == "GPT2":
-        config = transformers.GPT2Config(vocab_size=97, n_embd=32, n_layer=3, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2)
+        config = transformers.GPT2Config(vocab_size=97, n_embd=32, n_layer=3, n_head=4, n_positions=128, bos_token_id=1,
+                                         eos_token_id=2)
     else:
         name = "Gemma3TextConfig" if kind == "Gemma3" else kind + "Config"
         config = getattr(transformers, name)(**common | special | options)
@@ -87,7 +89,8 @@ def toy():
 def toy_file(count):
     """A JSONL file of toy problems; the last tenth is held out by train.py."""
     path = Path(tempfile.mkdtemp()) / "problems.jsonl"
-    path.write_text("".join(json.dumps({"question": p.question, "answer": p.answer}) + "\n" for p in reward.toy_problems(count, 3)))
+    path.write_text("".join(json.dumps({"question": p.question,
+                                        "answer": p.answer}) + "\n" for p in reward.toy_problems(count, 3)))
     return str(path)
 
 
@@ -114,7 +117,8 @@ def test_greedy_tokens_equal_model_generate():
     for kind in KINDS:
         model, prompts = tiny(kind), ragged()
         ids, mask = rollout.left_pad(prompts, "cpu")
-        theirs = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=40, eos_token_id=[2, 5], pad_token_id=0)
+        theirs = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=40, eos_token_id=[2, 5],
+                                pad_token_id=0)
         ours = rollout.generate(model, prompts, max_new_tokens=40, temperature=0, stop=(2, 5))
         for sample_, row, prompt in zip(ours, theirs[:, ids.shape[1]:].tolist(), prompts):
             end = next((i + 1 for i, token in enumerate(row) if token in (2, 5)), 40)
@@ -126,7 +130,8 @@ def test_sampled_logprobs_equal_teacher_forcing():
     ragged_ends = 0
     for kind in KINDS:
         model = tiny(kind)
-        for options in (dict(), dict(temperature=0.7), dict(temperature=0.0), dict(top_k=5), dict(temperature=1.3, top_p=0.6), dict(top_k=9, top_p=0.8)):
+        for options in (dict(), dict(temperature=0.7), dict(temperature=0.0), dict(top_k=5),
+                        dict(temperature=1.3, top_p=0.6), dict(top_k=9, top_p=0.8)):
             samples = rollout.generate(model, ragged(), n=3, max_new_tokens=25, stop=(2, 5, 7), seed=3, **options)
             ragged_ends += len({len(s.tokens) for s in samples}) > 1
             for s, scored in zip(samples, rollout.logprobs(model, samples, **options)):
@@ -190,7 +195,8 @@ def test_seed_and_parts():
     whole = rollout.generate(model, prompts, n=4, max_new_tokens=20, stop=(2, 5), seed=9)
     again = rollout.generate(model, prompts, n=4, max_new_tokens=20, stop=(2, 5), seed=9)
     sizes = []
-    parts = rollout.generate(model, prompts, n=4, max_new_tokens=20, stop=(2, 5), seed=9, memory=100_000, progress=sizes.append)
+    parts = rollout.generate(model, prompts, n=4, max_new_tokens=20, stop=(2, 5), seed=9, memory=100_000,
+                             progress=sizes.append)
     other = rollout.generate(model, prompts, n=4, max_new_tokens=20, stop=(2, 5), seed=10)
     assert whole == again and len(sizes) > 3 and sum(sizes) == len(whole) == 32
     assert [s.tokens for s in whole] == [s.tokens for s in parts] != [s.tokens for s in other]
@@ -217,7 +223,8 @@ def test_out_of_memory_halves_the_batch():
 
 def test_each_distinct_prompt_is_prefilled_once():
     model, seen = tiny("Llama"), []
-    hook = model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
+    hook = model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)),
+                                           with_kwargs=True)
     rollout.generate(model, [[5, 6, 7], [8, 9], [5, 6, 7]], n=4, max_new_tokens=6, stop=())
     hook.remove()
     assert seen[0] == (2, 3) and seen[1:] == [(12, 1)] * 5, seen
@@ -225,7 +232,8 @@ def test_each_distinct_prompt_is_prefilled_once():
 
 def test_stopped_rows_leave_the_batch():
     model, rows = tiny("Llama"), []
-    hook = model.register_forward_pre_hook(lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True)
+    hook = model.register_forward_pre_hook(lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])),
+                                           with_kwargs=True)
     samples = rollout.generate(model, [[5, 6]], n=60, max_new_tokens=30, stop=tuple(range(2, 20)))
     hook.remove()
     alive = [sum(len(s.tokens) > t for s in samples) for t in range(30)]
@@ -253,7 +261,8 @@ def test_stop_set_is_the_union():
         loaded, _ = rollout.load_policy(folder, "cpu")
     assert loaded.generation_config.eos_token_id == sorted({7, 11, 12, tokenizer.eos_token_id})
     assert loaded.generation_config.repetition_penalty in (None, 1.0)
-    assert all(s.tokens[-1] in (0, 7, 11, 12) for s in rollout.generate(loaded, [[20, 21]], n=50, max_new_tokens=60) if s.stopped)
+    assert all(s.tokens[-1] in (0, 7, 11,
+                                12) for s in rollout.generate(loaded, [[20, 21]], n=50, max_new_tokens=60) if s.stopped)
 
 
 def test_chat_template_and_plain_fallback():
@@ -279,7 +288,8 @@ def test_saved_policy_is_a_hugging_face_folder():
         rollout.save_policy(*toy(), folder)
         assert not (Path(folder) / "saving").exists()
         model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
-    for chat in (critique.solve("Compute 3*4+5-1 modulo 10."), critique.critique("Compute 3*4+5-1 modulo 10.", "3*4=2\n2+5=7\n7-1=6\n\\boxed{6}")):
+    for chat in (critique.solve("Compute 3*4+5-1 modulo 10."),
+                 critique.critique("Compute 3*4+5-1 modulo 10.", "3*4=2\n2+5=7\n7-1=6\n\\boxed{6}")):
         ids = rollout.encode_chat(tokenizer, chat)
         theirs = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=64)[0, len(ids):].tolist()
         ours, = rollout.generate(toy()[0], [ids], max_new_tokens=64, temperature=0)
@@ -290,18 +300,28 @@ def test_saved_policy_is_a_hugging_face_folder():
 
 def test_judgement_table():
     for text, expected in [
-            ("Conclusion: right", True), ("Conclusion: wrong", False), ("conclusion:WRONG.", False), ("**Conclusion:** right", True),
-            ("**Conclusion: right**", True), ("## Conclusion\nwrong, since 3*4 is 12", False), ("Conclusion: \\boxed{right}", True),
-            ("Conclusion - \\boxed{\\text{Wrong}}", False), ("Conclusion: right\nConclusion: wrong", False), ("Conclusion: `right`!", True),
-            ("Conclusion: wrong ... so\nConclusion:  right   \n\nThanks", True), ("Conclusion: the solution is right.", True),
-            ("The conclusion is: wrong", False), ("Conclusion: _right_", True), ("Conclusion: rightly so", None), ("right", None), ("", None),
-            ("Conclusion: unclear", None), ("Conclusion: not right", None), ("Conclusion: right or wrong", None), ("Conclusion: right|wrong", None),
-            ("Conclusion: right / wrong", None), ("Conclusion: wrong\n\nRight answer: 5", False), ("In conclusion, it went right", None),
-            ("Conclusion: maybe\nConclusion: right", True), ("Conclusion: wrong (right answer: 5)", False), ("Conclusion: **right** or **wrong**", None), ("Conclusion: right, or wrong", None),
-            ("Conclusion: right-or-wrong", None), ("Conclusion: right (or wrong)", None), ("Conclusion: the answer is wrong", False), ("Conclusion: right\nConclusion: maybe", True)]:
+            ("Conclusion: right", True), ("Conclusion: wrong", False), ("conclusion:WRONG.", False),
+            ("**Conclusion:** right", True),
+            ("**Conclusion: right**", True), ("## Conclusion\nwrong, since 3*4 is 12", False),
+            ("Conclusion: \\boxed{right}", True),
+            ("Conclusion - \\boxed{\\text{Wrong}}", False), ("Conclusion: right\nConclusion: wrong", False),
+            ("Conclusion: `right`!", True),
+            ("Conclusion: wrong ... so\nConclusion:  right   \n\nThanks", True),
+            ("Conclusion: the solution is right.", True),
+            ("The conclusion is: wrong", False), ("Conclusion: _right_", True), ("Conclusion: rightly so", None),
+            ("right", None), ("", None),
+            ("Conclusion: unclear", None), ("Conclusion: not right", None), ("Conclusion: right or wrong", None),
+            ("Conclusion: right|wrong", None),
+            ("Conclusion: right / wrong", None), ("Conclusion: wrong\n\nRight answer: 5", False),
+            ("In conclusion, it went right", None),
+            ("Conclusion: maybe\nConclusion: right", True), ("Conclusion: wrong (right answer: 5)", False),
+            ("Conclusion: **right** or **wrong**", None), ("Conclusion: right, or wrong", None),
+            ("Conclusion: right-or-wrong", None), ("Conclusion: right (or wrong)", None),
+            ("Conclusion: the answer is wrong", False), ("Conclusion: right\nConclusion: maybe", True)]:
         assert critique.judgement(text) is expected, (text, expected)
     start = time.time()
-    for hostile in ("conclusion" * 100_000, "conclusion " * 100_000, "conclusion:" + "*" * 10 ** 6, "conclusion: is: is: is" * 50_000):
+    for hostile in ("conclusion" * 100_000, "conclusion " * 100_000, "conclusion:" + "*" * 10 ** 6,
+                    "conclusion: is: is: is" * 50_000):
         critique.judgement(hostile)
     assert time.time() - start < 2, "reading a judgement must take linear time"
 
@@ -320,41 +340,66 @@ def test_prompts():
 # -------------------------------------------------------------------------------------------------------- reward
 
 ANSWERS = [  # response, reference, right?
-    (r"\boxed{42}", "42", 1), (r"\boxed{41} no, \boxed{42}", "42", 1), (r"\boxed{42} no, \boxed{41}", "42", 0), ("it is 42.", "42", 1),
-    (r"\boxed{\boxed{5}}", "5", 1), (r"\boxed {5}", "5", 1), (r"\boxed{\text{about }\{5\}}", "5", 1), (r"\boxed{5} and \boxed{6", "5", 1),
-    (r"\boxed{}", "0", 0), ("", "0", 0), ("no number", "0", 0), ("#### 42", "blah <<6*7=42>> #### 42", 1), ("#### 1,200 miles", "#### 1200", 1),
+    (r"\boxed{42}", "42", 1), (r"\boxed{41} no, \boxed{42}", "42", 1), (r"\boxed{42} no, \boxed{41}", "42", 0),
+    ("it is 42.", "42", 1),
+    (r"\boxed{\boxed{5}}", "5", 1), (r"\boxed {5}", "5", 1), (r"\boxed{\text{about }\{5\}}", "5", 1),
+    (r"\boxed{5} and \boxed{6", "5", 1),
+    (r"\boxed{}", "0", 0), ("", "0", 0), ("no number", "0", 0), ("#### 42", "blah <<6*7=42>> #### 42", 1),
+    ("#### 1,200 miles", "#### 1200", 1),
     ("The answer is $5.00.", "5", 1), ("The answer is 5 apples, not 6.", "5", 1), ("The answer is 3 + 4 = 7.", "7", 1),
-    ("the answer is **42**", "42", 1), ("The answer is:\n42", "42", 1), ("Answer: 7", "7", 1), ("10 apples, 20 pears", "20", 1),
-    ("70,000 dollars", "70000", 1), (r"\boxed{1{,}000}", "1000", 1), (r"\boxed{1\,000}", "1,000", 1), ("1,000,000", "1000000", 1),
-    (r"\boxed{\$1,234.50}", "1234.5", 1), (r"\boxed{50\%}", "50", 1), (r"\boxed{50\%}", "0.5", 0), ("costs £3.20", "3.2", 1), ("so €12.", "12", 1),
-    (r"\boxed{25\text{ cm}^2}", "25", 1), (r"\boxed{60 \text{ km/h}}", "60", 1), (r"\boxed{90^\circ}", "90", 1), (r"\boxed{12\ \mathrm{hours}}", "12", 1),
-    (r"\boxed{x = 5}", "5", 1), (r"\boxed{5x+1}", "5", 0), (r"\boxed{9**9**9}", "9", 0), ("9**9**9", "387420489", 0), (r"\boxed{3 \times 10^5}", "3", 0),
-    (r"\boxed{\frac{1}{2}}", "0.5", 1), (r"\boxed{\dfrac{3}{4}}", "3/4", 1), (r"\boxed{\frac12}", "0.5", 1), (r"\boxed{1\frac{1}{2}}", "1.5", 1),
-    (r"\boxed{1 1/2}", "3/2", 1), (r"about $\frac{7}{2}$ of it", "3.5", 1), (r"\boxed{\left( \frac { 1 } { 2 } \right)}", "1/2", 1), (r"\boxed{2/4}", "1/2", 1),
-    (r"\boxed{\tfrac{10}{4}}", "2.5", 1), (r"\boxed{1/0}", "0", 0), (r"\boxed{\frac{1}{0}}", "0", 0), ("1/3", "0.3333333333", 0), ("0.1", "1/10", 1),
-    (r"\boxed{-\frac{1}{2}}", "-0.5", 1), (r"\boxed{\frac{-1}{2}}", "-1/2", 1), (r"x=\frac{-3}{-4}", "0.75", 1), (r"\boxed{ - \, 5 }", "-5", 1),
-    ("\u22125", "-5", 1), ("-$5", "-5", 1), ("$-5", "-5", 1), ("+7", "7", 1), ("10-5", "5", 1), ("10-5", "-5", 0), ("-0", "0", 1), ("5", "-5", 0),
-    ("5.", "5", 1), ("3.50", "3.5", 1), ("007", "7", 1), (".5", "1/2", 1), (r"\boxed{5\!\!}", "5", 1), (r"\boxed{\;5~}", "5", 1),
-    (r"\boxed{(1, 2)}", "(1,2)", 1), (r"\boxed{(1,3)}", "(1,2)", 0), (r"\boxed{x+1}", "x + 1", 1), (r"\boxed{x+1}", "x+2", 0),
-    (r"\boxed{\text{Blue}}", "blue", 1), ("The answer is blue.", "Blue", 1), ("blue", "red", 0), (r"\boxed{5}", r"so \boxed{5}", 1),
-    (r"\boxed{2}", r"\sqrt{2}", 0), (r"\boxed{\sqrt{2}}", r"\sqrt{2}", 1), (r"\boxed{4}", r"\frac{\pi}{4}", 0), (r"\boxed{3}", r"3\pi", 0),
-    (r"\boxed{5}", r"(-\infty,5]", 0), (r"\boxed{2y}", "2x", 0), (r"\boxed{2x}", "2x", 1), (r"\boxed{5-x}", "5", 0), (r"\boxed{x\neq 5}", "5", 0),
-    (r"\boxed{x=\pm 5}", "5", 0), (r"\boxed{5!}", "5", 0), (r"\boxed{n/2}", "2", 0), (r"\boxed{\frac{x}{2}}", "2", 0), (r"\boxed{.5}", "0.5", 1),
-    ("#### .5", "1/2", 1), ("The answer is $\\frac{\\pi}{4}$", "4", 0), (r"\boxed{}", "text ####", 0), ("The answer is .", "$", 0),
-    ("#### Step 2: add\nThe answer is 42.", "42", 1), ("The answer isn't 5, it is 6", "6", 1), (r"\boxed{5 m}", "5", 1), (r"\boxed{5 \text{ boys}}", "5", 1),
+    ("the answer is **42**", "42", 1), ("The answer is:\n42", "42", 1), ("Answer: 7", "7", 1),
+    ("10 apples, 20 pears", "20", 1),
+    ("70,000 dollars", "70000", 1), (r"\boxed{1{,}000}", "1000", 1), (r"\boxed{1\,000}", "1,000", 1),
+    ("1,000,000", "1000000", 1),
+    (r"\boxed{\$1,234.50}", "1234.5", 1), (r"\boxed{50\%}", "50", 1), (r"\boxed{50\%}", "0.5", 0), ("costs £3.20", "3.2", 1),
+    ("so €12.", "12", 1),
+    (r"\boxed{25\text{ cm}^2}", "25", 1), (r"\boxed{60 \text{ km/h}}", "60", 1), (r"\boxed{90^\circ}", "90", 1),
+    (r"\boxed{12\ \mathrm{hours}}", "12", 1),
+    (r"\boxed{x = 5}", "5", 1), (r"\boxed{5x+1}", "5", 0), (r"\boxed{9**9**9}", "9", 0), ("9**9**9", "387420489", 0),
+    (r"\boxed{3 \times 10^5}", "3", 0),
+    (r"\boxed{\frac{1}{2}}", "0.5", 1), (r"\boxed{\dfrac{3}{4}}", "3/4", 1), (r"\boxed{\frac12}", "0.5", 1),
+    (r"\boxed{1\frac{1}{2}}", "1.5", 1),
+    (r"\boxed{1 1/2}", "3/2", 1), (r"about $\frac{7}{2}$ of it", "3.5", 1),
+    (r"\boxed{\left( \frac { 1 } { 2 } \right)}", "1/2", 1), (r"\boxed{2/4}", "1/2", 1),
+    (r"\boxed{\tfrac{10}{4}}", "2.5", 1), (r"\boxed{1/0}", "0", 0), (r"\boxed{\frac{1}{0}}", "0", 0),
+    ("1/3", "0.3333333333", 0), ("0.1", "1/10", 1),
+    (r"\boxed{-\frac{1}{2}}", "-0.5", 1), (r"\boxed{\frac{-1}{2}}", "-1/2", 1), (r"x=\frac{-3}{-4}", "0.75", 1),
+    (r"\boxed{ - \, 5 }", "-5", 1),
+    ("\u22125", "-5", 1), ("-$5", "-5", 1), ("$-5", "-5", 1), ("+7", "7", 1), ("10-5", "5", 1), ("10-5", "-5", 0),
+    ("-0", "0", 1), ("5", "-5", 0),
+    ("5.", "5", 1), ("3.50", "3.5", 1), ("007", "7", 1), (".5", "1/2", 1), (r"\boxed{5\!\!}", "5", 1),
+    (r"\boxed{\;5~}", "5", 1),
+    (r"\boxed{(1, 2)}", "(1,2)", 1), (r"\boxed{(1,3)}", "(1,2)", 0), (r"\boxed{x+1}", "x + 1", 1),
+    (r"\boxed{x+1}", "x+2", 0),
+    (r"\boxed{\text{Blue}}", "blue", 1), ("The answer is blue.", "Blue", 1), ("blue", "red", 0),
+    (r"\boxed{5}", r"so \boxed{5}", 1),
+    (r"\boxed{2}", r"\sqrt{2}", 0), (r"\boxed{\sqrt{2}}", r"\sqrt{2}", 1), (r"\boxed{4}", r"\frac{\pi}{4}", 0),
+    (r"\boxed{3}", r"3\pi", 0),
+    (r"\boxed{5}", r"(-\infty,5]", 0), (r"\boxed{2y}", "2x", 0), (r"\boxed{2x}", "2x", 1), (r"\boxed{5-x}", "5", 0),
+    (r"\boxed{x\neq 5}", "5", 0),
+    (r"\boxed{x=\pm 5}", "5", 0), (r"\boxed{5!}", "5", 0), (r"\boxed{n/2}", "2", 0), (r"\boxed{\frac{x}{2}}", "2", 0),
+    (r"\boxed{.5}", "0.5", 1),
+    ("#### .5", "1/2", 1), ("The answer is $\\frac{\\pi}{4}$", "4", 0), (r"\boxed{}", "text ####", 0),
+    ("The answer is .", "$", 0),
+    ("#### Step 2: add\nThe answer is 42.", "42", 1), ("The answer isn't 5, it is 6", "6", 1), (r"\boxed{5 m}", "5", 1),
+    (r"\boxed{5 \text{ boys}}", "5", 1),
 ]
 
 
 def test_is_correct_table():
     for response, reference, right in ANSWERS:
-        assert reward.is_correct(response, reference) is bool(right), (response, reference, right, reward.final_answer(response))
+        assert reward.is_correct(response,
+                                 reference) is bool(right), (response, reference, right, reward.final_answer(response))
 
 
 def test_hostile_text_takes_linear_time():
     million = 10 ** 6
-    for text in ["9" * million, "9**9**9", "{" * million, "\\boxed{" * (million // 7), "\\boxed{" + "{" * million, " " * million, "1 " * (million // 2),
-                 "\\frac{" * (million // 6), "#" * million, "answer is " * (million // 10), "1,111" * (million // 5), "1/" * (million // 2),
-                 "\\boxed{" + "9" * million + "}", "\\frac" + " " * million, "-" * million, "the answer is " + "9" * million, "5" + " " * million + "/"]:
+    for text in ["9" * million, "9**9**9", "{" * million, "\\boxed{" * (million // 7), "\\boxed{" + "{" * million,
+                 " " * million, "1 " * (million // 2),
+                 "\\frac{" * (million // 6), "#" * million, "answer is " * (million // 10), "1,111" * (million // 5),
+                 "1/" * (million // 2),
+                 "\\boxed{" + "9" * million + "}", "\\frac" + " " * million, "-" * million, "the answer is " + "9" * million,
+                 "5" + " " * million + "/"]:
         start = time.time()
         assert not reward.is_correct(text, "9") or text == "9**9**9"
         reward.is_correct("9", text)
@@ -363,7 +408,8 @@ def test_hostile_text_takes_linear_time():
 
 def test_equations_1_to_6():
     assert reward.response_reward("so \\boxed{7}", "7") == 1 and reward.response_reward("so \\boxed{8}", "7") == 0           # eq. 1
-    for judged, right, expected in [(True, True, 0.7), (False, False, 0.7), (True, False, 0), (False, True, 0), (None, True, 0), (None, False, 0)]:
+    for judged, right, expected in [(True, True, 0.7), (False, False, 0.7), (True, False, 0), (False, True, 0),
+                                    (None, True, 0), (None, False, 0)]:
         assert reward.critique_reward(judged, right) == expected                                                             # eq. 2
     assert [reward.reweighted_reward(r, r, 0.25) for r in (True, False)] == [0.35 / 0.25, 0.35 / 0.75]                        # eq. 3
     assert reward.reweighted_reward(True, False, 0.25) == reward.reweighted_reward(None, True, 0.25) == 0
@@ -378,7 +424,8 @@ def test_equations_1_to_6():
 def test_eq_3_balances_the_labels():
     """With accuracy a, a critic that is always right earns 0.35 from right and 0.35 from wrong responses on average."""
     for a in (0.1, 0.5, 0.9):
-        close([a * reward.reweighted_reward(True, True, a), (1 - a) * reward.reweighted_reward(False, False, a)], [0.35, 0.35])
+        close([a * reward.reweighted_reward(True, True, a), (1 - a) * reward.reweighted_reward(False, False, a)],
+              [0.35, 0.35])
 
 
 def test_filter_and_cache():
@@ -474,7 +521,8 @@ def test_grpo_loss_by_hand():
     ref = torch.tensor([[1.5, 1.8], [1.4, 9.0]]).log()                   # ref/new = 1, 2, 2: k3 = 0, 1 - log 2, 1 - log 2
     k3 = 2 * (1 - math.log(2)) / 3
     close(train.grpo_loss(new, old, advantage, mask, ref_logprobs=ref, kl=0.5), -(1.2 + 0.9 - 1.6) / 3 + 0.5 * k3)
-    close(train.grpo_loss(new, old, advantage, mask, ref_logprobs=ref, kl=torch.tensor([[0.5], [0.0]])), -(1.2 + 0.9 - 1.6) / 3 + 0.5 * k3 / 2)
+    close(train.grpo_loss(new, old, advantage, mask, ref_logprobs=ref, kl=torch.tensor([[0.5], [0.0]])),
+          -(1.2 + 0.9 - 1.6) / 3 + 0.5 * k3 / 2)
     assert train.grpo_loss(new, old, advantage, torch.zeros(2, 2)) == 0
 
 
@@ -516,7 +564,8 @@ class Recorder(torch.optim.SGD):
     """An optimizer that keeps the gradients and moves nothing."""
 
     def step(self, closure=None):
-        self.seen = getattr(self, "seen", []) + [torch.cat([p.grad.flatten() for g in self.param_groups for p in g["params"]])]
+        self.seen = getattr(self, "seen",
+                            []) + [torch.cat([p.grad.flatten() for g in self.param_groups for p in g["params"]])]
 
 
 def test_update_has_the_gradient_of_the_loss():
@@ -576,7 +625,8 @@ def test_non_finite_gradient_stops_the_run():
 
 def test_supervised_gradient():
     model, tokenizer = toy()
-    samples = [rollout.demonstration(tokenizer, critique.solve("Compute 1+2 modulo 10."), "1+2=3"), rollout.demonstration(tokenizer, critique.solve("x"), "y")]
+    samples = [rollout.demonstration(tokenizer, critique.solve("Compute 1+2 modulo 10."), "1+2=3"),
+               rollout.demonstration(tokenizer, critique.solve("x"), "y")]
     assert samples[0].tokens[-1] == tokenizer.eos_token_id and tokenizer.decode(samples[0].tokens[:-1]) == "1+2=3"
     loss = train.supervised_gradient(model, samples)
     scored = rollout.logprobs(model, samples)
@@ -590,8 +640,10 @@ def test_tables_by_hand():
     table = train.judge_table([True, True, False, None, False, True], [True, False, False, True, True, True])
     assert table == {"accuracy": 3 / 6, "p1": 2 / 4, "p2": 1 / 2, "precision": 2 / 3, "recall": 2 / 4, "unreadable": 1 / 6}
     assert train.judge_table([None], [False])["precision"] is None and train.judge_table([None], [False])["p1"] is None
-    table = train.attempts_table([1, 1, 0, 0, 0], [1, 0, 1, 1, 0], [True, False, False, False, False], [True, False, False, False, True])
-    close([table[k] for k in ("t1", "t2", "delta", "i_to_c", "c_to_i", "unchanged", "kept")], [0.4, 0.6, 0.2, 0.4, 0.2, 0.2, 1 / 3])
+    table = train.attempts_table([1, 1, 0, 0, 0], [1, 0, 1, 1, 0], [True, False, False, False, False],
+                                 [True, False, False, False, True])
+    close([table[k] for k in ("t1", "t2", "delta", "i_to_c", "c_to_i", "unchanged", "kept")],
+          [0.4, 0.6, 0.2, 0.4, 0.2, 0.2, 1 / 3])
     assert train.attempts_table([1], [0], [False], [False])["kept"] is None
 
 
@@ -634,7 +686,8 @@ def test_rewards_of_critiques_by_flag():
     problems = reward.toy_problems(4, 2)
     pairs = [Pair(p, train.toy_solution(reward.toy_steps(p.question.split()[1])), True, 0.2) for p in problems]
     pairs += [Pair(p, "\\boxed{x}", False, 0.2) for p in problems]
-    for flags, values in [(("--reward-right", 0.6, "--reward-wrong", 0.8), {0.0, 0.6, 0.8}), (("--balance", "reweight"), {0.0, 0.35 / 0.2, 0.35 / 0.8}),
+    for flags, values in [(("--reward-right", 0.6, "--reward-wrong", 0.8), {0.0, 0.6, 0.8}),
+                          (("--balance", "reweight"), {0.0, 0.35 / 0.2, 0.35 / 0.8}),
                           (("--denoise", 2), {0.0, 0.05, 0.1, 0.35, 0.7, 0.75, 0.8, 1.05, 1.4})]:
         episodes, metrics = train.criticise(recipe_run("--n", 6, *flags), pairs, 3)
         assert all(min(abs(e.reward - v) for v in values) < 1e-9 for e in episodes), {e.reward for e in episodes}
@@ -648,14 +701,16 @@ def constructed_attempts(run):
 
     def two_attempts(run_, problems, n, seed, **options):
         make = lambda i, role, r: train.Episode(*done[i], role, problem, float(r), (role, problem.question))
-        return ([make(i, "attempt 1", r) for i, r in enumerate((0, 0, 1, 1))], [make(4 + i, "attempt 2", r) for i, r in enumerate((0, 1, 0, 1))],
+        return ([make(i, "attempt 1", r) for i, r in enumerate((0, 0, 1, 1))],
+                [make(4 + i, "attempt 2", r) for i, r in enumerate((0, 1, 0, 1))],
                 {"t1": 0.5, "t2": 0.5, "delta": 0.0})
     return problem, two_attempts
 
 
 def test_score_stages_by_hand():
     real = train.two_attempts
-    flags = ("--method", "score", "--n", 4, "--alpha", 10, "--beta1", 0.01, "--beta2", 0.1, "--stage1-steps", 1, "--steps", 2, "--mini-batch", 100, "--grad-clip", 1e9)
+    flags = ("--method", "score", "--n", 4, "--alpha", 10, "--beta1", 0.01, "--beta2", 0.1, "--stage1-steps", 1, "--steps",
+             2, "--mini-batch", 100, "--grad-clip", 1e9)
     run = recipe_run(*flags)
     problem, train.two_attempts = constructed_attempts(run)
     try:
@@ -690,7 +745,9 @@ def test_two_attempts_is_the_real_conversation():
     first, second, table = train.two_attempts(run, problems, 2, 5)
     assert [e.problem for e in first] == [e.problem for e in second] == [p for p in problems for _ in range(2)]
     for a, b in zip(first, second):
-        assert b.sample.prompt == rollout.encode_chat(run.tokenizer, critique.correct(a.problem.question, a.text)) and a.text in run.tokenizer.decode(b.sample.prompt)
+        conversation = critique.correct(a.problem.question, a.text)
+        assert b.sample.prompt == rollout.encode_chat(run.tokenizer, conversation)
+        assert a.text in run.tokenizer.decode(b.sample.prompt)
     assert table["unchanged"] == sum(a.text == b.text for a, b in zip(first, second)) / 6
     wrong = [(a, b) for a, b in zip(first, second) if not a.reward]
     close(table["kept"], sum(reward.final_answer(a.text) == reward.final_answer(b.text) for a, b in wrong) / len(wrong))
@@ -712,15 +769,18 @@ def test_supervised_recipes_keep_what_they_should():
 
 # ------------------------------------------------------------------------------------------------------- whole runs
 
-SMALL = ("--questions", 10, "--n", 10, "--mini-batch", 64, "--eval-size", 16, "--eval-every", 100, "--warmup", 1, "--lr", 4e-4)
+SMALL = ("--questions", 10, "--n", 10, "--mini-batch", 64, "--eval-size", 16, "--eval-every", 100, "--warmup", 1, "--lr",
+         4e-4)
 
 
 def test_reward_rises_in_every_method():
     """Ten problems again and again: what each method trains must get better on them."""
-    for method, keys, steps in [("g-rl", ["response/accuracy"], 8), ("c-rl", ["critique/accuracy"], 9), ("gc-rl", ["response/accuracy", "response/accuracy + critique/accuracy"], 9),
+    for method, keys, steps in [("g-rl", ["response/accuracy"], 8), ("c-rl", ["critique/accuracy"], 9),
+                                ("gc-rl", ["response/accuracy", "response/accuracy + critique/accuracy"], 9),
                                 ("score", ["t2"], 8), ("multi-turn", ["t1", "t2"], 8), ("star", ["t1"], 8)]:
         with tempfile.TemporaryDirectory() as folder:
-            rows, printed = trained(folder + "/run", "--method", method, "--data", toy_file(12), "--steps", steps, "--stage1-steps", 4, "--static-questions", 10, *SMALL)
+            rows, printed = trained(folder + "/run", "--method", method, "--data", toy_file(12), "--steps", steps,
+                                    "--stage1-steps", 4, "--static-questions", 10, *SMALL)
             for key in keys:
                 def score(row):      # gc-rl's pairs change with its responses: what must rise is what it earns from both
                     return sum(row[name] for name in key.split(" + "))
@@ -737,13 +797,15 @@ def test_reward_rises_in_every_method():
 def test_pair_sft_learns_to_correct():
     """Supervised pairs: the loss on the same traces falls."""
     with tempfile.TemporaryDirectory() as folder:
-        rows, _ = trained(folder + "/run", "--method", "pair-sft", "--data", toy_file(14), "--steps", 8, "--static-questions", 12, *SMALL)
+        rows, _ = trained(folder + "/run", "--method", "pair-sft", "--data", toy_file(14), "--steps", 8,
+                          "--static-questions", 12, *SMALL)
     assert rows[-1]["loss"] < rows[1]["loss"] - 0.02, [row.get("loss") for row in rows]
 
 
 def test_resume_gives_the_same_run():
     with tempfile.TemporaryDirectory() as folder:
-        flags = ("--method", "gc-rl", "--data", toy_file(40), "--questions", 6, "--n", 4, "--eval-size", 4, "--kl", 0.01, "--pairs", 4, "--mini-batch", 20)
+        flags = ("--method", "gc-rl", "--data", toy_file(40), "--questions", 6, "--n", 4, "--eval-size", 4, "--kl", 0.01,
+                 "--pairs", 4, "--mini-batch", 20)
         whole, _ = trained(folder + "/a", *flags, "--steps", 4, "--eval-every", 100)
         trained(folder + "/b", *flags, "--steps", 2, "--eval-every", 100)
         with open(folder + "/b/metrics.jsonl", "a") as file:
@@ -777,7 +839,8 @@ def test_cold_start():
             return train.load_demonstrations(path)
         q, r = {"question": "q", "response": "r"}, {"critique": "no\nConclusion: wrong"}
         assert load(q) == [(critique.solve("q"), "r")]
-        assert load(q | r) == [(critique.critique("q", "r"), "no\nConclusion: wrong")], "a wrong response is no demonstration of solving"
+        assert load(q | r) == [(critique.critique("q", "r"),
+                                "no\nConclusion: wrong")], "a wrong response is no demonstration of solving"
         assert len(load(q | {"critique": "Conclusion: right", "label": "right"}, q | r | {"label": False})) == 3
         fails(lambda: load(q, q | r | {"label": "right"}), "jsonl:2", "contradicts")
         fails(lambda: load(q | {"critique": "hm"}), "jsonl:1", "Conclusion")
@@ -787,9 +850,11 @@ def test_cold_start():
         rows = []
         for p in reward.toy_problems(24, 1):
             steps = reward.toy_steps(p.question.split()[1])
-            rows.append({"question": p.question, "response": train.toy_solution(steps), "critique": train.toy_critique(steps, steps)})
+            rows.append({"question": p.question, "response": train.toy_solution(steps),
+                         "critique": train.toy_critique(steps, steps)})
         load(*rows)
-        rows, printed = trained(folder + "/run", "--cold-start", path, "--cold-start-steps", 10, "--cold-start-lr", 3e-4, "--mini-batch", 48, "--steps", 0, "--eval-size", 16)
+        rows, printed = trained(folder + "/run", "--cold-start", path, "--cold-start-steps", 10, "--cold-start-lr", 3e-4,
+                                "--mini-batch", 48, "--steps", 0, "--eval-size", 16)
         losses = [float(line.split("loss ")[1].split()[0]) for line in printed.splitlines() if line.startswith("cold start")]
         assert losses[-1] < losses[0], losses
         changed = AutoModelForCausalLM.from_pretrained(folder + "/run")
@@ -890,9 +955,11 @@ def printed_by(*flags):
 
 def test_majority_vote():
     box = lambda x: f"so \\boxed{{{x}}}"
-    assert sample.majority_vote([box(1), box("2/4"), box(0.5), box(3)]) == 1, "1/2 and 0.5 are one answer; the first of its voters stands for it"
+    assert sample.majority_vote([box(1), box("2/4"), box(0.5),
+                                 box(3)]) == 1, "1/2 and 0.5 are one answer; the first of its voters stands for it"
     assert sample.majority_vote([box(1), box(2), box(2), box(1)]) == 0, "a tie goes to the answer that came first"
-    assert sample.majority_vote(["hm", "", box(4)]) == 2 and sample.majority_vote(["hm", ""]) is None and sample.majority_vote([]) is None
+    assert sample.majority_vote(["hm", "", box(4)]) == 2
+    assert sample.majority_vote(["hm", ""]) is None and sample.majority_vote([]) is None
     assert sample.majority_vote([box(1), box(1), box(2)], [0.2, 0.3, 0.6]) == 2
     assert sample.majority_vote([box(1), box(2), box(2)], [0.0, 0.0, 0.0]) == 1, "no critique calls any right: a plain vote"
     assert sample.majority_vote([box("x+1"), box("x + 1"), box("y")]) == 0
@@ -923,7 +990,7 @@ def test_votes_at_equal_budgets():
         sample.complete, sample.respond = before
     assert table["vote/parallel"] == {2: 0, 4: 0}, "3 and 2 tie and 3 came first"
     assert table["vote/parallel, corrected"] == {2: 1, 4: 1}, "one correction: 2; both tie, and 2 came first"
-    assert table["vote/critique-weighted"] == {2: 0, 4: 1}, "alone, an answer called wrong still wins; beside one called right it does not"
+    assert table["vote/critique-weighted"] == {2: 0, 4: 1}, "an answer called wrong wins only where it is alone"
 
 
 def test_sample_answers_evaluates_compares_and_votes():
@@ -931,20 +998,23 @@ def test_sample_answers_evaluates_compares_and_votes():
         text = printed_by("Compute 9-7*2-5 modulo 10.", "--n", 3)
         assert [text.count(word) for word in ("ANSWER", "CRITIQUE", "CORRECTED")] == [1, 3, 2] and "boxed" in text
         rows, _ = trained(folder + "/run", "--steps", 1, "--questions", 4, "--n", 4, "--eval-size", 32)
-        last = printed_by("--model", folder + "/run", "--eval", "--json", "--size", 32, "--pairs", folder + "/run/eval_pairs.jsonl").splitlines()[-1]
+        last = printed_by("--model", folder + "/run", "--eval", "--json", "--size", 32, "--pairs",
+                          folder + "/run/eval_pairs.jsonl").splitlines()[-1]
         numbers = json.loads(last)
         assert numbers["eval/size"] == 32 and numbers["eval/pairs"] == rows[-1]["eval/pairs"]
         for name in ("eval/generation", "eval/critique", "eval/t2", "eval/unchanged"):
             close(numbers[name], rows[-1][name], 0.04)
         text = printed_by("--data", toy_file(14), "--eval", "--json")
         assert json.loads(text.splitlines()[-1])["eval/size"] == 14
-        assert "runs, at their last" in printed_by("--compare", folder + "/run", folder + "/run", "--picture", folder + "/c.svg")
+        assert "runs, at their last" in printed_by("--compare", folder + "/run", folder + "/run", "--picture",
+                                                   folder + "/c.svg")
         fails(lambda: sample.main(["--vote", "--n", "4", "--critiques", "4"]), "--critiques 4", "budget, 4")
         text = printed_by("--vote", "--size", 8, "--n", 4, "--critiques", 3, "--picture", folder + "/v.svg", "--json")
         assert set(json.loads(text.splitlines()[-1])["vote/critique-weighted"]) == {"4"}, "one answer and three critiques"
         text = printed_by("--vote", "--size", 24, "--n", 4, "--picture", folder + "/v.svg", "--json")
         votes = json.loads(text.splitlines()[-1])
-        assert set(votes) == {"vote/parallel", "vote/parallel, corrected", "vote/critique-weighted"} and all(set(v) == {"2", "4"} for v in votes.values())
+        assert set(votes) == {"vote/parallel", "vote/parallel, corrected",
+                              "vote/critique-weighted"} and all(set(v) == {"2", "4"} for v in votes.values())
         for picture in ("c.svg", "v.svg"):
             assert xml.etree.ElementTree.parse(Path(folder) / picture).getroot().tag.endswith("svg")
 
