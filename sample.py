@@ -14,8 +14,8 @@ from pathlib import Path
 from critique import correct, critique, judgement, solve
 from reward import Pair, PairCache, Problem, answer_key, load_problems, read_jsonl, text_field, toy_problems
 from rollout import InputError, encode_chat, context_length, load_policy
-from train import (Run, complete, ends_right, evaluate, fetch_gsm8k, mean, parse_args, respond, sample_pairs, seed_of,
-                   show_evaluations)
+from train import (Run, check_lengths, complete, ends_right, evaluate, fetch_gsm8k, mean, parse_args, read_metrics, respond,
+                   sample_pairs, seed_of, show_evaluations, two_attempts)
 
 COLOURS = ["#2a6fbb", "#d1495b", "#3b8c5a", "#8a5fb0", "#c98a1b", "#5b6770"]
 
@@ -98,23 +98,14 @@ def load_exam(path):
     return read_jsonl(path, check)
 
 
-def read_run(folder):
-    """The rows of a run's metrics.jsonl."""
-    def check(row):
-        row["step"]
-        return row
-    return read_jsonl(Path(folder) / "metrics.jsonl", check)
-
-
 def compare(folders, picture):
     """A table of the last evaluation of several runs beside the first one's start, and their curves."""
-    runs = {str(folder): read_run(folder) for folder in folders}
-    columns = {"start": next(iter(runs.values()))[0]}
+    runs, columns = {str(folder): read_metrics(Path(folder) / "metrics.jsonl") for folder in folders}, {}
     for name, rows in runs.items():
-        evaluated = [row for row in rows if "eval/generation" in row]
+        evaluated = [row for row in rows if "eval/generation" in row and "step" in row]
         if not evaluated:
             raise InputError(f"{name}: metrics.jsonl holds no evaluation")
-        columns[name] = evaluated[-1]
+        columns |= {"start": columns.get("start", evaluated[0]), name: evaluated[-1]}
     show_evaluations("runs, at their last evaluation", columns)
     charts = []
     for key, title in [("eval/generation", "greedy accuracy"), ("eval/critique", "critique accuracy"),
@@ -122,7 +113,7 @@ def compare(folders, picture):
                        ("delta", "in training: second attempt - first"), ("kept", "in training: wrong answers given again")]:
         charts.append((title, "step", {name: [(row["step"], row[key]) for row in rows if row.get(key) is not None]
                                        for name, rows in runs.items()}))
-    line_charts(picture, charts, "Evaluation on held-out problems, greedy")
+    line_charts(picture, charts, "Held-out problems, greedy; and what was sampled in training")
     return columns
 
 
@@ -176,11 +167,14 @@ def vote(run, problems, budgets, critiques, picture):
 
     table = {name: [(k, mean(right(votes[:k // cost], problem) for votes, problem in zip(cast, problems)))
                     for k in budgets if k >= cost] for name, (cost, cast) in ballots.items()}
-    print(f"\naccuracy by vote, {len(problems)} problems{'':10}" + "".join(f"  k={k:<4}" for k in budgets))
+    *_, greedy = two_attempts(run, problems, 1, 0, temperature=0.0, show="greedy")
+    print(f"\none greedy answer {greedy['t1']:.3f}, corrected once {greedy['t2']:.3f}; below, samples at temperature "
+          f"{run.args.temperature:g}; the standard error is up to {0.5 / len(problems) ** 0.5:.3f}")
+    print(f"{f'accuracy by vote, {len(problems)} problems':40}" + "".join(f"  k={k:<4}" for k in budgets))
     for name, line in table.items():
         print(f"{name:40}" + "".join(f"  {dict(line)[k]:.3f} " if k in dict(line) else f"{'-':>7} " for k in budgets))
     line_charts(picture, [("accuracy by vote", "samples per problem", table)], "Self-correction at inference")
-    return {"vote/" + name: dict(line) for name, line in table.items()}
+    return {"vote/" + name: dict(line) for name, line in table.items()} | {"greedy/t1": greedy["t1"], "greedy/t2": greedy["t2"]}
 
 
 def main(argv=None):
@@ -221,7 +215,7 @@ def use(options):
     n = options.n if options.n is not None else 16 if options.vote else 4
     if n < 1 or options.vote and n < 2 or options.size is not None and options.size < 1:
         raise InputError(f"--n {n} --size {options.size}: must be at least 1 (--vote: --n 2)")
-    budgets = [k for k in (2, 4, 8, 16, 32, 64, 128) if k <= n]
+    budgets = sorted({k for k in (2, 4, 8, 16, 32, 64, 128) if k < n} | {n})
     if options.vote and not 0 < options.critiques < budgets[-1]:
         raise InputError(f"--critiques {options.critiques}: must be at least 1 and less than the largest budget, {budgets[-1]}")
     problems = []
@@ -233,6 +227,7 @@ def use(options):
     limit = options.max_new_tokens if options.max_new_tokens is not None else min(512, context_length(model) // 4)
     args = parse_args(["--seed", str(options.seed), "--temperature", str(options.temperature), "--max-new-tokens", str(limit)])
     run, numbers = Run(args, model, tokenizer, PairCache(1)), {}
+    check_lengths(run, problems)
     if options.question:
         show_question(run, options.question, n)
     if options.eval:

@@ -580,7 +580,7 @@ def test_update_has_the_gradient_of_the_loss():
     finally:
         rollout.MICRO_TOKENS = limit
     close(recorder.seen[0], expected, 1e-5)
-    assert metrics["ratio/max_log"] < 1e-3 and metrics["ratio/clipped"] == 0 and metrics["kl"] is None
+    assert metrics["ratio/max_log"] < 1e-3 and metrics["ratio/clipped"] == 0 and not any("kl" in name for name in metrics)
     close(metrics["grad_norm"], expected.norm(), 1e-4)
     run.args.mini_batch, recorder.seen = 12, []
     train.update(run.model, None, recorder, episodes, run.args, random.Random(0))
@@ -597,7 +597,7 @@ def test_kl_to_the_reference():
     for e in episodes:
         e.advantage, e.kl = 0.0, 1.0
     metrics = train.update(run.model, run.model, recorder, episodes, run.args, random.Random(0))
-    assert metrics["kl"] < 1e-9 and recorder.seen[0].abs().max() < 1e-5
+    assert metrics["kl/response"] < 1e-9 and recorder.seen[0].abs().max() < 1e-5
     other = copy.deepcopy(run.model)
     for p in other.parameters():
         p.data += 0.02 * torch.randn_like(p)
@@ -605,7 +605,7 @@ def test_kl_to_the_reference():
         for e in episodes:
             e.kl = weight
         metrics = train.update(run.model, other, recorder, episodes, run.args, random.Random(0))
-        assert metrics["kl"] > 1e-3
+        assert metrics["kl/response"] > 1e-3
     close(recorder.seen[2], 2 * recorder.seen[1], 1e-4)
 
 
@@ -716,7 +716,7 @@ def test_score_stages_by_hand():
     try:
         one, m1 = train.score(run, 1, [problem])
         two, m2 = train.score(run, 2, [problem])
-        plain, _ = train.score(recipe_run("--method", "multi-turn", *flags[2:]), 1, [problem])
+        plain, _ = train.score(recipe_run("--method", "multi-turn", "--n", 4), 1, [problem])
     finally:
         train.two_attempts = real
     assert m1["stage"] == 1 and m2["stage"] == 2
@@ -725,14 +725,14 @@ def test_score_stages_by_hand():
     close([e.reward for e in two], [0, 0, 1, 1, 0, 11, -10, 1])                    # Stage II: r(y2) + 10 (r(y2) - r(y1))
     close([e.kl for e in two], [0.01] * 8)
     close([e.reward for e in plain], [0, 0, 1, 1, 0, 1, 0, 1])                     # multi-turn: the plain rewards
-    run.args.no_std = True
+    assert run.args.no_std, "divided by the standard deviation, the second attempts' alpha would cancel"
     a = lambda episodes: reward.advantages([e.reward for e in episodes], [e.group for e in episodes], std=False).tolist()
     close(a(one), [0] * 4 + [-0.5, 0.5, -0.5, 0.5])
     close(a(two), [-0.5, -0.5, 0.5, 0.5, -0.5, 10.5, -10.5, 0.5])                  # each attempt has its own group and baseline
     # Stage I: without KL the update's gradient is that of the second attempts alone, with the first ones in the token mean
     for e in one:
         e.kl = 0.0
-    run.args.no_std, run.reference = False, None
+    run.reference = None
     run.optimizer = Recorder(run.model.parameters(), lr=1.0)
     train.learn(run, one, 1)
     share = sum(len(e.sample.tokens) for e in one[4:]) / sum(len(e.sample.tokens) for e in one)
@@ -780,7 +780,7 @@ def test_reward_rises_in_every_method():
                                 ("score", ["t2"], 8), ("multi-turn", ["t1", "t2"], 8), ("star", ["t1"], 8)]:
         with tempfile.TemporaryDirectory() as folder:
             rows, printed = trained(folder + "/run", "--method", method, "--data", toy_file(12), "--steps", steps,
-                                    "--stage1-steps", 4, "--static-questions", 10, *SMALL)
+                                    "--static-questions", 10, *SMALL)
             for key in keys:
                 def score(row):      # gc-rl's pairs change with its responses: what must rise is what it earns from both
                     return sum(row[name] for name in key.split(" + "))
@@ -803,20 +803,23 @@ def test_pair_sft_learns_to_correct():
 
 
 def test_resume_gives_the_same_run():
-    with tempfile.TemporaryDirectory() as folder:
-        flags = ("--method", "gc-rl", "--data", toy_file(40), "--questions", 6, "--n", 4, "--eval-size", 4, "--kl", 0.01,
-                 "--pairs", 4, "--mini-batch", 20)
-        whole, _ = trained(folder + "/a", *flags, "--steps", 4, "--eval-every", 100)
-        trained(folder + "/b", *flags, "--steps", 2, "--eval-every", 100)
-        with open(folder + "/b/metrics.jsonl", "a") as file:
-            file.write('{"step": 3, "left over": "from a step behind the checkpoint"}\n')
-        parts, _ = trained(folder + "/b", *flags, "--steps", 4, "--eval-every", 100, "--resume")
-        assert [row["step"] for row in parts] == [0, 1, 2, 3, 4]
-        for key in ("response/accuracy", "critique/accuracy", "cache/size", "grad_norm", "kl", "entropy"):
-            close(*[[-1 if row.get(key) is None else row[key] for row in rows[1:]] for rows in (parts, whole)], 1e-4)
-        assert whole[4]["kl"] > 0
-        fails(lambda: trained(folder + "/b", *flags, "--steps", 4, "--resume"), "done its 4 steps")
-        fails(lambda: trained(folder + "/b", *flags, "--steps", 9, "--seed", 5, "--resume"), "--seed", "0", "5")
+    for method, keys, *options in [
+            ("gc-rl", "response/accuracy critique/accuracy cache/size kl/critique", "--kl", 0.01, "--pairs", 4),
+            ("score", "stage t1 t2", "--stage1-steps", 2)]:
+        with tempfile.TemporaryDirectory() as folder:
+            flags = ("--method", method, "--data", toy_file(40), "--questions", 6, "--n", 4, "--eval-size", 4,
+                     "--mini-batch", 20, "--eval-every", 100, *options)
+            whole, _ = trained(folder + "/a", *flags, "--steps", 4)
+            trained(folder + "/b", *flags, "--steps", 2)
+            with open(folder + "/b/metrics.jsonl", "a") as file:
+                file.write('{"step": 3, "left over": "from a step behind the checkpoint"}\n')
+            parts, _ = trained(folder + "/b", *flags, "--steps", 4, "--resume")
+            assert [row["step"] for row in parts] == [0, 1, 2, 3, 4]
+            for key in [*keys.split(), "grad_norm", "entropy"]:
+                close(*[[-1 if row.get(key) is None else row[key] for row in rows[1:]] for rows in (parts, whole)], 1e-4)
+            assert whole[4]["kl/response" if method == "gc-rl" else "kl/attempt 1"] > 0
+            fails(lambda: trained(folder + "/b", *flags, "--steps", 4, "--resume"), "done its 4 steps")
+            fails(lambda: trained(folder + "/b", *flags, "--steps", 9, "--seed", 5, "--resume"), "--seed", "0", "5")
 
 
 def test_same_exam_for_every_method():
@@ -909,6 +912,8 @@ def test_bad_input_is_one_line_and_touches_nothing():
         fails(run("--temperature", 0), "--temperature")
         fails(run("--max-new-tokens", 500), "context", "500")
         fails(run("--method", "score", "--steps", 3, "--stage1-steps", 5), "--stage1-steps 5")
+        fails(run("--method", "multi-turn", "--alpha", 5), "multi-turn", "--method score")
+        fails(run("--method", "score", "--kl", 0.1), "--kl 0.1", "--beta1")
         fails(run("--resume"), "--resume", "no run")
         fails(run("--device", "nonsense"), "nonsense")
         fails(run("--steps", "many"), "--steps", "many")
@@ -979,15 +984,15 @@ def test_votes_at_equal_budgets():
         if show == "corrections":
             return [(stub, corrections[i]) for i in range(2)]
         return [(stub, calls[answers[i]]) for i in range(2)]
-    before = sample.complete, sample.respond
-    sample.complete = complete
+    before = sample.complete, sample.respond, sample.two_attempts
+    sample.complete, sample.two_attempts = complete, lambda *args, **options: ([], [], {"t1": 0.0, "t2": 0.0})
     sample.respond = lambda run, problems, n, seed, show: [train.Episode(stub, text, "response", problem, 0.0, ()) for text in answers[:n]]
     try:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             args = train.parse_args([])
             table = sample.vote(train.Run(args, None, None, None), [problem], [2, 4], 1, folder + "/v.svg")
     finally:
-        sample.complete, sample.respond = before
+        sample.complete, sample.respond, sample.two_attempts = before
     assert table["vote/parallel"] == {2: 0, 4: 0}, "3 and 2 tie and 3 came first"
     assert table["vote/parallel, corrected"] == {2: 1, 4: 1}, "one correction: 2; both tie, and 2 came first"
     assert table["vote/critique-weighted"] == {2: 0, 4: 1}, "an answer called wrong wins only where it is alone"
@@ -1013,8 +1018,9 @@ def test_sample_answers_evaluates_compares_and_votes():
         assert set(json.loads(text.splitlines()[-1])["vote/critique-weighted"]) == {"4"}, "one answer and three critiques"
         text = printed_by("--vote", "--size", 24, "--n", 4, "--picture", folder + "/v.svg", "--json")
         votes = json.loads(text.splitlines()[-1])
-        assert set(votes) == {"vote/parallel", "vote/parallel, corrected",
-                              "vote/critique-weighted"} and all(set(v) == {"2", "4"} for v in votes.values())
+        assert all(0 <= votes.pop("greedy/" + attempt) <= 1 for attempt in ("t1", "t2"))
+        assert set(votes) == {"vote/parallel", "vote/parallel, corrected", "vote/critique-weighted"}
+        assert all(set(v) == {"2", "4"} for v in votes.values())
         for picture in ("c.svg", "v.svg"):
             assert xml.etree.ElementTree.parse(Path(folder) / picture).getroot().tag.endswith("svg")
 

@@ -45,7 +45,7 @@ GSM8K = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade
 # flag: (default with a real model, default with the toy). The paper's own numbers stand in the help texts.
 DEFAULTS = {"steps": (200, 40), "questions": (32, 48), "n": (8, 8), "mini_batch": (128, 256), "lr": (1e-6, 3e-4),
             "kl": (1e-3, 0.0), "max_new_tokens": (512, 64), "eval_size": (256, 512), "eval_every": (20, 20),
-            "beta2": (0.1, 2.0)}
+            "alpha": (10.0, 10.0), "beta2": (0.1, 0.25)}
 
 
 def parse_args(argv=None):
@@ -69,14 +69,14 @@ def parse_args(argv=None):
     add("cold-start-steps", "optimizer steps of the cold start, --mini-batch demonstrations each (0: three passes)",
         type=int, default=0)
     add("cold-start-lr", "learning rate of the cold start", type=float, default=2e-5)
-    add("steps", "steps of RL (paper: 10 epochs); toy with two attempts: 30", type=int)
+    add("steps", "steps of RL (paper: 10 epochs)", type=int)
     add("questions", "questions per step (paper: 512)", type=int)
     add("n", "samples per prompt (paper: 5)", type=int)
     add("mini-batch", "completions per optimizer step; a rollout gives several (paper: 128 questions of 512)", type=int)
     add("lr", "learning rate of AdamW, constant after the warm-up (paper: 1e-6)", type=float)
     add("warmup", "steps of linear warm-up", type=int, default=3)
     add("grad-clip", "largest gradient norm", type=float, default=1.0)
-    add("kl", "weight of the KL to the starting policy; 0 needs no reference (paper: 1e-3)", type=float)
+    add("kl", "g-rl, c-rl, gc-rl: weight of the KL to the starting policy; 0 needs no reference (paper: 1e-3)", type=float)
     add("clip", "the ratio is clipped to 1 - clip, 1 + clip (paper: 0.2)", type=float, default=0.2)
     add("temperature", "of sampling; the log-probs are those of this distribution", type=float, default=1.0)
     add("max-new-tokens", "limit of a completion in tokens; cut ones count as wrong (paper: 4096)", type=int)
@@ -94,9 +94,9 @@ def parse_args(argv=None):
         gc, choices=["filter", "reweight", "none"], default="filter")
     add("critique-data", "dynamic: pairs from the current policy; static: sampled once at the start [c-rl: static, gc-rl: dynamic]",
         gc, choices=["dynamic", "static"])
-    add("pairs", "pairs drawn from the cache for critiques each step (default: --questions)", gc, type=int)
+    add("pairs", "pairs drawn from the cache for critiques each step; pair-sft: traces of a step (default: --questions)", gc, type=int)
     add("cache", "capacity of the pair cache in pairs; the oldest leave first", gc, type=int, default=1024)
-    add("static-questions", "questions that static pairs are sampled from, 10 responses each", gc, type=int, default=512)
+    add("static-questions", "questions that static pairs (c-rl, pair-sft) are sampled from, 10 responses each", gc, type=int, default=512)
     add("denoise", "M refined responses for each critique, eq. 4 (0: off; paper: 1)", gc, type=int, default=0, metavar="M")
     add("reward-right", "reward of a right call on a right response (eq. 2: 0.7, eq. 5: 0.6, eq. 6: 0.8)",
         gc, type=float, default=0.7)
@@ -104,20 +104,24 @@ def parse_args(argv=None):
         gc, type=float, default=0.7)
     add("group", "rewards are compared among one prompt's samples, a question's responses and critiques, or the whole batch",
         gc, choices=["prompt", "question", "batch"], default="prompt")
-    add("no-std", "advantages are not divided by the group's standard deviation", gc, action="store_true")
+    add("no-std", "advantages are not divided by the group's standard deviation (score, multi-turn: they never are)",
+        gc, action="store_true")
     scoring = parser.add_argument_group("SCoRe")
-    add("alpha", "weight of the shaping alpha (r(y2) - r(y1)) in Stage II", scoring, type=float, default=10.0)
+    add("alpha", "weight of the shaping alpha (r(y2) - r(y1)) in Stage II", scoring, type=float)
     add("beta1", "KL weight on both attempts", scoring, type=float, default=0.01)
     add("beta2", "KL weight on the first attempt in Stage I, on top of beta1 (paper: 0.1 and 0.25)", scoring, type=float)
-    add("stage1-steps", "steps of Stage I, which count among --steps; 0: none (default: 80%% of --steps)", scoring, type=int)
+    add("stage1-steps", "steps of Stage I, which count among --steps; 0: none (default: 80%% of --steps, of those that the run "
+        "began with if it is resumed)", scoring, type=int)
     return settle(parser.parse_args(argv))
 
 
 def settle(args):
     """Fill in the defaults that depend on other flags, and refuse what cannot work before any work is done."""
     toy = args.model == "toy"
-    if toy and args.steps is None and METHODS[args.method] is score:
-        args.steps = 30                    # a second attempt for each first one: the steps take longer
+    if args.method == "multi-turn" and (args.alpha or args.stage1_steps):
+        raise InputError("--method multi-turn is score with --alpha 0 --stage1-steps 0; for other values use --method score")
+    if METHODS[args.method] is not gcrl and args.kl:
+        raise InputError(f"--kl {args.kl}: is for g-rl, c-rl and gc-rl; score and multi-turn have --beta1 and --beta2")
     for name, (real, small) in DEFAULTS.items():
         if getattr(args, name) is None:
             setattr(args, name, small if toy else real)
@@ -126,6 +130,8 @@ def settle(args):
     args.critique_data = args.critique_data or ("static" if args.method == "c-rl" else "dynamic")
     if args.method == "multi-turn":        # SCoRe without its two ideas
         args.alpha, args.stage1_steps = 0.0, 0
+    if METHODS[args.method] is score:      # the division would cancel alpha, and change what beta1 and beta2 weigh against
+        args.no_std = True
     for names, low in [("questions n mini_batch max_new_tokens pairs cache static_questions eval_every eval_size", 1),
                        ("steps warmup denoise kl clip alpha beta1 beta2 stage1_steps seed cold_start_steps "
                         "reward_right reward_wrong", 0)]:
@@ -136,7 +142,7 @@ def settle(args):
     for name in "lr cold_start_lr grad_clip temperature".split():
         if not 0 < getattr(args, name) < math.inf:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be greater than 0")
-    if args.n == 1 and args.group != "batch":
+    if args.n == 1 and args.group != "batch" and args.method not in SUPERVISED:
         raise InputError("--n 1: a single sample has nothing to be compared with (its group has standard deviation 0); "
                          "use --n 2 or more, or --group batch")
     if args.n == 1 and args.method in ("c-rl", "gc-rl") and args.critique_data == "dynamic":
@@ -209,7 +215,7 @@ def update(model, reference, optimizer, episodes, args, rng):
     is the same, the time is not. Returns the metrics; `ratio/max_log` is the largest |log ratio| before the first
     optimizer step, that is, how far the learner's log-probs are from the sampler's.
     """
-    total, norms, max_log = Counter(), [], 0.0
+    total, kls, sizes, norms, max_log = Counter(), Counter(), Counter(), [], 0.0
     for batch in mini_batches(episodes, args.mini_batch, rng):
         batch_tokens = sum(len(e.sample.tokens) for e in batch)
         learn = [e for e in batch if e.advantage != 0 or e.kl > 0] or batch[:1]
@@ -235,12 +241,13 @@ def update(model, reference, optimizer, episodes, args, rng):
                 total["clipped"] += int(((side > 0) & high | (side < 0) & low).sum())
                 total["tokens"] += int(mask.sum())
                 if ref is not None:
-                    away = (ref - new)[mask]
-                    total["kl"] += float((away.exp() - away - 1).sum())
+                    away = (ref - new).masked_fill(~mask, 0.0)
+                    for e, size in zip(part, (away.exp() - away - 1).sum(1).tolist()):
+                        kls[e.role] += size
+                        sizes[e.role] += len(e.sample.tokens)
         norms.append(optimizer_step(model, [optimizer], args.grad_clip))
     return {"ratio/max_log": max_log, "ratio/clipped": total["clipped"] / total["tokens"],
-            "kl": total["kl"] / total["tokens"] if reference is not None else None,
-            "grad_norm": sum(norms) / len(norms)}
+            "grad_norm": sum(norms) / len(norms)} | {"kl/" + role: kls[role] / sizes[role] for role in kls}
 
 
 def supervised_gradient(model, samples):
@@ -397,7 +404,9 @@ def two_attempts(run, problems, n, seed, **options):
         e.role, e.group = "attempt 1", ("attempt 1", *e.group)
     table = attempts_table([e.reward for e in first], [e.reward for e in second],
                            [a.text == b.text for a, b in zip(first, second)],
-                           [answer_key(a.text) == answer_key(b.text) for a, b in zip(first, second)])
+                           [a.sample.stopped and b.sample.stopped and None is not answer_key(a.text) == answer_key(b.text)
+                            for a, b in zip(first, second)])
+    table["truncated"] = mean(not e.sample.stopped for e in first + second)
     return first, second, table
 
 
@@ -454,8 +463,7 @@ def sample_pairs(run, problems, per_question, count, seed, show, balance="filter
 def evaluate(run, problems, pairs):
     """Greedy evaluation: responses, second attempts, and critiques of fixed pairs; a dict of eval/... numbers."""
     first, second, table = two_attempts(run, problems, 1, 0, temperature=0.0, show="evaluation")
-    cut = mean(not e.sample.stopped for e in first + second)
-    result = {"generation": table["t1"]} | table | {"size": len(problems), "truncated": cut}
+    result = {"generation": table["t1"]} | table | {"size": len(problems)}
     done = complete(run, [critique(p.problem.question, p.response) for p in pairs], 1, 0, 0.0, "critiques")
     table = judge_table([judgement(text) if sample.stopped else None for sample, text in done], [p.right for p in pairs])
     result |= {"critique": table.pop("accuracy")} | {"critique_" + name: value for name, value in table.items()}
@@ -789,6 +797,7 @@ def show_step(row, steps):
                                 ("critique P1/P2", ".2f", "critique/p1", "critique/p2"), ("t1/t2", ".2f", "t1", "t2"),
                                 ("unchanged", ".2f", "unchanged"), ("wrong kept", ".2f", "kept"),
                                 ("no spread", ".2f", "groups/no_spread"), ("cut", ".2f", "truncated"), ("cache", "d", "cache/size"),
+                                ("traces", "d", "traces"), ("loss", ".3f", "loss"),
                                 ("log ratio", ".0e", "ratio/max_log"), ("grad", ".2f", "grad_norm")]:
         if names[0] in row:
             parts.append(title + " " + "/".join("-" if row[name] is None else f"{row[name]:{form}}" for name in names))
@@ -928,7 +937,11 @@ def train(args):
     with tqdm(total=args.steps, initial=done, desc=args.method, disable=None) as bar:
         for step in range(done + 1, args.steps + 1):
             start = time.time()
-            episodes, row = METHODS[args.method](run, step, batch_of(problems, step, args.seed, args.questions))
+            try:
+                episodes, row = METHODS[args.method](run, step, batch_of(problems, step, args.seed, args.questions))
+            except InputError:                       # a prompt that quotes a response has outgrown the context
+                checkpoint(step - 1)
+                raise
             middle = time.time()
             row = {"step": step} | row | (learn(run, episodes, step) if episodes else {})
             tokens = sum(len(e.sample.tokens) for e in episodes)
