@@ -43,7 +43,7 @@ from rollout import (TOY, InputError, Sample, context_length, decode, demonstrat
 GSM8K = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/{}.jsonl"
 
 # flag: (default with a real model, default with the toy). The paper's own numbers stand in the help texts.
-DEFAULTS = {"steps": (200, 40), "questions": (32, 48), "n": (8, 8), "mini_batch": (128, 256), "lr": (1e-6, 3e-4),
+DEFAULTS = {"steps": (200, 40), "questions": (32, 64), "n": (8, 8), "mini_batch": (128, 256), "lr": (1e-6, 3e-4),
             "kl": (1e-3, 0.0), "max_new_tokens": (512, 64), "eval_size": (256, 512), "eval_every": (20, 20),
             "alpha": (10.0, 10.0), "beta2": (0.1, 0.25)}
 
