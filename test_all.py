@@ -759,6 +759,8 @@ def test_supervised_recipes_keep_what_they_should():
     kept, metrics = train.star(run, 1, reward.toy_problems(6, 8))
     assert kept and all(e.reward == 1 and reward.is_correct(e.text, e.problem.answer) for e in kept)
     assert metrics["traces"] == sum(e.role == "attempt 2" for e in kept) >= sum(e.role == "attempt 1" for e in kept)
+    kept, metrics = train.star(recipe_run("--method", "star", "--max-new-tokens", 4), 1, reward.toy_problems(2, 8))
+    assert not kept and metrics["truncated"] == 1 and metrics["kept"] == 0, "what was cut has no answer to be given again"
     problems = reward.toy_problems(4, 9)
     run = recipe_run("--method", "pair-sft")
     run.static = [Pair(p, text, text == p.answer) for p in problems for text in (p.answer, "x")]
@@ -1011,8 +1013,13 @@ def test_sample_answers_evaluates_compares_and_votes():
             close(numbers[name], rows[-1][name], 0.04)
         text = printed_by("--data", toy_file(14), "--eval", "--json")
         assert json.loads(text.splitlines()[-1])["eval/size"] == 14
+        with open(folder + "/run/metrics.jsonl", "a") as file:
+            file.write('{"step": 2, "cut in the mid')
         assert "runs, at their last" in printed_by("--compare", folder + "/run", folder + "/run", "--picture",
                                                    folder + "/c.svg")
+        long = Path(folder) / "long.jsonl"
+        long.write_text(json.dumps({"question": "9+" * 220 + "9", "answer": "9"}))
+        fails(lambda: sample.main(["--vote", "--data", str(long)]), "context", "9+9+9")
         fails(lambda: sample.main(["--vote", "--n", "4", "--critiques", "4"]), "--critiques 4", "budget, 4")
         text = printed_by("--vote", "--size", 8, "--n", 4, "--critiques", 3, "--picture", folder + "/v.svg", "--json")
         assert set(json.loads(text.splitlines()[-1])["vote/critique-weighted"]) == {"4"}, "one answer and three critiques"
