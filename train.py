@@ -69,7 +69,7 @@ def parse_args(argv=None):
     add("cold-start-steps", "optimizer steps of the cold start, --mini-batch demonstrations each (0: three passes)",
         type=int, default=0)
     add("cold-start-lr", "learning rate of the cold start", type=float, default=2e-5)
-    add("steps", "steps of RL (paper: 10 epochs)", type=int)
+    add("steps", "steps of RL (paper: 10 epochs); on the toy 36 for the methods with two attempts", type=int)
     add("questions", "questions per step (paper: 512)", type=int)
     add("n", "samples per prompt (paper: 5)", type=int)
     add("mini-batch", "completions per optimizer step; a rollout gives several (paper: 128 questions of 512)", type=int)
@@ -110,14 +110,16 @@ def parse_args(argv=None):
     add("alpha", "weight of the shaping alpha (r(y2) - r(y1)) in Stage II", scoring, type=float)
     add("beta1", "KL weight on both attempts", scoring, type=float, default=0.01)
     add("beta2", "KL weight on the first attempt in Stage I, on top of beta1 (paper: 0.1 and 0.25)", scoring, type=float)
-    add("stage1-steps", "steps of Stage I, which count among --steps; 0: none (default: 80%% of --steps, of those that the run "
-        "began with if it is resumed)", scoring, type=int)
+    add("stage1-steps", "steps of Stage I, which count among --steps; 0: none (default: five sixths of --steps, of "
+        "those that the run began with if it is resumed)", scoring, type=int)
     return settle(parser.parse_args(argv))
 
 
 def settle(args):
     """Fill in the defaults that depend on other flags, and refuse what cannot work before any work is done."""
     toy = args.model == "toy"
+    if toy and args.steps is None and METHODS[args.method] is not gcrl:
+        args.steps = 36                    # a second attempt for each first one: the steps take longer
     if args.method == "multi-turn" and (args.alpha or args.stage1_steps):
         raise InputError("--method multi-turn is score with --alpha 0 --stage1-steps 0; for other values use --method score")
     if METHODS[args.method] is not gcrl and args.kl:
@@ -872,7 +874,7 @@ def train(args):
     if examples:
         cold_start(model, examples, args)
     if args.method == "score":
-        run.stage1_steps = round(0.8 * args.steps) if args.stage1_steps is None else args.stage1_steps
+        run.stage1_steps = round(args.steps * 5 / 6) if args.stage1_steps is None else args.stage1_steps
         run.stage1_steps = saved["stage1_steps"] if saved else run.stage1_steps
     weight = {gcrl: args.kl, score: max(args.beta1, args.beta2 if run.stage1_steps else 0)}.get(METHODS[args.method], 0)
     if weight > 0:                                   # the reference is the policy that RL starts from
