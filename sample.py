@@ -52,7 +52,7 @@ def line_charts(path, charts, title):
             row = place((low_x, y))[1]
             parts.append(f'<line x1="{start}" x2="{start + wide}" y1="{row:.1f}" y2="{row:.1f}" stroke="#dddddd"/>'
                          f'<text x="{start - 6}" y="{row + 4:.1f}" text-anchor="end" fill="#555555">{y:.2f}</text>')
-        for tick in sorted({low_x, (low_x + high_x) / 2, high_x}):
+        for tick in sorted({low_x, (low_x + high_x) // 2, high_x}):
             parts.append(f'<text x="{place((tick, low))[0]:.1f}" y="{top + high + 42}" text-anchor="middle" '
                          f'fill="#555555">{tick:g}</text>')
         parts.append(f'<text x="{start + wide / 2}" y="{top + high + 60}" text-anchor="middle" '
