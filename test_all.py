@@ -725,7 +725,7 @@ def test_score_stages_by_hand():
     close([e.reward for e in two], [0, 0, 1, 1, 0, 11, -10, 1])                    # Stage II: r(y2) + 10 (r(y2) - r(y1))
     close([e.kl for e in two], [0.01] * 8)
     close([e.reward for e in plain], [0, 0, 1, 1, 0, 1, 0, 1])                     # multi-turn: the plain rewards
-    assert run.args.no_std, "divided by the standard deviation, the second attempts' alpha would cancel"
+    assert run.args.no_std, "divided by the standard deviation, every alpha would act alike"
     a = lambda episodes: reward.advantages([e.reward for e in episodes], [e.group for e in episodes], std=False).tolist()
     close(a(one), [0] * 4 + [-0.5, 0.5, -0.5, 0.5])
     close(a(two), [-0.5, -0.5, 0.5, 0.5, -0.5, 10.5, -10.5, 0.5])                  # each attempt has its own group and baseline

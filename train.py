@@ -107,8 +107,8 @@ def parse_args(argv=None):
     add("no-std", "advantages are not divided by the group's standard deviation (score, multi-turn: they never are)",
         gc, action="store_true")
     scoring = parser.add_argument_group("SCoRe")
-    add("alpha", "weight of the shaping alpha (r(y2) - r(y1)) in Stage II", scoring, type=float)
-    add("beta1", "KL weight on both attempts", scoring, type=float, default=0.01)
+    add("alpha", "weight of the shaping alpha (r(y2) - r(y1)) in Stage II (paper: 10)", scoring, type=float)
+    add("beta1", "KL weight on both attempts (paper: 0.01)", scoring, type=float, default=0.01)
     add("beta2", "KL weight on the first attempt in Stage I, on top of beta1 (paper: 0.1 and 0.25)", scoring, type=float)
     add("stage1-steps", "steps of Stage I, which count among --steps; 0: none (default: five sixths of --steps, of "
         "those that the run began with if it is resumed)", scoring, type=int)
@@ -132,7 +132,7 @@ def settle(args):
     args.critique_data = args.critique_data or ("static" if args.method == "c-rl" else "dynamic")
     if args.method == "multi-turn":        # SCoRe without its two ideas
         args.alpha, args.stage1_steps = 0.0, 0
-    if METHODS[args.method] is score:      # the division would cancel alpha, and change what beta1 and beta2 weigh against
+    if METHODS[args.method] is score:      # divided, every alpha would act alike, and beta1, beta2 weigh against another scale
         args.no_std = True
     for names, low in [("questions n mini_batch max_new_tokens pairs cache static_questions eval_every eval_size", 1),
                        ("steps warmup denoise kl clip alpha beta1 beta2 stage1_steps seed cold_start_steps "
