@@ -102,7 +102,7 @@ def compare(folders, picture):
     """A table of the last evaluation of several runs beside the first one's start, and their curves."""
     runs, columns = {str(folder): read_metrics(Path(folder) / "metrics.jsonl") for folder in folders}, {}
     for name, rows in runs.items():
-        evaluated = [row for row in rows if "eval/generation" in row and "step" in row]
+        evaluated = [row for row in rows if "eval/generation" in row]
         if not evaluated:
             raise InputError(f"{name}: metrics.jsonl holds no evaluation")
         columns |= {"start": columns.get("start", evaluated[0]), name: evaluated[-1]}

@@ -604,8 +604,12 @@ def test_kl_to_the_reference():
     for weight in (1.0, 2.0):
         for e in episodes:
             e.kl = weight
+        episodes[0].role = "attempt 1"
         metrics = train.update(run.model, other, recorder, episodes, run.args, random.Random(0))
-        assert metrics["kl/response"] > 1e-3
+        samples = [e.sample for e in episodes]
+        away = [b - a for a, b in zip(*[rollout.logprobs(m, samples) for m in (run.model, other)])]
+        k3 = [d.exp() - d - 1 for d in away]
+        close([metrics["kl/attempt 1"], metrics["kl/response"]], [k3[0].mean().item(), torch.cat(k3[1:]).mean().item()], 1e-4)
     close(recorder.seen[2], 2 * recorder.seen[1], 1e-4)
 
 
@@ -759,6 +763,12 @@ def test_supervised_recipes_keep_what_they_should():
     kept, metrics = train.star(run, 1, reward.toy_problems(6, 8))
     assert kept and all(e.reward == 1 and reward.is_correct(e.text, e.problem.answer) for e in kept)
     assert metrics["traces"] == sum(e.role == "attempt 2" for e in kept) >= sum(e.role == "attempt 1" for e in kept)
+    real, train.complete = train.complete, lambda run, chats, n, seed, **options: [(Sample([1], [1], [0.0], True), "no answer")
+                                                                                   for _ in chats]
+    try:
+        assert train.two_attempts(run, reward.toy_problems(1, 8), 1, 0)[2]["kept"] == 0, "none is given"
+    finally:
+        train.complete = real
     kept, metrics = train.star(recipe_run("--method", "star", "--max-new-tokens", 4), 1, reward.toy_problems(2, 8))
     assert not kept and metrics["truncated"] == 1 and metrics["kept"] == 0, "what was cut has no answer to be given again"
     problems = reward.toy_problems(4, 9)
@@ -790,6 +800,8 @@ def test_reward_rises_in_every_method():
                 assert after > before + 0.05, f"{method}: {key} went from {before:.2f} to {after:.2f}"
             for row in rows[1:]:
                 assert method == "star" or row["ratio/max_log"] < 1e-3, f"{method} step {row['step']}: {row['ratio/max_log']}"
+            if method == "score":
+                assert [row["stage"] for row in rows[1:]] == [1] * 7 + [2], "five sixths of 8 steps"
             assert "start" in printed and "end" in printed and [row["step"] for row in rows] == list(range(steps + 1))
             for name in "generation critique critique_precision critique_recall t1 t2 delta i_to_c c_to_i size unchanged kept".split():
                 assert "eval/" + name in rows[0] and "eval/" + name in rows[-1], name
@@ -822,6 +834,21 @@ def test_resume_gives_the_same_run():
             assert whole[4]["kl/response" if method == "gc-rl" else "kl/attempt 1"] > 0
             fails(lambda: trained(folder + "/b", *flags, "--steps", 4, "--resume"), "done its 4 steps")
             fails(lambda: trained(folder + "/b", *flags, "--steps", 9, "--seed", 5, "--resume"), "--seed", "0", "5")
+
+
+def test_an_outgrown_context_loses_no_step():
+    def outgrown(run, step, problems):
+        if step == 3:
+            raise InputError("prompt 7 has 600 tokens")
+        return real(run, step, problems)
+    real, train.METHODS["star"] = train.METHODS["star"], outgrown
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            fails(lambda: trained(folder + "/run", "--method", "star", "--steps", 4, "--questions", 2, "--n", 2, "--eval-size", 4),
+                  "prompt 7")
+            assert torch.load(folder + "/run/resume.pt", weights_only=True)["step"] == 2
+    finally:
+        train.METHODS["star"] = real
 
 
 def test_same_exam_for_every_method():

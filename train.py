@@ -851,10 +851,10 @@ def learn(run, episodes, step):
 def read_metrics(path):
     """The rows of a metrics.jsonl; a line that a crash left half-written is passed over."""
     rows = []
-    for line in open(path, encoding="utf-8"):
+    for line in open(path, encoding="utf-8", errors="replace"):
         with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
-    return rows
+    return [row for row in rows if isinstance(row, dict) and "step" in row]
 
 
 def train(args):
