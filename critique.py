@@ -1,19 +1,33 @@
-"""The prompts - solve, critique, correct - and the reading of a critique's judgement.
+"""The prompts - solve, criticise, correct - and the judgement in a critique; demonstrations.
 
-A prompt is a list of chat messages; `rollout.encode_chat` turns it into tokens. The first-order rollout samples from
-`solve`, the second-order rollout from `critique`; `correct` asks for a refined response, with a critique (the denoised
-reward, eq. 4 of arXiv 2602.22765) or without any hint (the second attempt of SCoRe, arXiv 2409.12917).
+A prompt is a list of chat messages; `rollout.encode_chat` turns it into tokens. The first-order
+rollout samples from `solve`, the second-order rollout from `critique`. `correct` asks for a refined
+response, with a critique (the denoised reward, eq. 4 of arXiv 2602.22765) or without any hint (the
+second attempt of SCoRe, arXiv 2409.12917).
 
-    python critique.py             print the prompts for one problem
+    python critique.py                print the prompts for one problem
+    python critique.py FILE.jsonl     print demonstrations for `train.py --cold-start`, made from
+                                      worked solutions in GSM8K's form (`gsm8k`: its training file)
 """
+
+import ast
+import json
+import operator
+import random
 import re
+import sys
+from fractions import Fraction
+
+from reward import InputError, load_problems, read_jsonl, text_field, to_number
 
 SOLVE = "{question}\nSolve it step by step. Put the final answer in \\boxed{{}}."
 
-CRITIQUE = ("Problem: {question}\n\nSolution:\n{response}\n\n"
-            "Check the solution step by step. End with the line Conclusion: right or the line Conclusion: wrong.")
+CRITIQUE = (
+    "Problem: {question}\n\nSolution:\n{response}\n\nCheck the solution step by step. "
+    "End with the line Conclusion: right or the line Conclusion: wrong."
+)
 
-# SCoRe's instruction p1: there may be an error; no word on whether or where (the paper: no feedback, no oracle).
+# SCoRe's instruction p1: there may be an error; no word on whether or where (no oracle).
 REWRITE = "Write the full solution again, corrected. Put the final answer in \\boxed{{}}."
 CORRECT = "There may be an error above. " + REWRITE
 CORRECT_WITH = "A critique of the solution above:\n{critique}\n\n" + REWRITE
@@ -27,39 +41,187 @@ def solve(question):
 def critique(question, response):
     """Chat messages that ask for a critique of a response.
 
-    One user message: the critic is shown the response as somebody's text, not as its own turn, which it would defend.
+    One user message: the critic is shown the response as somebody's text, not as its own turn,
+    which it would defend.
     """
     return [{"role": "user", "content": CRITIQUE.format(question=question, response=response)}]
 
 
 def correct(question, response, critique=None):
-    """Chat messages that ask for a refined response: the real conversation, and a critique to go by where given."""
+    """Chat messages that ask for a refined response: the real conversation, and a critique to go by
+    where one is given."""
     request = (CORRECT if critique is None else CORRECT_WITH).format(critique=critique)
-    return solve(question) + [{"role": "assistant", "content": response}, {"role": "user", "content": request}]
+    answered = {"role": "assistant", "content": response}
+    return [*solve(question), answered, {"role": "user", "content": request}]
 
 
-# Between the word and its value only markup and punctuation may stand, and a LaTeX or filler word or two: so
-# `**Conclusion:** right`, `Conclusion - \boxed{\text{Wrong}}.` and `## Conclusion\nThe solution is right, as shown` are
-# read. A choice that is only repeated (`right or wrong`, `right|wrong`) is none. Repetitions are bounded: linear time.
-JUDGEMENT = re.compile(r"conclusion(?:[\W_]{1,24}(?:boxed|text|textbf|mathrm|is|the (?:solution|response|answer) is)){0,2}[\W_]{1,24}"
-                       r"(right|wrong)(?![a-z])(?![ ,*_`(]{0,4}(?:-?(?:or|and)-?|[|/-])[ *_`]{0,4}(?:right|wrong))", re.IGNORECASE)
+# A line of its own. Around the word may stand markup and punctuation only, behind it a bracketed
+# end mark: `**Conclusion:** Right. [END]`. RL teaches the format, so prose is not read, and a line
+# in quotation marks is somebody else's. Repetitions are bounded: linear time.
+JUDGEMENT = re.compile(
+    r"^[ \t*_#`\-]{0,20}conclusion[\s*_:`\-]{1,20}(?:\\boxed\{)?(?:\\text\{)?(right|wrong)"
+    r"[ \t*_.!`}]{0,20}(?:[\[<(][\w /|]{1,20}[\])>][ \t*_.]{0,9})?\r?$",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 
 def judgement(text):
-    """The last judgement of a critique: True (right), False (wrong), None (none that can be read)."""
-    found = None
-    for found in JUDGEMENT.finditer(text):
-        pass
-    return None if found is None else found[1].lower() == "right"
+    """The last judgement in a critique: True (right), False (wrong), None (none can be read)."""
+    calls = JUDGEMENT.findall(text)
+    return calls[-1].lower() == "right" if calls else None
 
 
-if __name__ == "__main__":
+# -------------------------------------------------------------- demonstrations for a cold start
+
+
+def load_demonstrations(path, held_out=()):
+    """[(chat messages, completion)] from a JSONL file with question, response and optionally
+    critique and label; and how many were left out, their questions being `held_out`.
+
+    A response labelled wrong is shown to the critic only, never as a demonstration of solving. A
+    critique must end in a judgement that agrees with the label. Raises InputError with the line.
+    """
+
+    def check(row):
+        question, response = text_field(row, "question"), text_field(row, "response")
+        label, examples = row.get("label"), []
+        if isinstance(label, str):
+            label = {"right": True, "wrong": False}.get(label, label)
+        if label not in (True, False, None):
+            raise ValueError(f"label {label!r}: must be right, wrong, true or false")
+        if row.get("critique") is not None:
+            text = text_field(row, "critique")
+            call = judgement(text)
+            if call is None:
+                raise ValueError("the critique has no line `Conclusion: right` or `... wrong`")
+            if label is not None and call != label:
+                raise ValueError("the critique's conclusion contradicts the label")
+            label = call
+            examples.append((critique(question, response), text))
+        examples += [(solve(question), response)] if label is not False else []
+        return question in held_out, examples
+
+    rows = read_jsonl(path, check)
+    found = [example for hidden, examples in rows for example in examples if not hidden]
+    if not found:
+        raise InputError(f"{path}: no demonstration to learn from that is not held out")
+    return found, sum(hidden for hidden, _ in rows)
+
+
+STEP = re.compile(r"<<([^<>=]{1,60})=([^<>=]{1,20})>>")  # GSM8K's annotation of a step: <<48/2=24>>
+OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
+
+def calculate(expression, changed):
+    """The exact value of `48/2+3` with the numbers in `changed` replaced: parsed, not evaluated.
+
+    Raises ValueError for anything but numbers, + - * / and brackets.
+    """
+
+    def value(node):
+        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+            number = Fraction(str(node.value))
+            return changed.get(number, number)
+        if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+            return OPERATORS[type(node.op)](value(node.left), value(node.right))
+        raise ValueError(f"no arithmetic: {expression}")
+
+    try:
+        return value(ast.parse(expression.strip(), mode="eval").body)
+    except (SyntaxError, ZeroDivisionError) as error:
+        raise ValueError(f"no arithmetic: {expression}") from error
+
+
+def decimal(value):
+    """A Fraction as text: 24, 0.5. Raises ValueError where two decimals are not exact."""
+    if (value * 100).denominator != 1:
+        raise ValueError(f"{value} has more than two decimals")
+    return f"{float(value):.2f}".rstrip("0").rstrip(".")
+
+
+def demonstrate(problem, rng):
+    """Two demonstrations from one annotated solution: it, criticised as right; and the same with
+    one step broken and the consequences carried on, criticised as wrong.
+
+    Raises ValueError where the solution has no annotations, or one that is not exact.
+    """
+    work, _, answer = problem.answer.partition("####")
+    steps, changed, right_checks, wrong_checks = STEP.findall(work), {}, [], []
+    broken = rng.randrange(len(steps)) if steps else None
+    for i, (expression, result) in enumerate(steps):
+        value, shown = calculate(expression, {}), calculate(expression, changed)
+        if value < 0 or value != to_number(result):
+            raise ValueError(f"{expression} is not {result}")
+        if i == broken:
+            shown += rng.choice([d for d in (-10, -2, -1, 1, 2, 10) if shown + d > 0] or [1])
+        check = f"{expression.strip()} = {decimal(value)}: "
+        right_checks.append(check + "ok")
+        wrong_checks.append(
+            right_checks[-1] if shown == value else f"{check}no, the solution has {decimal(shown)}"
+        )
+        if shown != value:
+            changed[value] = shown
+    reached = changed.get(to_number(answer))
+    if reached is None:
+        raise ValueError("the broken step does not change the answer, or there is no step")
+
+    def renumber(found):
+        number = Fraction(found[0].replace(",", ""))
+        return decimal(changed[number]) if number in changed else found[0]
+
+    given = work.partition("<<")[0]  # numbers before the first result are the question's
+    follows = re.sub(r"\d[\d,]*(?:\.\d+)?", renumber, STEP.sub("", work[len(given) :]))
+
+    def row(text, final, checks, call):
+        response = f"{text.strip()}\nThe answer is \\boxed{{{final}}}."
+        critique = "\n".join([*checks, f"Conclusion: {call}"])
+        question = problem.question
+        return {"question": question, "response": response, "critique": critique, "label": call}
+
+    return [
+        row(STEP.sub("", work), answer.strip(), right_checks, "right"),
+        row(given + follows, decimal(reached), wrong_checks, "wrong"),
+    ]
+
+
+def print_demonstrations(data):
+    """JSON lines for `train.py --cold-start` on standard output, a count on standard error."""
+    problems, rng, used = load_problems(data), random.Random(0), 0
+    for problem in problems:
+        try:
+            rows = demonstrate(problem, rng)
+        except ValueError:
+            continue
+        used += 1
+        for row in rows:
+            print(json.dumps(row))
+    if not used:
+        raise InputError(f"{data}: no answer is a worked solution with <<48/2=24>> annotations")
+    print(f"{2 * used} demonstrations from {used} of {len(problems)} problems", file=sys.stderr)
+
+
+def print_prompts():
     problem, response = "Compute 3*4+5 modulo 10.", "3*4=2\n2+5=8\n\\boxed{8}"
-    check = "3*4=2 ok\n2+5=7 no\nConclusion: wrong"
-    for title, messages in [("solve", solve(problem)), ("critique", critique(problem, response)),
-                            ("correct with a critique (eq. 4)", correct(problem, response, check)),
-                            ("correct without (SCoRe)", correct(problem, response))]:
+    check = "3*4=2:2 ok\n2+5=8:7 no\nConclusion: wrong"
+    for title, messages in [
+        ("solve", solve(problem)),
+        ("critique", critique(problem, response)),
+        ("correct with a critique (eq. 4)", correct(problem, response, check)),
+        ("correct without (SCoRe)", correct(problem, response)),
+    ]:
         print(f"=== {title}")
         for message in messages:
             print(f"[{message['role']}]\n{message['content']}\n")
     print(f"=== the judgement of {check!r}: {judgement(check)}")
+
+
+if __name__ == "__main__":
+    try:
+        print_demonstrations(sys.argv[1]) if len(sys.argv) > 1 else print_prompts()
+    except InputError as error:
+        sys.exit(f"error: {error}")

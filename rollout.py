@@ -1,15 +1,17 @@
-"""The policy and its rollouts: load and save a model, sample completions over a KV cache, score given completions.
+"""The policy and its rollouts: load and save a model, sample completions, score given completions.
 
-Everything the project trains is a *sample*: a prompt, the tokens that the policy added to it, and the log-prob of each
-of those tokens at the moment it was drawn. First-order rollout (responses), second-order rollout (critiques),
-refinements and second attempts are all made by the one function `generate`; they differ in the prompt only.
+All that is trained here is a *sample*: a prompt, the tokens that the policy added to it, and the
+log-prob of each of them at the moment it was drawn. Responses (first-order rollout), critiques
+(second-order rollout), refinements and second attempts are all made by the one function `generate`;
+they differ in the prompt only.
 
-    python rollout.py [MODEL]      the sampler beside `model.generate`: same greedy tokens, tokens per second
+    python rollout.py [MODEL]      the sampler beside `model.generate`: same greedy tokens, speed
 """
+
 import contextlib
-import json
-import os
-import shutil
+import datetime
+import functools
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -18,244 +20,340 @@ from pathlib import Path
 import torch
 import transformers
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.cache_utils import Cache, DynamicLayer
+
+from reward import InputError
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 TOY = Path(__file__).parent / "toy"
-CACHE_BYTES = 4 << 30        # KV cache and logits of one sampling batch on the CPU; on CUDA: half of what is free
-MICRO_TOKENS = 8192          # tokens in one forward pass of `logprobs` ...
-MICRO_LOGITS = 1 << 27       # ... and at most this many logits (rows x completion length x vocabulary): 0.5 GiB in fp32
-
-
-class InputError(ValueError):
-    """What the user gave cannot be used. The message is one line that says what is wrong and where."""
+CACHE_BYTES = 4 << 30  # of one sampling batch on a CPU; on CUDA a quarter of the device's memory
+MICRO_TOKENS = 8192  # tokens in one forward pass of `logprobs` ...
+MICRO_LOGITS = 1 << 27  # ... and at most this many logits: 0.5 GiB in fp32
 
 
 @dataclass
 class Sample:
     """One completion of one prompt."""
-    prompt: list[int]         # token ids
-    tokens: list[int]         # token ids of the completion, the stop token included
-    logprobs: list[float]     # one per token, in nats, under the distribution it was drawn from
-    stopped: bool             # True: ended with a stop token; False: cut at the limit
+
+    prompt: list[int]  # token ids
+    tokens: list[int]  # token ids of the completion, the stop token included
+    logprobs: list[float]  # one per token, in nats, as drawn; [] for a given text
+    stopped: bool  # True: ended with a stop token; False: cut at the limit
 
 
-# ---------------------------------------------------------------------------------------------------- the policy
-
-def find_policy(name):
-    """Where a policy's files are: the embedded toy, a folder or a hub id; raises InputError if no config is there."""
-    path = TOY if str(name) == "toy" else name
-    try:
-        AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:
-        hint = "; make it with: python train.py --make-toy" if path == TOY else ""
-        raise InputError(f"cannot load model {str(name)!r} (neither a model folder nor a hub id that can be "
-                         f"fetched){hint}: {' '.join(str(error).split())[:200]}") from error
-    return path
+# ------------------------------------------------------------------------------------ the policy
 
 
-def load_policy(name, device=None):
-    """Load a causal LM and its tokenizer from `toy`, a folder or a hub id; safetensors only, no remote code.
+class FloatHead(torch.nn.Linear):
+    """The output head in fp32, under autocast too: bf16 logits double the distance between what
+    the sampler and what the learner take for a token's log-prob."""
 
-    Weights are fp32 everywhere (a learning rate of 1e-6 rounds away in bf16); on CUDA the arithmetic is bf16, see
-    `precision`. `model.generation_config` is replaced by a plain one with the full stop set: EOS of the config, of the
-    generation config and of the tokenizer. A chat model often names its end of turn in one of the three only, and
-    settings such as a repetition penalty would make `model.generate` sample another policy than the one trained.
-    Raises InputError if the model cannot be loaded.
+    def forward(self, hidden):
+        with torch.autocast(hidden.device.type, enabled=False):
+            return super().forward(hidden.float())
+
+
+def load_policy(name, device=None, precision=None):
+    """Load a causal LM and its tokenizer: (model, tokenizer).
+
+    name: `toy`, a model folder or a hub id; safetensors only, no remote code. precision: fp32 or
+    bf16 arithmetic (default: bf16 on CUDA, else fp32); the weights are fp32 everywhere, since a
+    learning rate of 1e-6 rounds away in bf16. `model.generation_config` is replaced by a plain one
+    with the full stop set (see `stop_set`): settings such as a repetition penalty would make
+    `model.generate` sample another policy than the one trained. Raises InputError.
     """
+    path = TOY if str(name) == "toy" else name
     try:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"device {str(device)!r}: {str(error).splitlines()[0]}") from error
-    path = find_policy(name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:      # whatever the library makes of a broken folder, the user's mistake is the same
-        raise InputError(f"cannot load model {str(name)!r}: {' '.join(str(error).split())[:200]}") from error
+    except Exception as error:  # whatever the library makes of a broken folder
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"cannot load model {str(name)!r} (a folder or hub id): {reason}"
+        ) from error
+    for kind in ("missing", "unexpected", "mismatched"):
+        if report[kind + "_keys"]:  # the library would fill them at random, or drop them
+            found = ", ".join(sorted(map(str, report[kind + "_keys"])))[:200]
+            raise InputError(f"model {str(name)!r}: {kind} weights: {found}")
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise InputError(
+            f"model {str(name)!r}: {len(tokenizer)} tokens in its tokenizer, but {rows}"
+        )
+    stops = stop_set(model, tokenizer)
+    if not stops:
+        raise InputError(f"model {str(name)!r}: no EOS token, so no completion could ever end")
+    pad = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(
+        eos_token_id=stops,
+        pad_token_id=pad,
+        bos_token_id=tokenizer.bos_token_id,
+        max_new_tokens=model.generation_config.max_new_tokens,
+    )
+    if type(model.get_output_embeddings()) is torch.nn.Linear:
+        model.get_output_embeddings().__class__ = FloatHead
+    precision = precision or ("bf16" if device.type == "cuda" else "fp32")
+    model.arithmetic = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    return model.to(device).eval(), tokenizer  # eval for good: dropout makes another policy
+
+
+def stop_set(model, tokenizer):
+    """The sorted ids that end a completion: EOS of the config, of the generation config and of the
+    tokenizer, and the special token behind an assistant's turn in the chat template. A chat model
+    often names its end of turn in one of the four only."""
     stops = set()
-    for eos in (model.config.eos_token_id, model.generation_config.eos_token_id, tokenizer.eos_token_id):
+    for config in (model.config, model.generation_config, tokenizer):
+        eos = config.eos_token_id
         stops.update(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops, default=None)
-    model.generation_config = GenerationConfig(eos_token_id=sorted(stops) or None, pad_token_id=pad,
-                                               bos_token_id=tokenizer.bos_token_id)
-    return model.to(device).eval(), tokenizer     # eval for good: dropout would make the learner another policy
+    if tokenizer.chat_template:
+        with contextlib.suppress(InputError):  # a template that wants more than these two turns
+            behind = render(tokenizer, PROBE[:2]).rpartition(PROBE[1]["content"])[2]
+            ids = tokenizer(behind, add_special_tokens=False).input_ids
+            stops.update([i for i in ids if i in tokenizer.all_special_ids][:1])
+    return sorted(stops)
 
 
-def save_policy(model, tokenizer, folder, state=None):
-    """Write `folder` so that `AutoModelForCausalLM.from_pretrained(folder)` loads it; `state`, if given, as resume.pt.
-
-    Everything is written to a folder of its own first and moved over the old files at the end, so that a crash in the
-    middle of a long write leaves the previous model whole.
-    """
-    folder = Path(folder)
-    fresh = folder / "saving"
-    shutil.rmtree(fresh, ignore_errors=True)
-    model.save_pretrained(fresh)
-    tokenizer.save_pretrained(fresh)
-    if state is not None:
-        torch.save(state, fresh / "resume.pt")
-    for file in sorted(fresh.iterdir(), key=lambda file: file.name == "resume.pt"):      # the state last
-        if file.is_dir():
-            shutil.rmtree(folder / file.name, ignore_errors=True)
-        os.replace(file, folder / file.name)
-    shutil.rmtree(fresh)
+def save_policy(model, tokenizer, folder):
+    """Write `folder` so that `AutoModelForCausalLM.from_pretrained(folder)` loads it."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
-def precision(model):
-    """bf16 arithmetic over fp32 weights on CUDA, plain fp32 elsewhere; the same for sampling and for learning."""
-    cuda = model.device.type == "cuda"
-    return torch.autocast("cuda", dtype=torch.bfloat16) if cuda else contextlib.nullcontext()
+def autocast(model):
+    """The arithmetic that the policy was loaded for; the same for sampling and for learning."""
+    if getattr(model, "arithmetic", torch.float32) == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(model.device.type, dtype=model.arithmetic)
 
 
 def context_length(model):
-    """The longest sequence in tokens that the model's positions allow (a large number where it names none)."""
+    """The longest sequence in tokens that the model's positions allow."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+
+
+# -------------------------------------------------------------------------- text to tokens, back
+
+PROBE = [
+    {"role": "user", "content": "\u2460probe\u2461"},
+    {"role": "assistant", "content": "\u2462probe\u2463"},
+    {"role": "user", "content": "\u2464probe\u2465"},
+]
+
+
+def render(tokenizer, messages, **options):
+    """A conversation as text, through the chat template; a plain form where there is none."""
+    if not tokenizer.chat_template:
+        end = tokenizer.eos_token or ""
+        turns = [f"{m['role'].capitalize()}:\n{m['content']}" for m in messages]
+        turns = [t + end if m["role"] == "assistant" else t for t, m in zip(turns, messages)]
+        return "\n\n".join([*turns, "Assistant:\n"])
+    try:
+        return tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            enable_thinking=False,  # for the templates that know it
+            strftime_now=datetime.datetime(
+                2026, 1, 1
+            ).strftime,  # prompts must not change overnight
+            **options,
+        )
+    except Exception as error:  # a template is a program and may raise anything
+        raise InputError(f"the chat template: {' '.join(str(error).split())[:200]}") from error
+
+
+@functools.lru_cache
+def turn_marks(tokenizer, template):
+    """The texts that mark turns: the special tokens, and what the template writes between contents.
+
+    Of the latter those that are no mere words: `[INST]` or `### User:`, but not the `user` that
+    stands behind a special token.
+    """
+    special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+    special = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
+    text = render(tokenizer, PROBE, **(dict(add_generation_prompt=True) if template else {}))
+    between = re.split("|".join(m["content"] for m in PROBE), text)[1:]
+    pieces = re.split("|".join(["\n", *map(re.escape, special)]), "\n".join(between))
+    pieces = {piece.strip() for piece in pieces}
+    return frozenset(special) | {p for p in pieces if not p.replace(" ", "").isalnum() and p}
+
+
+def unmarked(text, marks):
+    """`text` without the marks, also without those that taking one out would spell; linear time."""
+    if not any(mark in text for mark in marks):
+        return text
+    lengths, ends = sorted({len(mark) for mark in marks}), {mark[-1] for mark in marks}
+    kept = []
+    for character in text:
+        kept.append(character)
+        if character in ends:
+            for length in lengths:
+                if "".join(kept[-length:]) in marks:
+                    del kept[-length:]
+                    break
+    return "".join(kept)
 
 
 def encode_chat(tokenizer, messages):
     """Token ids of a conversation [{"role", "content"}, ...] up to where the assistant is to go on.
 
-    Through the tokenizer's chat template, which brings its own BOS; a plain `User:` / `Assistant:` form where there is
-    none. Special tokens spelled out in the contents are taken out: a response is quoted inside the critique's prompt,
-    and a policy that writes `<|im_end|>` letter by letter must not be able to close its own quotation.
+    Marks of turns that are spelled out in the contents are taken out: a response is quoted in the
+    critique's prompt, and a policy that writes `<|im_end|>` letter by letter must not be able to
+    close its own quotation. Raises InputError where the chat template raises anything.
     """
-    specials = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special} | set(tokenizer.all_special_tokens)
-    clean = []
-    for message in messages:
-        content = message["content"]
-        while any(special in content for special in specials):      # again: taking one out may spell another
-            for special in specials:
-                content = content.replace(special, "")
-        clean.append({"role": message["role"], "content": content})
-    if tokenizer.chat_template:
-        return tokenizer.apply_chat_template(clean, add_generation_prompt=True, return_dict=False)
-    end = tokenizer.eos_token or ""
-    text = "".join(f"{m['role'].capitalize()}:\n{m['content']}{end if m['role'] == 'assistant' else ''}\n\n"
-                   for m in clean) + "Assistant:\n"
-    ids = tokenizer(text).input_ids
-    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids      # some tokenizers close every text with EOS
+    marks = turn_marks(tokenizer, tokenizer.chat_template)
+    clean = [m | {"content": unmarked(m["content"], marks)} for m in messages]
+    if tokenizer.chat_template:  # it brings its own BOS
+        text = render(tokenizer, clean, add_generation_prompt=True)
+        return tokenizer(text, add_special_tokens=False).input_ids
+    ids = tokenizer(render(tokenizer, clean)).input_ids
+    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids  # some close every text with EOS
 
 
 def decode(tokenizer, sample):
     """The text of a completion, without special tokens and surrounding white space."""
-    return tokenizer.decode(sample.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+    return tokenizer.decode(
+        sample.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    ).strip()
 
 
 def demonstration(tokenizer, messages, text):
-    """A given text as a Sample, to be learned or scored: its tokens and the EOS that ends an assistant's turn."""
-    if tokenizer.eos_token_id is None:
-        raise InputError("the tokenizer has no EOS token, so demonstrations cannot show where a completion ends")
+    """A given text as a Sample, to be learned: its tokens and the EOS that ends a turn."""
     tokens = tokenizer(text, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
     return Sample(encode_chat(tokenizer, messages), tokens, [], True)
 
 
-# ------------------------------------------------------------------------------------------------------ sampling
+# -------------------------------------------------------------------------------------- sampling
+
 
 class GrowingLayer(DynamicLayer):
     """One layer's keys and values [rows, heads, length, head_dim], with room to grow.
 
-    The library's own layer copies everything seen so far at every token; this one writes into spare room behind it
-    and copies only when that is used up, or when rows have left the batch.
+    The library's own layer copies everything seen so far at every token; this one writes into
+    spare room behind it and copies only when that is used up, or when rows have left the batch.
     """
+
     room = 64
     buffers = None
 
     def update(self, keys, values, *args, **kwargs):
+        keys = keys.to(values.dtype)  # under autocast the rotary embedding leaves them in fp32
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
             self.keys, self.values = keys, values
             return keys, values
         old, new = self.keys.shape[2], self.keys.shape[2] + keys.shape[2]
-        if self.buffers is None or self.buffers[0].data_ptr() != self.keys.data_ptr() or self.buffers[0].shape[2] < new:
-            shape = (*keys.shape[:2], new + self.room, keys.shape[3])
-            self.buffers = keys.new_empty(shape), values.new_empty((*shape[:3], values.shape[3]))
-            self.buffers[0][:, :, :old], self.buffers[1][:, :, :old] = self.keys, self.values
-        self.buffers[0][:, :, old:new], self.buffers[1][:, :, old:new] = keys, values
-        self.keys, self.values = self.buffers[0][:, :, :new], self.buffers[1][:, :, :new]
+        own = self.buffers is not None and self.buffers[0].data_ptr() == self.keys.data_ptr()
+        if not own or self.buffers[0].shape[2] < new:
+            shape = (*keys.shape[:2], new + self.room)
+            self.buffers = [x.new_empty(*shape, x.shape[3]) for x in (keys, values)]
+            self.buffers[0][:, :, :old] = self.keys
+            self.buffers[1][:, :, :old] = self.values
+        self.buffers[0][:, :, old:new] = keys
+        self.buffers[1][:, :, old:new] = values
+        self.keys, self.values = (buffer[:, :, :new] for buffer in self.buffers)
         return self.keys, self.values
 
 
-def sampling_logprobs(logits, temperature=1.0, top_k=0, top_p=1.0):
+def token_logprobs(logits, temperature):
     """Log-probs [..., vocabulary] in fp32 of the distribution that tokens are drawn from.
 
-    Temperature first, then top-k, then top-p (the smallest set of tokens that holds at least `top_p` of what is left);
-    what is cut has log-prob -inf. Greedy decoding (temperature 0) is a choice and not a distribution: its tokens are
-    given the log-probs of the model itself, at temperature 1.
+    Greedy decoding (temperature 0) is a choice and not a distribution: its tokens get the log-probs
+    of the model itself, at temperature 1.
     """
-    if temperature == 0:
-        return logits.float().log_softmax(-1)
-    logits = logits.float() / temperature
-    if 0 < top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], -torch.inf)
-    if top_p < 1:
-        probs, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
-        cut = probs.cumsum(-1) - probs >= top_p                         # the mass before a token is enough already
-        logits = logits.masked_fill(torch.zeros_like(cut).scatter(-1, order, cut), -torch.inf)
-    return logits.log_softmax(-1)
+    return (logits.float() / (temperature or 1.0)).log_softmax(-1)
 
 
 def left_pad(rows, device):
-    """Rows of ids, right-aligned -> ids and mask, both [rows, longest]. The pad id is never looked at: mask by length."""
+    """Rows of ids, right-aligned: ids and mask, both [rows, longest]. The pad id is never looked
+    at: a pad token may equal EOS, or be sampled. Mask by length."""
     width = max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
-    return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+def positions(mask):
+    """Position ids of left-padded rows: the first real token is at 0."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
 
 
 def rows_that_fit(model, length, memory=None):
-    """How many rows of `length` tokens one sampling batch may have: keys, values and a few copies of the logits."""
-    config, cuda = model.config.get_text_config(), model.device.type == "cuda"
+    """How many rows of `length` tokens one sampling batch may have: keys, values, some logits.
+
+    From the shapes and the device's whole memory, not from what is free at the moment: how a batch
+    is cut shapes its rounding, and a resumed run must cut alike.
+    """
+    config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    # under autocast the keys leave the rotary embedding in fp32 and the values are bf16: 3 bytes on average
-    row = length * config.num_hidden_layers * 2 * heads * width * (3 if cuda else 4) + 16 * config.vocab_size
-    if memory is None and cuda:
-        unused = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-        memory = (torch.cuda.mem_get_info(model.device)[0] + unused) // 2
-    elif memory is None:
-        memory = CACHE_BYTES
+    size = 4 if autocast(model).__class__ is contextlib.nullcontext else 2
+    row = length * config.num_hidden_layers * 2 * heads * width * size + 16 * config.vocab_size
+    if memory is None:
+        cuda = model.device.type == "cuda"
+        memory = torch.cuda.mem_get_info(model.device)[1] // 4 if cuda else CACHE_BYTES
     return max(1, memory // row)
 
 
-def generate(model, prompts, n=1, max_new_tokens=256, temperature=1.0, stop=None, seed=0, top_k=0, top_p=1.0,
-             memory=None, progress=None):
-    """Sample n completions for each prompt (lists of token ids); the Samples come in prompt-major order.
+def generate(
+    model,
+    prompts,
+    n=1,
+    max_new_tokens=256,
+    temperature=1.0,
+    stop=None,
+    seed=0,
+    memory=None,
+    progress=None,
+):
+    """Sample n completions for each prompt (a list of token ids); Samples in prompt-major order.
 
-    temperature 0 is greedy; top_k 0 and top_p 1 leave the distribution whole. stop: ids that end a completion (None:
-    the model's own stop set). Row i's j-th token is drawn with the j-th of row i's own random numbers, so that a seed
-    gives the same tokens however the rows are cut into parts. memory: bytes for the cache (None: by device); what does
-    not fit is sampled in parts, halved again should the device still run out. progress: called with the number of
-    rows done. Raises InputError for an empty prompt, one that leaves no room in the model's context, or bad settings.
-    A completion that reaches the end of the context is cut there.
+    temperature 0 is greedy. stop: ids that end a completion (None: the model's own stop set). Row
+    i's j-th token is drawn with the j-th of row i's own random numbers, so that a seed gives the
+    same tokens however the rows are cut into parts. memory: bytes for the cache (None: by device);
+    what does not fit is sampled in parts, halved again should the device still run out. progress:
+    called with the number of rows done. A completion that reaches the end of the context is cut
+    there. Raises InputError for a prompt that is empty or leaves no room, or for bad settings.
     """
-    if n < 1 or max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise InputError(f"generate needs n >= 1, max_new_tokens >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1; "
-                         f"got {n}, {max_new_tokens}, {temperature}, {top_k}, {top_p}")
+    if n < 1 or max_new_tokens < 1 or temperature < 0:
+        given = f"{n}, {max_new_tokens}, {temperature}"
+        raise InputError(f"generate needs n, max_new_tokens >= 1, temperature >= 0; got {given}")
     prompts, context = [list(prompt) for prompt in prompts], context_length(model)
     for i, prompt in enumerate(prompts):
         if not 0 < len(prompt) < context:
-            raise InputError(f"prompt {i} has {len(prompt)} tokens; the model's context holds {context}, "
-                             "and at least one token must fit on either side")
+            raise InputError(f"prompt {i} has {len(prompt)} tokens, the model's context {context}")
     if stop is None:
         stop = model.generation_config.eos_token_id
-    stop = torch.tensor([stop] if isinstance(stop, int) else list(stop or ()), dtype=torch.long, device=model.device)
-    noise = torch.rand(len(prompts) * n, max_new_tokens, generator=torch.Generator().manual_seed(seed))
-    todo = sorted(range(len(noise)), key=lambda row: len(prompts[row // n]))     # like lengths together: less padding
+    stop = [stop] if isinstance(stop, int) else list(stop or ())
+    stop = torch.tensor(stop, dtype=torch.long, device=model.device)
+    random = torch.Generator().manual_seed(seed)
+    noise = torch.rand(len(prompts) * n, max_new_tokens, generator=random)
+    todo = sorted(range(len(noise)), key=lambda row: len(prompts[row // n]))  # less padding
     samples, most = [None] * len(todo), max(1, len(todo))
     while todo:
         longest = min(context, len(prompts[todo[-1] // n]) + max_new_tokens)
         size = min(most, rows_that_fit(model, longest, memory), len(todo))
-        part, done = todo[-size:], None                                          # the longest first: fail early
+        part, done = todo[-size:], None  # the longest first: fail early
         try:
-            done = _sample([prompts[row // n] for row in part], model, noise[part], temperature, stop, top_k, top_p)
+            part_prompts = [prompts[row // n] for row in part]
+            done = sample_rows(model, part_prompts, noise[part], temperature, stop)
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
-        if done is None:        # outside of `except`, where the error still holds on to the tensors
+        if done is None:  # outside of `except`, where the error still holds on to the tensors
             most = size // 2
             torch.cuda.empty_cache()
             continue
@@ -267,123 +365,163 @@ def generate(model, prompts, n=1, max_new_tokens=256, temperature=1.0, stop=None
     return samples
 
 
+def prefill(model, prompts, cache):
+    """Run the model over each distinct prompt once, and give every row a copy of its keys, values.
+
+    Returns the last position's logits [rows, vocabulary] and the mask [rows, longest prompt].
+    """
+    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    ids, mask = left_pad([list(prompt) for prompt in place], model.device)
+    logits = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions(mask),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    owner = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=model.device)
+    cache.batch_select_indices(owner)
+    return logits[owner], mask[owner]
+
+
+def decode_step(model, token, mask, cache):
+    """The next logits [rows, vocabulary] after one more token a row, and the mask that holds it."""
+    # clamped for rows that have ended but not left yet: nothing reads what they decode
+    position = mask.sum(1, keepdim=True).clamp(max=context_length(model) - 1)
+    mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+    logits = model(
+        input_ids=token[:, None],
+        attention_mask=mask,
+        position_ids=position,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    return logits, mask
+
+
+def choose(logits, noise, temperature):
+    """One token a row and its log-prob, both [rows]; noise [rows] in [0, 1)."""
+    logp = token_logprobs(logits, temperature)
+    token = logp.argmax(-1)
+    if temperature > 0:  # invert the cumulative distribution at this row's own random number
+        total = logp.exp().cumsum(-1)
+        drawn = torch.searchsorted(total, noise[:, None] * total[:, -1:], right=True).squeeze(1)
+        drawn = drawn.clamp(max=logp.shape[1] - 1)
+        possible = logp.gather(1, drawn[:, None]).squeeze(1) > -torch.inf  # rounding at the edge
+        token = torch.where(possible, drawn, token)
+    return token, logp.gather(1, token[:, None]).squeeze(1)
+
+
 @torch.no_grad()
-def _sample(prompts, model, noise, temperature, stop, top_k, top_p):
-    """One part of `generate`: prefill each distinct prompt once, copy its cache to its rows, then token by token."""
+def sample_rows(model, prompts, noise, temperature, stop):
+    """One part of `generate`: prefill, then token by token; rows that have ended leave."""
     device, count, steps = model.device, *noise.shape
-    distinct = list(dict.fromkeys(map(tuple, prompts)))
-    place = {prompt: i for i, prompt in enumerate(distinct)}
-    ids, mask = left_pad([list(prompt) for prompt in distinct], device)
-    limit = torch.tensor([context_length(model) - len(prompt) for prompt in prompts], device=device)
-    noise = noise.to(device)
+    room = [context_length(model) - len(prompt) for prompt in prompts]
+    limit, noise = torch.tensor(room, device=device), noise.to(device)
     tokens = torch.zeros(count, steps, dtype=torch.long, device=device)
     logprob = torch.zeros(count, steps, device=device)
     length = torch.zeros(count, dtype=torch.long, device=device)
     stopped = torch.zeros(count, dtype=torch.bool, device=device)
-
-    with precision(model):
+    rows = torch.arange(count, device=device)  # in the batch: rows of `tokens`
+    alive = torch.ones(count, dtype=torch.bool, device=device)  # of those
+    with autocast(model):
         cache = Cache(layer_class_to_replicate=GrowingLayer)
-        logits = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-                       past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        owner = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
-        cache.batch_select_indices(owner)
-        logits, mask = logits[owner], mask[owner]
-        rows, alive = torch.arange(count, device=device), torch.ones(count, dtype=torch.bool, device=device)
+        logits, mask = prefill(model, prompts, cache)
         for t in range(steps):
-            logp = sampling_logprobs(logits, temperature, top_k, top_p)
-            token = logp.argmax(-1)
-            if temperature > 0:     # invert the cumulative distribution at this row's own random number
-                cdf = logp.exp().cumsum(-1)
-                drawn = torch.searchsorted(cdf, noise[rows, t, None] * cdf[:, -1:], right=True).squeeze(1)
-                drawn = drawn.clamp(max=logp.shape[1] - 1)
-                possible = logp.gather(1, drawn[:, None]).squeeze(1) > -torch.inf     # rounding at the very edge
-                token = torch.where(possible, drawn, token)
+            token, logp = choose(logits, noise[rows, t], temperature)
             live = rows[alive]
-            tokens[live, t] = token[alive]
-            logprob[live, t] = logp.gather(1, token[:, None]).squeeze(1)[alive]
+            tokens[live, t], logprob[live, t] = token[alive], logp[alive]
             length[live] += 1
             stopped[live] = torch.isin(token[alive], stop)
             alive = alive & ~stopped[rows] & (length[rows] < limit[rows])
             left = int(alive.sum())
             if left == 0 or t + 1 == steps:
                 break
-            if left <= 0.9 * len(rows):      # stopped rows leave the batch, a few at a time: each leave copies the cache
+            if left <= 0.9 * len(rows):  # a few at a time: each leave copies the cache
                 cache.batch_select_indices(alive.nonzero().squeeze(1))
                 rows, token, mask, alive = rows[alive], token[alive], mask[alive], alive[alive]
-            # clamped for rows that have ended but not left yet: nothing reads what they decode
-            position = mask.sum(1, keepdim=True).clamp(max=context_length(model) - 1)
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-            logits = model(input_ids=token[:, None], attention_mask=mask, position_ids=position,
-                           past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-
-    return [Sample(prompt, ids[:size], values[:size], end) for prompt, ids, values, size, end in
-            zip(prompts, tokens.tolist(), logprob.tolist(), length.tolist(), stopped.tolist())]
+            logits, mask = decode_step(model, token, mask, cache)
+    columns = (x.tolist() for x in (tokens, logprob, length, stopped))
+    return [
+        Sample(prompt, ids[:size], values[:size], end)
+        for prompt, ids, values, size, end in zip(prompts, *columns)
+    ]
 
 
-# ------------------------------------------------------------------------------------------------------- scoring
+# --------------------------------------------------------------------------------------- scoring
+
 
 def micro_batches(model, samples):
-    """Yield lists of indices into `samples`, like lengths together, each small enough for one forward pass."""
+    """Yield lists of indices into `samples`, like lengths together, each for one forward pass."""
+
     def shape(i):
         return len(samples[i].prompt), len(samples[i].tokens)
-    batch, widest = [], (0, 0)
+
+    batch, widest, vocabulary = [], (0, 0), model.config.get_text_config().vocab_size
     for i in sorted(range(len(samples)), key=lambda i: (sum(shape(i)), shape(i))):
-        width = tuple(map(max, widest, shape(i)))
-        rows = len(batch) + 1
-        vocabulary = model.config.get_text_config().vocab_size
-        if batch and (rows * sum(width) > MICRO_TOKENS or rows * (width[1] + 1) * vocabulary > MICRO_LOGITS):
+        width, rows = tuple(map(max, widest, shape(i))), len(batch) + 1
+        logits = rows * (width[1] + 1) * vocabulary
+        if batch and (rows * sum(width) > MICRO_TOKENS or logits > MICRO_LOGITS):
             yield batch
             batch, width = [], shape(i)
-        batch, widest = batch + [i], width
+        batch, widest = [*batch, i], width
     if batch:
         yield batch
 
 
-def logprobs(model, samples, temperature=1.0, top_k=0, top_p=1.0) -> list[torch.Tensor]:
-    """The log-probs that `generate` recorded, by teacher forcing: one fp32 tensor [completion length] per sample.
+def logprobs(model, samples, temperature=1.0) -> list[torch.Tensor]:
+    """The log-probs that `generate` recorded, by teacher forcing: fp32 [completion length] each.
 
-    Gradients follow the caller's grad mode.
-    Prompts are padded on the left and completions on the right, so that completions share their columns and
-    `logits_to_keep` can spare the logits of all prompt tokens, the largest tensors of the whole computation.
+    Gradients follow the caller's grad mode. Prompts are padded on the left and completions on the
+    right, so that completions share their columns and `logits_to_keep` can spare the logits of all
+    prompt tokens, the largest tensors of the whole computation.
     """
-    result = [None] * len(samples)
+    result, device = [None] * len(samples), model.device
     for part in micro_batches(model, samples):
         batch = [samples[i] for i in part]
-        ids, mask = left_pad([list(s.prompt) for s in batch], model.device)
-        completion = pad_sequence([torch.tensor(s.tokens, dtype=torch.long) for s in batch], True).to(model.device)
-        lengths = torch.tensor([len(s.tokens) for s in batch], device=model.device)
-        real = torch.arange(completion.shape[1], device=model.device) < lengths[:, None]
-        ids, mask = torch.cat([ids, completion], 1), torch.cat([mask, real.long()], 1)
-        with precision(model):
-            logits = model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-                           use_cache=False, logits_to_keep=completion.shape[1] + 1).logits[:, :-1]
-        logp = sampling_logprobs(logits, temperature, top_k, top_p)
-        chosen = logp.gather(-1, completion[..., None]).squeeze(-1)
-        for row, i in enumerate(part):
-            result[i] = chosen[row, :len(samples[i].tokens)]
+        ids, mask = left_pad([list(s.prompt) for s in batch], device)
+        completion = pad_sequence([torch.tensor(s.tokens) for s in batch], True).to(device)
+        lengths = torch.tensor([len(s.tokens) for s in batch], device=device)
+        real = torch.arange(completion.shape[1], device=device) < lengths[:, None]
+        mask = torch.cat([mask, real.long()], 1)
+        with autocast(model):
+            logits = model(
+                input_ids=torch.cat([ids, completion], 1),
+                attention_mask=mask,
+                position_ids=positions(mask),
+                use_cache=False,
+                logits_to_keep=completion.shape[1] + 1,
+            ).logits[:, :-1]
+        chosen = token_logprobs(logits, temperature).gather(-1, completion[..., None]).squeeze(-1)
+        for row, i in zip(chosen, part):
+            result[i] = row[: len(samples[i].tokens)]
     return result
 
 
 def main(name="toy"):
-    """Show the sampler: greedy tokens equal to `model.generate`'s, and the speed of both on the same prompts."""
+    """Show the sampler: the greedy tokens of `model.generate`, and the speed of both."""
     model, tokenizer = load_policy(name)
-    words = ["Compute 3*4+5 modulo 10.", "Compute 9-7*2-5 modulo 10.", "How many legs have two dogs and a bird?"]
-    prompts = [encode_chat(tokenizer, [{"role": "user", "content": text}]) for text in words]
+    questions = [
+        "Compute 3*4+5 modulo 10.",
+        "Compute 9-7*2-5 modulo 10.",
+        "How many legs has a dog?",
+    ]
+    prompts = [encode_chat(tokenizer, [{"role": "user", "content": q}]) for q in questions]
     ids, mask = left_pad(prompts * 16, model.device)
-    with torch.no_grad(), precision(model):
-        start = time.time()
-        theirs = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=64)[:, ids.shape[1]:].tolist()
-        middle = time.time()
-    ours = generate(model, prompts, n=1, max_new_tokens=64, temperature=0)
-    many = time.time()
-    rows = generate(model, prompts, n=16, max_new_tokens=64, temperature=0)
+    start = time.time()
+    with torch.no_grad(), autocast(model):
+        theirs = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=64)
+    middle = time.time()
+    ours = generate(model, prompts * 16, max_new_tokens=64, temperature=0)
     end = time.time()
-    same = [sample.tokens == row[:len(sample.tokens)] for sample, row in zip(ours, theirs)]
-    tokens = sum(len(sample.tokens) for sample in rows)
-    for text, sample, equal in zip(words, ours, same):
-        print(f"{text}\n{decode(tokenizer, sample)}\n  [{'the same' if equal else 'NOT the same'} as model.generate]\n")
-    print(json.dumps({"rows": len(rows), "tokens": tokens, "same": all(same), "tokens/s": round(tokens / (end - many)),
-                      "tokens/s of model.generate": round(tokens / (middle - start))}))
+    for question, sample, row in zip(questions, ours, theirs[:, ids.shape[1] :].tolist()):
+        same = "the same" if sample.tokens == row[: len(sample.tokens)] else "NOT the same"
+        print(f"{question}\n{decode(tokenizer, sample)}\n  [{same} as model.generate]\n")
+    tokens, times = sum(len(s.tokens) for s in ours), (end - middle, middle - start)
+    here, there = (f"{tokens / seconds:.0f}" for seconds in times)
+    print(f"{len(ours)} rows, {tokens} tokens: {here} tokens/s, model.generate {there}")
 
 
 if __name__ == "__main__":

@@ -1,243 +1,425 @@
-"""Use a policy: answer and criticise one question, evaluate on a file, compare runs, vote at inference.
+"""What a policy does with questions, as text: respond, criticise, correct; evaluate; vote.
 
-    python sample.py --model out "Compute 9-7*2-5 modulo 10."           answer, critiques, corrected answer
-    python sample.py --model out --data FILE.jsonl --eval --json        evaluation; the last line is one JSON object
-    python sample.py --compare out runs/g-rl runs/c-rl                  a table of runs, and their curves as an SVG
-    python sample.py --model out --vote                                 answers by vote at equal budgets, and an SVG
+python sample.py "Compute 8*9-7*6 modulo 10."       answer, critiques, corrected answers (toy)
+python sample.py --model out --eval --json          a run on its own held-out problems and exam
+python sample.py --model out --vote                 three ways to spend k samples a problem
 """
+
 import argparse
 import json
+import random
+import re
 import sys
-from html import escape
+import zlib
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 from critique import correct, critique, judgement, solve
-from reward import Pair, PairCache, Problem, answer_key, load_problems, read_jsonl, text_field, toy_problems
-from rollout import InputError, encode_chat, context_length, load_policy
-from train import (Run, check_lengths, complete, ends_right, evaluate, fetch_gsm8k, mean, parse_args, read_metrics, respond,
-                   sample_pairs, seed_of, show_evaluations, two_attempts)
-
-COLOURS = ["#2a6fbb", "#d1495b", "#3b8c5a", "#8a5fb0", "#c98a1b", "#5b6770"]
-
-
-# ------------------------------------------------------------------------------------------------------- pictures
-
-def line_charts(path, charts, title):
-    """Write an SVG of line charts, three in a row: charts [(title, x label, {series: [(x, y), ...]}), ...]; empty ones are
-    left out."""
-    charts = [(name, label, {s: p for s, p in series.items() if p}) for name, label, series in charts]
-    charts = [chart for chart in charts if chart[2]]
-    names = list(dict.fromkeys(name for _, _, series in charts for name in series))
-    colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
-    wide, high, left, head = 300, 210, 52, 60
-    parts = [f'<text x="16" y="24" font-size="15" font-weight="600">{escape(title)}</text>']
-    x = 16
-    for name in names:              # the legend: one line for all charts
-        parts.append(f'<rect x="{x}" y="35" width="14" height="3" fill="{colour[name]}"/>'
-                     f'<text x="{x + 19}" y="41">{escape(name)}</text>')
-        x += 36 + 7 * len(name)
-    for i, (name, label, series) in enumerate(charts):
-        points = [p for line in series.values() for p in line]
-        low_x, high_x = min(p[0] for p in points), max(p[0] for p in points)
-        low, peak = min(p[1] for p in points), max(p[1] for p in points)
-        room = max(peak - low, 0.02) * 0.08
-        low, peak, start, top = low - room, peak + room, i % 3 * (wide + 70) + left, head + i // 3 * (high + 84)
-
-        def place(point, low_x=low_x, high_x=high_x, low=low, peak=peak, start=start, top=top):
-            return (start + wide * (point[0] - low_x) / ((high_x - low_x) or 1),
-                    top + 24 + high * (peak - point[1]) / (peak - low))
-        parts.append(f'<text x="{start}" y="{top + 10}" font-weight="600">{escape(name)}</text>')
-        for k in range(5):
-            y = low + (peak - low) * k / 4
-            row = place((low_x, y))[1]
-            parts.append(f'<line x1="{start}" x2="{start + wide}" y1="{row:.1f}" y2="{row:.1f}" stroke="#dddddd"/>'
-                         f'<text x="{start - 6}" y="{row + 4:.1f}" text-anchor="end" fill="#555555">{y:.2f}</text>')
-        for tick in sorted({low_x, (low_x + high_x) // 2, high_x}):
-            parts.append(f'<text x="{place((tick, low))[0]:.1f}" y="{top + high + 42}" text-anchor="middle" '
-                         f'fill="#555555">{tick:g}</text>')
-        parts.append(f'<text x="{start + wide / 2}" y="{top + high + 60}" text-anchor="middle" '
-                     f'fill="#555555">{escape(label)}</text>')
-        for series_name, line in series.items():
-            dots = [place(point) for point in sorted(line)]
-            parts.append(f'<polyline fill="none" stroke="{colour[series_name]}" stroke-width="2" points="'
-                         + " ".join(f"{a:.1f},{b:.1f}" for a, b in dots) + '"/>')
-            if len(dots) <= 12:
-                parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour[series_name]}"/>' for a, b in dots]
-    width, height = max(min(3, len(charts)) * (wide + 70) + 16, x), head + -(-len(charts) // 3) * (high + 84)
-    opening = (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
-               'font-size="12"><rect width="100%" height="100%" fill="white"/>')
-    Path(path).write_text(opening + "\n".join(parts) + "</svg>\n", encoding="utf-8")
-    print(f"picture: {path}")
+from reward import (
+    InputError,
+    Pair,
+    Problem,
+    answer_key,
+    filter_pairs,
+    load_problems,
+    read_jsonl,
+    response_reward,
+    to_pair,
+)
+from rollout import TOY, Sample, context_length, decode, encode_chat, generate, load_policy
 
 
-# ---------------------------------------------------------------------------------------------------- one question
+@dataclass
+class Policy:
+    """A model and how it is sampled."""
 
-def show_question(run, question, count):
-    """Print an answer, several critiques with their judgements, and the corrected answers with and without a critique."""
-    if len(encode_chat(run.tokenizer, solve(question))) >= context_length(run.model):
-        raise InputError(f"the question does not fit the model's context of {context_length(run.model)} tokens")
-    (_, answer), = complete(run, [solve(question)], 1, 0, 0.0)
-    print(f"QUESTION\n{question}\n\nANSWER\n{answer}")
-    critiques = [text for _, text in complete(run, [critique(question, answer)], count, run.args.seed)]
-    names = {True: "right", False: "wrong", None: "no judgement that can be read"}
-    for i, text in enumerate(critiques, 1):
-        print(f"\nCRITIQUE {i}: {names[judgement(text)]}\n{text}")
-    (_, second), = complete(run, [correct(question, answer)], 1, 0, 0.0)
-    (_, refined), = complete(run, [correct(question, answer, critiques[0])], 1, 0, 0.0)
-    print(f"\nCORRECTED, with critique 1\n{refined}\n\nCORRECTED, without a hint\n{second}")
+    model: object
+    tokenizer: object
+    limit: int  # of a completion, in tokens
+    temperature: float = 1.0
+
+    def greedy(self):
+        return replace(self, temperature=0.0)
 
 
-# ------------------------------------------------------------------------------------------------------ evaluation
+@dataclass
+class Episode:
+    """A sample with its text and its outcome, and what a recipe of train.py makes of it."""
 
-def load_exam(path):
-    """Critique pairs from a JSONL file with question, answer, response and label (OUT/eval_pairs.jsonl)."""
-    def check(row):
-        if not isinstance(row.get("label"), bool):
-            raise ValueError("label must be true or false")
-        return Pair(Problem(text_field(row, "question"), text_field(row, "answer")), text_field(row, "response"), row["label"])
-    return read_jsonl(path, check)
-
-
-def compare(folders, picture):
-    """A table of the last evaluation of several runs beside the first one's start, and their curves."""
-    runs, columns = {str(folder): read_metrics(Path(folder) / "metrics.jsonl") for folder in folders}, {}
-    for name, rows in runs.items():
-        evaluated = [row for row in rows if "eval/generation" in row]
-        if not evaluated:
-            raise InputError(f"{name}: metrics.jsonl holds no evaluation")
-        columns |= {"start": columns.get("start", evaluated[0]), name: evaluated[-1]}
-    show_evaluations("runs, at their last evaluation", columns)
-    charts = []
-    for key, title in [("eval/generation", "greedy accuracy"), ("eval/critique", "critique accuracy"),
-                       ("eval/delta", "second attempt - first"), ("t2", "in training: second attempts right"),
-                       ("delta", "in training: second attempt - first"), ("kept", "in training: wrong answers given again")]:
-        charts.append((title, "step", {name: [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-                                       for name, rows in runs.items()}))
-    line_charts(picture, charts, "Held-out problems, greedy; and what was sampled in training")
-    return columns
+    sample: Sample
+    text: str
+    role: str  # response, critique, attempt 1, attempt 2
+    problem: Problem
+    reward: float = 0.0
+    judged: bool | None = None  # of a critique: its judgement
+    group: tuple = ()  # with whom the reward is compared
+    kl: float = 0.0  # weight of the KL to the reference on its tokens
+    advantage: float = 0.0
 
 
-# ----------------------------------------------------------------------------------------------------------- votes
+def seed_of(*parts):
+    """A seed that depends on all parts: run, step, what is sampled. It needs no state, so that a
+    resumed run goes on alike."""
+    return zlib.crc32(repr(parts).encode())
+
+
+def mean(values):
+    """The mean of numbers; None of none."""
+    values = list(values)
+    return sum(values) / len(values) if values else None
+
+
+def printable(text):
+    """Text of a model, safe for a terminal: control characters and escapes are spelled out."""
+    return re.sub(r"[^\n\t\x20-\x7e\u00a0-\U0010ffff]", lambda c: repr(c[0])[1:-1], text)
+
+
+# -------------------------------------------------------------------------------------- rollouts
+
+
+def complete(policy, chats, n, seed, show=None):
+    """Sample n completions for each chat, in prompt-major order: [(Sample, text)]. A prompt that
+    leaves no room in the context gives samples without tokens. show: title of a progress bar."""
+    tokenizer, room = policy.tokenizer, context_length(policy.model)
+    prompts = [encode_chat(tokenizer, chat) for chat in chats]
+    fits = [prompt for prompt in prompts if len(prompt) < room]
+    with tqdm(total=len(fits) * n, desc=show, disable=None if show else True, leave=False) as bar:
+        how = dict(temperature=policy.temperature, seed=seed, progress=bar.update)
+        done = iter(generate(policy.model, fits, n, policy.limit, **how))
+    samples = []
+    for prompt in prompts:
+        for _ in range(n):
+            samples.append(next(done) if len(prompt) < room else Sample(prompt, [], [], False))
+    return [(sample, decode(tokenizer, sample)) for sample in samples]
+
+
+def outcome(sample, text, problem):
+    """Eq. 1 for a sample: one that was cut has no final answer, whatever number it stopped at."""
+    return response_reward(text, problem.answer) if sample.stopped else 0.0
+
+
+def respond(policy, problems, n, seed, show=None):
+    """First-order rollout: n responses to each problem, rewarded by eq. 1; problem-major order."""
+    done = complete(policy, [solve(p.question) for p in problems], n, seed, show)
+    asked = [p for p in problems for _ in range(n)]
+    return [
+        Episode(s, text, "response", p, outcome(s, text, p)) for (s, text), p in zip(done, asked)
+    ]
+
+
+def criticise(policy, pairs, n, seed, show=None):
+    """Second-order rollout: n critiques of each pair with their judgements; pair-major order."""
+    chats = [critique(p.problem.question, p.response) for p in pairs]
+    episodes = []
+    for i, (sample, text) in enumerate(complete(policy, chats, n, seed, show)):
+        call = judgement(text) if sample.stopped else None
+        episodes.append(Episode(sample, text, "critique", pairs[i // n].problem, judged=call))
+    return episodes
+
+
+def two_attempts(policy, problems, n, seed, show=None):
+    """n first attempts at each problem and one second attempt for each: two lists of Episodes in
+    the same order, and the table of both (see `attempts_table`)."""
+    first, second = respond(policy, problems, n, seed, show), []
+    chats = [correct(a.problem.question, a.text) for a in first]
+    for a, (sample, text) in zip(first, complete(policy, chats, 1, seed + 1, show)):
+        a.role, reward = "attempt 1", outcome(sample, text, a.problem)
+        second.append(Episode(sample, text, "attempt 2", a.problem, reward))
+    return first, second, attempts_table(first, second)
+
+
+def draw_pairs(responses, n, balance, rng):
+    """Pairs for the critic from n responses to each question: one right and one wrong response of
+    those that have both (`filter`), else any two."""
+    accuracy = mean(e.reward for e in responses)
+    pairs = [Pair(e.problem, e.text, e.reward == 1, accuracy) for e in responses]
+    groups = [pairs[i : i + n] for i in range(0, len(pairs), n)]
+    if balance == "filter":
+        return filter_pairs(groups, rng)
+    return [pair for group in groups for pair in rng.sample(group, 2)]
+
+
+def sample_pairs(policy, problems, n, count, seed, balance="filter", show=None):
+    """At most `count` pairs of the current policy from n responses to each problem: the critic's
+    exam, static pairs."""
+    rng, pairs, chunk = random.Random(seed), [], max(8, count // 4)
+    for start in range(0, len(problems), chunk):
+        part = problems[start : start + chunk]
+        responses = respond(policy, part, n, seed_of(seed, start), show)
+        pairs += draw_pairs(responses, n, balance, rng)
+        if len(pairs) >= count:
+            break
+    return pairs[: count // 2 * 2]
+
+
+# ------------------------------------------------------------------------------------ evaluation
+
+
+def judge_table(judged, right):
+    """Judgements (True, False, None) against outcomes: accuracy, P1 on right and P2 on wrong
+    responses, precision and recall of "right", share without a readable judgement."""
+    table = Counter(zip(judged, right))
+    return {
+        "accuracy": mean(j is r for j, r in zip(judged, right)),
+        "p1": mean(j is True for j, r in zip(judged, right) if r),
+        "p2": mean(j is False for j, r in zip(judged, right) if not r),
+        "precision": mean([1] * table[True, True] + [0] * table[True, False]),
+        "recall": mean(j is True for j, r in zip(judged, right) if r),
+        "unreadable": mean(j is None for j in judged),
+    }
+
+
+def attempts_table(first, second):
+    """SCoRe's metrics of two lists of Episodes: accuracies t1 and t2, their difference, the shares
+    of problems that went from incorrect to correct and back. And the collapse: the share of second
+    attempts that repeat the first word for word (`unchanged`), and of the wrong first answers that
+    the second attempt gives again, in whatever words (`kept`)."""
+    both = list(zip(first, second))
+    t1, t2 = mean(a.reward for a in first), mean(b.reward for b in second)
+    return {
+        "t1": t1,
+        "t2": t2,
+        "delta": t2 - t1,
+        "i_to_c": mean(b.reward and not a.reward for a, b in both),
+        "c_to_i": mean(a.reward and not b.reward for a, b in both),
+        "unchanged": mean(a.text == b.text for a, b in both),
+        "kept": mean(same_answer(a, b) for a, b in both if not a.reward),
+        "truncated": mean(not e.sample.stopped for e in first + second),
+    }
+
+
+def same_answer(a, b):
+    """Do two attempts that ended by themselves give one answer?"""
+    ended = a.sample.stopped and b.sample.stopped
+    return ended and None is not answer_key(a.text) == answer_key(b.text)
+
+
+def evaluate(policy, problems, exam):
+    """Greedy evaluation on held-out problems (answers, second attempts) and on the exam's pairs
+    (critiques): a dict of eval/... numbers."""
+    *_, table = two_attempts(policy.greedy(), problems, 1, 0, "evaluation")
+    result = {"generation": table["t1"]} | table | {"size": len(problems)}
+    calls = [e.judged for e in criticise(policy.greedy(), exam, 1, 0, "critiques")]
+    table = judge_table(calls, [pair.right for pair in exam])
+    result |= {"critique": table.pop("accuracy"), "pairs": len(exam)}
+    result |= {"critique_" + name: value for name, value in table.items()}
+    return {"eval/" + name: value for name, value in result.items()}
+
+
+def print_table(title, columns, names):
+    """One line for each of `names` {key: text}, one column for each of `columns` {heading: row}."""
+    width = max(9, *(len(heading) + 2 for heading in columns))
+    print(f"\n{title:40}" + "".join(f"{heading:>{width}}" for heading in columns))
+    for key, text in names.items():
+        cells = [column.get(key) for column in columns.values()]
+        cells = ["-" if v is None else f"{v:.3f}" if isinstance(v, float) else v for v in cells]
+        print(f"{text:40}" + "".join(f"{cell:>{width}}" for cell in cells))
+
+
+EVALUATION = {
+    "eval/generation": "greedy accuracy of responses",
+    "eval/critique": "accuracy of judgements, balanced pairs",
+    "eval/critique_p1": "... on right responses",
+    "eval/critique_p2": "... on wrong responses",
+    "eval/critique_precision": '... precision of "right"',
+    "eval/critique_recall": '... recall of "right"',
+    "eval/t2": "accuracy of second attempts",
+    "eval/delta": "t2 - t1",
+    "eval/i_to_c": "incorrect -> correct",
+    "eval/c_to_i": "correct -> incorrect",
+    "eval/unchanged": "second attempts that repeat the first",
+    "eval/kept": "wrong first answers given again",
+    "eval/truncated": "cut at the limit",
+    "eval/size": "held-out problems",
+    "eval/pairs": "critique pairs",
+}
+
+
+# ------------------------------------------------------------------------------------------ votes
+
 
 def majority_vote(responses, weights=None):
     """The index of the response that the vote elects, None if no answer can be read.
 
-    Answers are counted by `answer_key`, each with its weight (1 by default); unreadable ones have no vote. Of equals the
-    one that came first wins; where all weights are 0 everybody votes with weight 1.
+    Answers are counted by `answer_key`, each with its weight (1 by default). Of equals the one that
+    came first wins; where all weights are 0 everybody votes with weight 1.
     """
     keys = [answer_key(response) for response in responses]
-    if weights is None or not any(weight for key, weight in zip(keys, weights) if key is not None):
+    weights = weights or [1.0] * len(keys)
+    if not any(weight for key, weight in zip(keys, weights) if key is not None):
         weights = [1.0] * len(keys)
-    votes, first = {}, {}
-    for i, (key, weight) in enumerate(zip(keys, weights)):
+    votes = {}
+    for key, weight in zip(keys, weights):
         if key is not None:
             votes[key] = votes.get(key, 0.0) + weight
-            first.setdefault(key, i)
-    return first[max(votes, key=votes.get)] if votes else None        # max takes the first of equals
+    return keys.index(max(votes, key=votes.get)) if votes else None  # max: the first of equals
 
 
-def vote(run, problems, budgets, critiques, picture):
-    """Accuracy by three ways to spend k samples a problem, each by majority vote: k answers; k/2 answers, each corrected
-    once; k/(1 + m) answers, each weighted by the share of its m critiques that call it right. One sampling serves all
-    budgets: smaller ones use the first answers of the larger ones."""
-    most, seed = max(budgets), run.args.seed
-    answers = respond(run, problems, most, seed_of(seed, "vote"), show="answers")
-    groups = [answers[i:i + most] for i in range(0, len(answers), most)]
+def vote(policy, problems, budgets, critiques, seed):
+    """Accuracy by three ways to spend k samples a problem, each by majority vote: k answers; k/2
+    answers, each corrected once; k/(1 + m) answers, each weighted by the share of its m critiques
+    that call it right. One sampling serves all budgets: the smaller use the first answers.
 
-    def follow(prompt, n, title):
-        """n completions of prompt(question, answer) for as many answers to each problem as the largest budget pays for:
-        for each problem a list with the (Sample, text) of each of its answers."""
-        each = most // (1 + n)
-        chats = [prompt(e.problem.question, e.text) for group in groups for e in group[:each]]
-        done = complete(run, chats, n, seed_of(seed, "vote", title), show=title)
-        rows = [done[i:i + n] for i in range(0, len(done), n)]
-        return [rows[i:i + each] for i in range(0, len(rows), each)]
-    second, checks = follow(correct, 1, "corrections"), follow(critique, critiques, "critiques")
+    Returns {"vote/WAY": {k: accuracy}}.
+    """
 
-    ballots = {                 # name: what a vote costs in samples, and for each problem its votes (sample, text, weight)
-        "parallel": (1, [[(e.sample, e.text, 1.0) for e in group] for group in groups]),
-        "parallel, corrected": (2, [[(*row[0], 1.0) for row in rows] for rows in second]),
-        "critique-weighted": (1 + critiques, [
-            [(e.sample, e.text, mean(check.stopped and judgement(text) is True for check, text in row))
-             for e, row in zip(group, rows)] for group, rows in zip(groups, checks)])}
+    def by_problem(items, each):
+        return [items[i : i + each] for i in range(0, len(items), each)]
 
-    def right(votes, problem):
-        elected = majority_vote([text if sample.stopped else "" for sample, text, _ in votes], [weight for *_, weight in votes])
-        return elected is not None and ends_right(*votes[elected][:2], problem) == 1
+    def first_of(each):
+        return [e for group in answers for e in group[:each]]
 
-    table = {name: [(k, mean(right(votes[:k // cost], problem) for votes, problem in zip(cast, problems)))
-                    for k in budgets if k >= cost] for name, (cost, cast) in ballots.items()}
-    *_, greedy = two_attempts(run, problems, 1, 0, temperature=0.0, show="greedy")
-    print(f"\none greedy answer {greedy['t1']:.3f}, corrected once {greedy['t2']:.3f}; below, samples at temperature "
-          f"{run.args.temperature:g}; the standard error is up to {0.5 / len(problems) ** 0.5:.3f}")
-    print(f"{f'accuracy by vote, {len(problems)} problems':40}" + "".join(f"  k={k:<4}" for k in budgets))
-    for name, line in table.items():
-        print(f"{name:40}" + "".join(f"  {dict(line)[k]:.3f} " if k in dict(line) else f"{'-':>7} " for k in budgets))
-    line_charts(picture, [("accuracy by vote", "samples per problem", table)], "Self-correction at inference")
-    return {"vote/" + name: dict(line) for name, line in table.items()} | {"greedy/t1": greedy["t1"], "greedy/t2": greedy["t2"]}
+    most, each = max(budgets), max(budgets) // (1 + critiques)
+    answers = respond(policy, problems, most, seed_of(seed, "vote"), "answers")
+    answers = by_problem(answers, most)
+
+    chats = [correct(e.problem.question, e.text) for e in first_of(most // 2)]
+    done = complete(policy, chats, 1, seed_of(seed, "vote", "corrections"), "corrections")
+    second = [Episode(*d, "attempt 2", e.problem) for d, e in zip(done, first_of(most // 2))]
+
+    pairs = [Pair(e.problem, e.text, e.reward == 1) for e in first_of(each)]
+    checks = criticise(policy, pairs, critiques, seed_of(seed, "vote", "critiques"), "critiques")
+    weights = [mean(c.judged is True for c in part) for part in by_problem(checks, critiques)]
+    weighted = list(zip(first_of(each), weights))
+
+    ballots = {  # way: what a vote costs in samples, and each problem's [(episode, weight), ...]
+        "parallel": (1, [[(e, 1.0) for e in group] for group in answers]),
+        "parallel, corrected": (2, by_problem([(e, 1.0) for e in second], most // 2)),
+        "critique-weighted": (1 + critiques, by_problem(weighted, each)),
+    }
+
+    def right(ballot):
+        texts = [e.text if e.sample.stopped else "" for e, _ in ballot]
+        elected = majority_vote(texts, [weight for _, weight in ballot])
+        return elected is not None and response_reward(texts[elected], ballot[0][0].problem.answer)
+
+    table = {}
+    for way, (cost, cast) in ballots.items():
+        table["vote/" + way] = {
+            k: mean(right(ballot[: k // cost]) for ballot in cast) for k in budgets if k >= cost
+        }
+    return table
+
+
+# --------------------------------------------------------------------------- the command line
+
+
+def show_question(policy, question, n, seed):
+    """Print an answer, n critiques and their judgements, and corrected answers."""
+
+    def greedy(chat):
+        return complete(policy.greedy(), [chat], 1, 0)[0][1]
+
+    answer = greedy(solve(question))
+    print(f"QUESTION\n{printable(question)}\n\nANSWER\n{printable(answer)}")
+    critiques = criticise(policy, [Pair(Problem(question, ""), answer, False)], n, seed)
+    names = {True: "right", False: "wrong", None: "no judgement that can be read"}
+    for i, e in enumerate(critiques, 1):
+        print(f"\nCRITIQUE {i}: {names[e.judged]}\n{printable(e.text)}")
+    helped = greedy(correct(question, answer, critiques[0].text))
+    print(f"\nCORRECTED, with critique 1\n{printable(helped)}")
+    print(f"\nCORRECTED, without a hint\n{printable(greedy(correct(question, answer)))}")
+
+
+def check_lengths(policy, problems, quoted=1):
+    """Refuse problems whose prompts cannot fit the model's context, before the first token is
+    sampled (of the 50 longest). quoted: the completions that the longest prompt quotes."""
+    room = context_length(policy.model)
+    for problem in sorted(problems, key=lambda p: -len(p.question))[:50]:
+        helped = correct(problem.question, "0", "0" if quoted > 1 else None)
+        prompt = len(encode_chat(policy.tokenizer, helped))
+        need = prompt + (1 + quoted) * policy.limit
+        if need > room:
+            raise InputError(
+                f"the model's context of {room} tokens is too short for {need}: {prompt} of a "
+                f"prompt and {1 + quoted} times --max-new-tokens {policy.limit}, for the question "
+                f"{problem.question[:60]!r}"
+            )
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.error = lambda message: sys.exit(f"error: {message}")
+    add = parser.add_argument
+    add("question", nargs="?", help="a question to answer")
+    add("--model", default="toy", help="toy, a run's folder, a model folder or a hub id [toy]")
+    add("--eval", action="store_true", help="evaluate: answers, second attempts, critiques")
+    add("--vote", action="store_true", help="vote at budgets of up to --n samples a problem")
+    add("--data", help="gsm8k (its test file) or a JSONL file [MODEL/held_out.jsonl]")
+    add("--exam", help="JSONL file of critique pairs for --eval [MODEL/exam.jsonl, else sampled]")
+    add("--size", type=int, help="use the first N problems", metavar="N")
+    add("--n", type=int, help="critiques of a question [4]; the largest budget of --vote [16]")
+    add("--critiques", type=int, default=1, help="critiques of each answer in --vote [1]")
+    add("--temperature", type=float, default=1.0, help="of critiques and votes [1.0]")
+    add("--max-new-tokens", type=int, help="limit of a completion [that of the run, else 512]")
+    add("--seed", type=int, default=0)
+    add("--device", help="cpu, cuda, mps [cuda where there is one]")
+    add("--json", action="store_true", help="the numbers as one JSON object on the last line")
+    args = parser.parse_args(argv)
+    args.n = args.n if args.n is not None else 16 if args.vote else 4
+    for name, low in dict(n=1 + args.vote, critiques=1, size=1, max_new_tokens=1).items():
+        if getattr(args, name) is not None and getattr(args, name) < low:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} {getattr(args, name)}: must be at least {low}")
+    if args.vote and args.critiques >= args.n:
+        raise InputError(f"--critiques {args.critiques}: must be less than --n {args.n}")
+    if not (args.question or args.eval or args.vote):
+        raise InputError("give a question, --eval or --vote (see --help)")
+    return args
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: sys.exit(f"error: {message}")
-    parser.add_argument("question", nargs="?", help="a question to answer")
-    parser.add_argument("--model", help="toy, a model folder or a hub id [toy]", default="toy")
-    parser.add_argument("--data", help="toy, gsm8k (its test file, downloaded) or a JSONL file [toy]", default="toy")
-    parser.add_argument("--eval", help="evaluate on --data: answers, second attempts, critiques", action="store_true")
-    parser.add_argument("--pairs", help="JSONL file of critique pairs for --eval, such as OUT/eval_pairs.jsonl [sampled from the model]")
-    parser.add_argument("--vote", help="vote on --data at budgets up to --n", action="store_true")
-    parser.add_argument("--critiques", help="critiques of each answer in --vote, out of its budget [1]", type=int, default=1)
-    parser.add_argument("--compare", help="run folders of train.py", nargs="+", metavar="OUT")
-    parser.add_argument("--json", help="also print the numbers as one JSON object on the last line", action="store_true")
-    parser.add_argument("--picture", help="where the SVG goes [compare.svg or vote.svg beside the first run or the model]")
-    parser.add_argument("--n", help="critiques of a question [4]; the largest budget of --vote [16]", type=int)
-    parser.add_argument("--size", help="use the first N problems of --data [all; toy: 512]", type=int, metavar="N")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of critiques and votes [1.0]")
-    parser.add_argument("--max-new-tokens", type=int, help="limit of a completion in tokens [512, at most a quarter of the context]")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", help="cpu, cuda, mps (default: cuda where there is one)")
-    options = parser.parse_args(argv)
     try:
-        use(options)
+        use(parse_args(argv))
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def use(options):
+def use(args):
     """Do what the flags ask for."""
-    if options.picture and not Path(options.picture).resolve().parent.is_dir():
-        raise InputError(f"--picture {options.picture}: there is no such folder")
-    if options.compare:
-        numbers = compare(options.compare, options.picture or Path(options.compare[0]) / "compare.svg")
-        return print(json.dumps(numbers)) if options.json else None
-    if not (options.question or options.eval or options.vote):
-        raise InputError("give a question, --eval, --vote or --compare (see --help)")
-    n = options.n if options.n is not None else 16 if options.vote else 4
-    if n < 1 or options.vote and n < 2 or options.size is not None and options.size < 1:
-        raise InputError(f"--n {n} --size {options.size}: must be at least 1 (--vote: --n 2)")
-    budgets = sorted({k for k in (2, 4, 8, 16, 32, 64, 128) if k < n} | {n})
-    if options.vote and not 0 < options.critiques < budgets[-1]:
-        raise InputError(f"--critiques {options.critiques}: must be at least 1 and less than the largest budget, {budgets[-1]}")
-    problems = []
-    if options.eval or options.vote:
-        problems = (toy_problems(options.size or 512, 12345, held_out=True) if options.data == "toy" else
-                    load_problems(fetch_gsm8k("test") if options.data == "gsm8k" else options.data)[:options.size])
-    exam = load_exam(options.pairs) if options.pairs else []
-    model, tokenizer = load_policy(options.model, options.device)
-    limit = options.max_new_tokens if options.max_new_tokens is not None else min(512, context_length(model) // 4)
-    args = parse_args(["--seed", str(options.seed), "--temperature", str(options.temperature), "--max-new-tokens", str(limit)])
-    run, numbers = Run(args, model, tokenizer, PairCache(1)), {}
-    check_lengths(run, problems)
-    if options.question:
-        show_question(run, options.question, n)
-    if options.eval:
-        exam = exam or sample_pairs(run, problems, 8, len(problems), seed_of(options.seed, "exam"), "critique pairs")
-        numbers |= evaluate(run, problems, exam)
-        show_evaluations(options.data, {options.model: numbers})
-    if options.vote:
-        folder = Path(options.model) if options.model != "toy" and Path(options.model).is_dir() else Path()
-        numbers |= vote(run, problems, budgets, options.critiques, options.picture or folder / "vote.svg")
-    if options.json:
+    folder = TOY if args.model == "toy" else Path(args.model)
+    problems, exam = [], []
+    if args.eval or args.vote:
+        if not args.data and not (folder / "held_out.jsonl").exists():
+            raise InputError(f"{folder} has no held_out.jsonl: name the problems by --data FILE")
+        problems = load_problems(args.data or folder / "held_out.jsonl", "test")[: args.size]
+    if args.exam or (args.eval and not args.data and (folder / "exam.jsonl").exists()):
+        exam = read_jsonl(args.exam or folder / "exam.jsonl", to_pair)
+    model, tokenizer = load_policy(args.model, args.device)
+    limit = args.max_new_tokens or model.generation_config.max_new_tokens or 512
+    policy = Policy(model, tokenizer, limit, args.temperature)
+    check_lengths(policy, problems)
+    if args.question:
+        check_lengths(policy, [Problem(args.question, "")], quoted=2)
+        show_question(policy, args.question, args.n, args.seed)
+    if args.data and (folder / "train.jsonl").exists():
+        trained = {p.question for p in load_problems(folder / "train.jsonl")}
+        seen = sum(p.question in trained for p in problems)
+        print(f"{args.model} was trained on {seen} of these {len(problems)} problems")
+    numbers = {}
+    if args.eval:
+        if not exam:
+            seed = seed_of(args.seed, "exam")
+            exam = sample_pairs(policy, problems, 8, len(problems), seed, show="critique pairs")
+        numbers |= evaluate(policy, problems, exam)
+        print_table(str(args.data or folder), {args.model: numbers}, EVALUATION)
+    if args.vote:
+        budgets = sorted({2**i for i in range(1, 20) if 2**i < args.n} | {args.n})
+        table = vote(policy, problems, budgets, args.critiques, args.seed)
+        *_, greedy = two_attempts(policy.greedy(), problems, 1, 0, "greedy")
+        print(f"\none greedy answer {greedy['t1']:.3f}, corrected once {greedy['t2']:.3f}; below,")
+        print(f"samples at temperature {args.temperature:g}, standard error up to", end=" ")
+        print(f"{0.5 / len(problems) ** 0.5:.3f}")
+        columns = {f"k={k}": {way: row.get(k) for way, row in table.items()} for k in budgets}
+        names = {way: way.removeprefix("vote/") for way in table}
+        print_table(f"accuracy by vote, {len(problems)} problems", columns, names)
+        numbers |= table | {"greedy/t1": greedy["t1"], "greedy/t2": greedy["t2"]}
+    if args.json:
         print(json.dumps(numbers))
 
 
