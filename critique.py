@@ -59,9 +59,8 @@ def correct(question, response, critique=None):
 # end mark: `**Conclusion:** Right. [END]`. RL teaches the format, so prose is not read, and a line
 # in quotation marks is somebody else's. Repetitions are bounded: linear time.
 JUDGEMENT = re.compile(
-    r"^[ \t*_#`\-]{0,20}conclusion[\s*_:`\-]{1,20}(?:\\boxed\{)?(?:\\text\{)?(right|wrong)"
-    r"[ \t*_.!`}]{0,20}(?:[\[<(][\w /|]{1,20}[\])>][ \t*_.]{0,9})?\r?$",
-    re.IGNORECASE | re.MULTILINE,
+    r"(?im)^[ \t*_#`\-]{0,20}conclusion[\s*_:`\-]{1,20}(?:\\boxed\{)?(?:\\text\{)?(right|wrong)"
+    r"[ \t*_.!`}]{0,20}(?:[\[<(][\w /|]{1,20}[\])>][ \t*_.]{0,9})?\r?$"
 )
 
 
@@ -109,12 +108,8 @@ def load_demonstrations(path, held_out=()):
 
 
 STEP = re.compile(r"<<([^<>=]{1,60})=([^<>=]{1,20})>>")  # GSM8K's annotation of a step: <<48/2=24>>
-OPERATORS = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
+OPERATORS[ast.Div] = operator.truediv
 
 
 def calculate(expression, changed):
@@ -160,10 +155,9 @@ def demonstrate(problem, rng):
         if i == broken:
             shown += rng.choice([d for d in (-10, -2, -1, 1, 2, 10) if shown + d > 0] or [1])
         check = f"{expression.strip()} = {decimal(value)}: "
+        verdict = "ok" if shown == value else f"no, the solution has {decimal(shown)}"
         right_checks.append(check + "ok")
-        wrong_checks.append(
-            right_checks[-1] if shown == value else f"{check}no, the solution has {decimal(shown)}"
-        )
+        wrong_checks.append(check + verdict)
         if shown != value:
             changed[value] = shown
     reached = changed.get(to_number(answer))
@@ -183,10 +177,8 @@ def demonstrate(problem, rng):
         question = problem.question
         return {"question": question, "response": response, "critique": critique, "label": call}
 
-    return [
-        row(STEP.sub("", work), answer.strip(), right_checks, "right"),
-        row(given + follows, decimal(reached), wrong_checks, "wrong"),
-    ]
+    right = row(STEP.sub("", work), answer.strip(), right_checks, "right")
+    return [right, row(given + follows, decimal(reached), wrong_checks, "wrong")]
 
 
 def print_demonstrations(data):
@@ -200,22 +192,18 @@ def print_demonstrations(data):
         used += 1
         for row in rows:
             print(json.dumps(row))
+    print(f"{2 * used} demonstrations from {used} of {len(problems)} problems", file=sys.stderr)
     if not used:
         raise InputError(f"{data}: no answer is a worked solution with <<48/2=24>> annotations")
-    print(f"{2 * used} demonstrations from {used} of {len(problems)} problems", file=sys.stderr)
 
 
 def print_prompts():
-    problem, response = "Compute 3*4+5 modulo 10.", "3*4=2\n2+5=8\n\\boxed{8}"
+    question, response = "Compute 3*4+5 modulo 10.", "3*4=2\n2+5=8\n\\boxed{8}"
     check = "3*4=2:2 ok\n2+5=8:7 no\nConclusion: wrong"
-    for title, messages in [
-        ("solve", solve(problem)),
-        ("critique", critique(problem, response)),
-        ("correct with a critique (eq. 4)", correct(problem, response, check)),
-        ("correct without (SCoRe)", correct(problem, response)),
-    ]:
-        print(f"=== {title}")
-        for message in messages:
+    asked = solve(question), critique(question, response), correct(question, response, check)
+    for name, chat in zip(("solve", "critique", "correct"), asked):
+        print(f"=== {name}")
+        for message in chat:
             print(f"[{message['role']}]\n{message['content']}\n")
     print(f"=== the judgement of {check!r}: {judgement(check)}")
 

@@ -2,13 +2,10 @@
 
 Equations 1-6 are those of GC-RL (arXiv 2602.22765), the shaped reward is that of SCoRe (arXiv
 2409.12917), the group-relative advantage that of GRPO (arXiv 2402.03300).
-
-    python reward.py       four responses on their way through rewards, filter, cache and advantages
 """
 
 import http.client
 import json
-import random
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,6 +16,10 @@ import torch
 
 class InputError(ValueError):
     """What the user gave cannot be used. The message is one line that says what is wrong, where."""
+
+
+def one_line(error):
+    return " ".join(str(error).split())[:300]
 
 
 @dataclass(frozen=True)
@@ -56,21 +57,18 @@ def read_jsonl(path, check):
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if text.strip():
                 rows.append(check(json.loads(text)))
-        except json.JSONDecodeError as error:
-            message = f"not JSON ({error.msg} at column {error.colno})"
-            raise InputError(f"{path}:{number}: {message}") from error
-        except KeyError as error:
-            raise InputError(f"{path}:{number}: no field {error}") from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: {error}") from error
+        except (KeyError, ValueError, RecursionError) as error:
+            reason = f"no field {error}" if isinstance(error, KeyError) else error
+            raise InputError(f"{path}:{number}: {reason}") from error
     if not rows:
         raise InputError(f"{path}: the file is empty")
     return rows
 
 
-def write_jsonl(path, rows):
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    Path(path).write_text(text, encoding="utf-8")
+def write_jsonl(path, rows, mode="w"):
+    """mode "a" adds the rows behind those that are there."""
+    with open(path, mode, encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def text_field(row, name):
@@ -100,16 +98,16 @@ def from_problem(problem):
 
 
 def to_pair(row):
-    """A JSON object's pair: question, answer, response, label."""
-    if not isinstance(row, dict) or not isinstance(row.get("label"), bool):
-        raise ValueError("label must be true or false")
-    response = text_field(row, "response")
-    return Pair(to_problem(row), response, row["label"], row.get("accuracy", 0.5))
+    """A JSON object's pair: question, answer, response, label (true: right)."""
+    response, right = text_field(row, "response"), row["label"]
+    if not isinstance(right, bool):
+        raise ValueError("field 'label' must be true or false")
+    return Pair(to_problem(row), response, right, row.get("accuracy", 0.5))
 
 
 def from_pair(pair):
-    row = from_problem(pair.problem) | {"response": pair.response}
-    return row | {"label": pair.right, "accuracy": pair.accuracy}
+    row = {"response": pair.response, "label": pair.right, "accuracy": pair.accuracy}
+    return from_problem(pair.problem) | row
 
 
 GSM8K = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/"
@@ -126,10 +124,8 @@ def load_problems(name, split="train"):
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), progress=False)
         except (OSError, http.client.HTTPException) as error:
-            raise InputError(
-                f"--data gsm8k: cannot download {url} ({error}); fetch it by hand and "
-                "name the files: --data train.jsonl --eval-data test.jsonl"
-            ) from error
+            remedy = "fetch it by hand: --data train.jsonl --eval-data test.jsonl"
+            raise InputError(f"gsm8k: cannot download {url} ({error}); {remedy}") from error
     return read_jsonl(path, to_problem)
 
 
@@ -165,11 +161,8 @@ NUMBER = re.compile(
 )
 ARGUMENT = r"\s{0,9}(?:\{([^{}]{0,99})\}|(\d))"
 FRACTION = re.compile(r"\\[dtc]?frac" + ARGUMENT * 2, re.ASCII)
-NAMED = r"[^\n]{0,200})"
-ANSWER_IS = re.compile(
-    rf"answer(?:\s{{1,3}}is(?![a-z'])|\s{{0,3}}:)[\s:*]{{0,20}}({NAMED}", re.IGNORECASE
-)
-HASHES = re.compile(rf"####[ \t]{{0,20}}([-+$(\\.\d]{NAMED}")
+ANSWER_IS = re.compile(r"(?i)answer(?:\s{1,3}is(?![a-z'])|\s{0,3}:)[\s:*]{0,20}([^\n]{0,200})")
+HASHES = re.compile(r"####[ \t]{0,20}([-+$(\\.\d][^\n]{0,200})")
 # What may stand around a number: names and units. No operators, no LaTeX commands, and no single
 # letters but units of measurement: in `5x` or `n/2` the number is not the answer.
 UNIT = re.compile(r"(?:[^\W\d_]|[\s.,:;?'\"(){}\[\]/-]|\\[{}])*")
@@ -434,28 +427,3 @@ def advantages(rewards, groups, std=True):
             scale = r.std(correction=0) + 1e-6 if std else 1.0
             result[index] = ((r - r.mean()) / scale).float()
     return result
-
-
-def main():
-    problem = Problem("Compute 3*4+5 modulo 10.", "7")
-    texts = ["3*4=2\n2+5=7\n\\boxed{7}", "3*4=2\n2+5=8\n\\boxed{8}", "So the answer is 7.", "17"]
-    rewards = [response_reward(text, problem.answer) for text in texts]
-    print(f"{problem.question} Reference: {problem.answer}")
-    for text, r, a in zip(texts, rewards, advantages(rewards, [0] * 4).tolist()):
-        print(f"  {text!r:28} R(r) = {r:.0f}   advantage {a:+.2f}")
-    rng, cache = random.Random(0), PairCache(capacity=100)
-    cache.add(filter_pairs([[Pair(problem, t, r == 1) for t, r in zip(texts, rewards)]], rng))
-    print(f"the filter keeps one right and one wrong response; the cache holds {len(cache)}")
-    for pair in cache.draw(2, rng):
-        print(f"  {pair.response!r}")
-        for judged in (True, False, None):
-            print(
-                f"    judged {judged!s:5}  eq. 2: {critique_reward(judged, pair.right):.2f}"
-                f"   eq. 3 at accuracy 0.25: {reweighted_reward(judged, pair.right, 0.25):.2f}"
-                f"   eq. 4 adds, if refined right: {denoising_reward(judged, [True]):.2f}"
-            )
-    print(f"the cache holds {len(cache)}: pairs are drawn without replacement")
-
-
-if __name__ == "__main__":
-    main()

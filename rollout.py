@@ -23,7 +23,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.cache_utils import Cache, DynamicLayer
 
-from reward import InputError
+from critique import solve
+from reward import InputError, one_line
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -70,40 +71,27 @@ def load_policy(name, device=None, precision=None):
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise InputError(f"device {str(device)!r}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"device {str(device)!r}: {one_line(error)}") from error
+    how = dict(dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        model, report = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, **how)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # whatever the library makes of a broken folder
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"cannot load model {str(name)!r} (a folder or hub id): {reason}"
-        ) from error
+        raise InputError(f"cannot load model {str(name)!r}: {one_line(error)}") from error
     for kind in ("missing", "unexpected", "mismatched"):
         if report[kind + "_keys"]:  # the library would fill them at random, or drop them
             found = ", ".join(sorted(map(str, report[kind + "_keys"])))[:200]
             raise InputError(f"model {str(name)!r}: {kind} weights: {found}")
-    rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        raise InputError(
-            f"model {str(name)!r}: {len(tokenizer)} tokens in its tokenizer, but {rows}"
-        )
+    known, rows = len(tokenizer), model.get_input_embeddings().num_embeddings
+    if known > rows:
+        raise InputError(f"model {str(name)!r}: {known} tokens in its tokenizer, {rows} embeddings")
     stops = stop_set(model, tokenizer)
     if not stops:
         raise InputError(f"model {str(name)!r}: no EOS token, so no completion could ever end")
     pad = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    model.generation_config = GenerationConfig(
-        eos_token_id=stops,
-        pad_token_id=pad,
-        bos_token_id=tokenizer.bos_token_id,
-        max_new_tokens=model.generation_config.max_new_tokens,
-    )
+    plain = dict(eos_token_id=stops, pad_token_id=pad, bos_token_id=tokenizer.bos_token_id)
+    limit = model.generation_config.max_new_tokens  # that a run of train.py has left
+    model.generation_config = GenerationConfig(**plain, max_new_tokens=limit)
     if type(model.get_output_embeddings()) is torch.nn.Linear:
         model.get_output_embeddings().__class__ = FloatHead
     precision = precision or ("bf16" if device.type == "cuda" else "fp32")
@@ -147,11 +135,8 @@ def context_length(model):
 
 # -------------------------------------------------------------------------- text to tokens, back
 
-PROBE = [
-    {"role": "user", "content": "\u2460probe\u2461"},
-    {"role": "assistant", "content": "\u2462probe\u2463"},
-    {"role": "user", "content": "\u2464probe\u2465"},
-]
+ROLES = ("user", "assistant", "user")
+PROBE = [{"role": role, "content": f"\u2460probe{i}\u2461"} for i, role in enumerate(ROLES)]
 
 
 def render(tokenizer, messages, **options):
@@ -161,18 +146,12 @@ def render(tokenizer, messages, **options):
         turns = [f"{m['role'].capitalize()}:\n{m['content']}" for m in messages]
         turns = [t + end if m["role"] == "assistant" else t for t, m in zip(turns, messages)]
         return "\n\n".join([*turns, "Assistant:\n"])
+    options["enable_thinking"] = False  # for the templates that know it
+    options["strftime_now"] = datetime.datetime(2026, 1, 1).strftime  # the same prompt tomorrow
     try:
-        return tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            enable_thinking=False,  # for the templates that know it
-            strftime_now=datetime.datetime(
-                2026, 1, 1
-            ).strftime,  # prompts must not change overnight
-            **options,
-        )
+        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
     except Exception as error:  # a template is a program and may raise anything
-        raise InputError(f"the chat template: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(f"the chat template: {one_line(error)}") from error
 
 
 @functools.lru_cache
@@ -184,7 +163,7 @@ def turn_marks(tokenizer, template):
     """
     special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
     special = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
-    text = render(tokenizer, PROBE, **(dict(add_generation_prompt=True) if template else {}))
+    text = render(tokenizer, PROBE, add_generation_prompt=True)
     between = re.split("|".join(m["content"] for m in PROBE), text)[1:]
     pieces = re.split("|".join(["\n", *map(re.escape, special)]), "\n".join(between))
     pieces = {piece.strip() for piece in pieces}
@@ -225,9 +204,8 @@ def encode_chat(tokenizer, messages):
 
 def decode(tokenizer, sample):
     """The text of a completion, without special tokens and surrounding white space."""
-    return tokenizer.decode(
-        sample.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    ).strip()
+    how = dict(skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return tokenizer.decode(sample.tokens, **how).strip()
 
 
 def demonstration(tokenizer, messages, text):
@@ -281,7 +259,7 @@ def left_pad(rows, device):
     """Rows of ids, right-aligned: ids and mask, both [rows, longest]. The pad id is never looked
     at: a pad token may equal EOS, or be sampled. Mask by length."""
     width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     return ids, mask
 
@@ -291,7 +269,7 @@ def positions(mask):
     return (mask.cumsum(1) - 1).clamp(min=0)
 
 
-def rows_that_fit(model, length, memory=None):
+def rows_that_fit(model, length):
     """How many rows of `length` tokens one sampling batch may have: keys, values, some logits.
 
     From the shapes and the device's whole memory, not from what is free at the moment: how a batch
@@ -300,33 +278,24 @@ def rows_that_fit(model, length, memory=None):
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    size = 4 if autocast(model).__class__ is contextlib.nullcontext else 2
+    size = getattr(model, "arithmetic", torch.float32).itemsize
     row = length * config.num_hidden_layers * 2 * heads * width * size + 16 * config.vocab_size
-    if memory is None:
-        cuda = model.device.type == "cuda"
-        memory = torch.cuda.mem_get_info(model.device)[1] // 4 if cuda else CACHE_BYTES
+    cuda = model.device.type == "cuda"
+    memory = torch.cuda.mem_get_info(model.device)[1] // 4 if cuda else CACHE_BYTES
     return max(1, memory // row)
 
 
 def generate(
-    model,
-    prompts,
-    n=1,
-    max_new_tokens=256,
-    temperature=1.0,
-    stop=None,
-    seed=0,
-    memory=None,
-    progress=None,
+    model, prompts, n=1, max_new_tokens=256, temperature=1.0, stop=None, seed=0, progress=None
 ):
     """Sample n completions for each prompt (a list of token ids); Samples in prompt-major order.
 
     temperature 0 is greedy. stop: ids that end a completion (None: the model's own stop set). Row
     i's j-th token is drawn with the j-th of row i's own random numbers, so that a seed gives the
-    same tokens however the rows are cut into parts. memory: bytes for the cache (None: by device);
-    what does not fit is sampled in parts, halved again should the device still run out. progress:
-    called with the number of rows done. A completion that reaches the end of the context is cut
-    there. Raises InputError for a prompt that is empty or leaves no room, or for bad settings.
+    same tokens however the rows are cut into parts. Rows that do not fit the memory for caches are
+    sampled in parts, halved again should the device still run out. progress: called with the number
+    of rows done. A completion that reaches the end of the context is cut there. Raises InputError
+    for a prompt that is empty or leaves no room, or for bad settings.
     """
     if n < 1 or max_new_tokens < 1 or temperature < 0:
         given = f"{n}, {max_new_tokens}, {temperature}"
@@ -345,15 +314,15 @@ def generate(
     samples, most = [None] * len(todo), max(1, len(todo))
     while todo:
         longest = min(context, len(prompts[todo[-1] // n]) + max_new_tokens)
-        size = min(most, rows_that_fit(model, longest, memory), len(todo))
-        part, done = todo[-size:], None  # the longest first: fail early
+        size = min(most, rows_that_fit(model, longest), len(todo))
+        part, done = todo[-size:], []  # the longest first: fail early
+        rows = [prompts[row // n] for row in part]
         try:
-            part_prompts = [prompts[row // n] for row in part]
-            done = sample_rows(model, part_prompts, noise[part], temperature, stop)
+            done = sample_rows(model, rows, noise[part], temperature, stop)
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
-        if done is None:  # outside of `except`, where the error still holds on to the tensors
+        if not done:  # outside of `except`, where the error still holds on to the tensors
             most = size // 2
             torch.cuda.empty_cache()
             continue
@@ -361,8 +330,14 @@ def generate(
             samples[row] = sample
         del todo[-size:]
         if progress:
-            progress(len(part))
+            progress(size)
     return samples
+
+
+def forward(model, ids, mask, position, keep, cache=None):
+    """The logits [rows, keep, vocabulary] of the last `keep` positions."""
+    how = dict(past_key_values=cache, use_cache=cache is not None, logits_to_keep=keep)
+    return model(input_ids=ids, attention_mask=mask, position_ids=position, **how).logits
 
 
 def prefill(model, prompts, cache):
@@ -371,15 +346,8 @@ def prefill(model, prompts, cache):
     Returns the last position's logits [rows, vocabulary] and the mask [rows, longest prompt].
     """
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    ids, mask = left_pad([list(prompt) for prompt in place], model.device)
-    logits = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions(mask),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
+    ids, mask = left_pad(list(place), model.device)
+    logits = forward(model, ids, mask, positions(mask), 1, cache)[:, -1]
     owner = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=model.device)
     cache.batch_select_indices(owner)
     return logits[owner], mask[owner]
@@ -390,15 +358,7 @@ def decode_step(model, token, mask, cache):
     # clamped for rows that have ended but not left yet: nothing reads what they decode
     position = mask.sum(1, keepdim=True).clamp(max=context_length(model) - 1)
     mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-    logits = model(
-        input_ids=token[:, None],
-        attention_mask=mask,
-        position_ids=position,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
-    return logits, mask
+    return forward(model, token[:, None], mask, position, 1, cache)[:, -1], mask
 
 
 def choose(logits, noise, temperature):
@@ -408,9 +368,7 @@ def choose(logits, noise, temperature):
     if temperature > 0:  # invert the cumulative distribution at this row's own random number
         total = logp.exp().cumsum(-1)
         drawn = torch.searchsorted(total, noise[:, None] * total[:, -1:], right=True).squeeze(1)
-        drawn = drawn.clamp(max=logp.shape[1] - 1)
-        possible = logp.gather(1, drawn[:, None]).squeeze(1) > -torch.inf  # rounding at the edge
-        token = torch.where(possible, drawn, token)
+        token = drawn.clamp(max=logp.shape[1] - 1)  # rounding at the very edge
     return token, logp.gather(1, token[:, None]).squeeze(1)
 
 
@@ -443,11 +401,8 @@ def sample_rows(model, prompts, noise, temperature, stop):
                 cache.batch_select_indices(alive.nonzero().squeeze(1))
                 rows, token, mask, alive = rows[alive], token[alive], mask[alive], alive[alive]
             logits, mask = decode_step(model, token, mask, cache)
-    columns = (x.tolist() for x in (tokens, logprob, length, stopped))
-    return [
-        Sample(prompt, ids[:size], values[:size], end)
-        for prompt, ids, values, size, end in zip(prompts, *columns)
-    ]
+    ends = zip(prompts, tokens.tolist(), logprob.tolist(), length.tolist(), stopped.tolist())
+    return [Sample(prompt, ids[:size], logp[:size], end) for prompt, ids, logp, size, end in ends]
 
 
 # --------------------------------------------------------------------------------------- scoring
@@ -481,19 +436,14 @@ def logprobs(model, samples, temperature=1.0) -> list[torch.Tensor]:
     result, device = [None] * len(samples), model.device
     for part in micro_batches(model, samples):
         batch = [samples[i] for i in part]
-        ids, mask = left_pad([list(s.prompt) for s in batch], device)
+        ids, mask = left_pad([s.prompt for s in batch], device)
         completion = pad_sequence([torch.tensor(s.tokens) for s in batch], True).to(device)
         lengths = torch.tensor([len(s.tokens) for s in batch], device=device)
         real = torch.arange(completion.shape[1], device=device) < lengths[:, None]
         mask = torch.cat([mask, real.long()], 1)
         with autocast(model):
-            logits = model(
-                input_ids=torch.cat([ids, completion], 1),
-                attention_mask=mask,
-                position_ids=positions(mask),
-                use_cache=False,
-                logits_to_keep=completion.shape[1] + 1,
-            ).logits[:, :-1]
+            ids = torch.cat([ids, completion], 1)
+            logits = forward(model, ids, mask, positions(mask), completion.shape[1] + 1)[:, :-1]
         chosen = token_logprobs(logits, temperature).gather(-1, completion[..., None]).squeeze(-1)
         for row, i in zip(chosen, part):
             result[i] = row[: len(samples[i].tokens)]
@@ -503,24 +453,20 @@ def logprobs(model, samples, temperature=1.0) -> list[torch.Tensor]:
 def main(name="toy"):
     """Show the sampler: the greedy tokens of `model.generate`, and the speed of both."""
     model, tokenizer = load_policy(name)
-    questions = [
-        "Compute 3*4+5 modulo 10.",
-        "Compute 9-7*2-5 modulo 10.",
-        "How many legs has a dog?",
-    ]
-    prompts = [encode_chat(tokenizer, [{"role": "user", "content": q}]) for q in questions]
-    ids, mask = left_pad(prompts * 16, model.device)
+    chats = [solve(f"Compute {work} modulo 10.") for work in ("3*4+5", "9-7*2-5", "8*9-7*6")]
+    prompts = [encode_chat(tokenizer, chat) for chat in chats * 16]
+    ids, mask = left_pad(prompts, model.device)
     start = time.time()
     with torch.no_grad(), autocast(model):
         theirs = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=64)
     middle = time.time()
-    ours = generate(model, prompts * 16, max_new_tokens=64, temperature=0)
+    ours = generate(model, prompts, max_new_tokens=64, temperature=0)
     end = time.time()
-    for question, sample, row in zip(questions, ours, theirs[:, ids.shape[1] :].tolist()):
+    for sample, row in list(zip(ours, theirs[:, ids.shape[1] :].tolist()))[:3]:
         same = "the same" if sample.tokens == row[: len(sample.tokens)] else "NOT the same"
-        print(f"{question}\n{decode(tokenizer, sample)}\n  [{same} as model.generate]\n")
-    tokens, times = sum(len(s.tokens) for s in ours), (end - middle, middle - start)
-    here, there = (f"{tokens / seconds:.0f}" for seconds in times)
+        print(f"{decode(tokenizer, sample)}\n  [{same} as model.generate]\n")
+    tokens = sum(len(s.tokens) for s in ours)
+    here, there = (f"{tokens / seconds:.0f}" for seconds in (end - middle, middle - start))
     print(f"{len(ours)} rows, {tokens} tokens: {here} tokens/s, model.generate {there}")
 
 

@@ -7,6 +7,7 @@ python sample.py --model out --vote                 three ways to spend k sample
 
 import argparse
 import json
+import math
 import random
 import re
 import sys
@@ -17,18 +18,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+import reward
 from critique import correct, critique, judgement, solve
-from reward import (
-    InputError,
-    Pair,
-    Problem,
-    answer_key,
-    filter_pairs,
-    load_problems,
-    read_jsonl,
-    response_reward,
-    to_pair,
-)
+from reward import InputError, Pair, Problem, answer_key, filter_pairs, response_reward, to_pair
 from rollout import TOY, Sample, context_length, decode, encode_chat, generate, load_policy
 
 
@@ -105,9 +97,8 @@ def respond(policy, problems, n, seed, show=None):
     """First-order rollout: n responses to each problem, rewarded by eq. 1; problem-major order."""
     done = complete(policy, [solve(p.question) for p in problems], n, seed, show)
     asked = [p for p in problems for _ in range(n)]
-    return [
-        Episode(s, text, "response", p, outcome(s, text, p)) for (s, text), p in zip(done, asked)
-    ]
+    done = [(sample, text, "response", p) for (sample, text), p in zip(done, asked)]
+    return [Episode(s, text, role, p, outcome(s, text, p)) for s, text, role, p in done]
 
 
 def criticise(policy, pairs, n, seed, show=None):
@@ -126,8 +117,9 @@ def two_attempts(policy, problems, n, seed, show=None):
     first, second = respond(policy, problems, n, seed, show), []
     chats = [correct(a.problem.question, a.text) for a in first]
     for a, (sample, text) in zip(first, complete(policy, chats, 1, seed + 1, show)):
-        a.role, reward = "attempt 1", outcome(sample, text, a.problem)
-        second.append(Episode(sample, text, "attempt 2", a.problem, reward))
+        a.role = "attempt 1"
+        r2 = outcome(sample, text, a.problem)
+        second.append(Episode(sample, text, "attempt 2", a.problem, r2))
     return first, second, attempts_table(first, second)
 
 
@@ -209,33 +201,14 @@ def evaluate(policy, problems, exam):
     return {"eval/" + name: value for name, value in result.items()}
 
 
-def print_table(title, columns, names):
-    """One line for each of `names` {key: text}, one column for each of `columns` {heading: row}."""
+def print_table(title, columns):
+    """A line for each metric of any column {heading: {metric: number}}, under its own name."""
     width = max(9, *(len(heading) + 2 for heading in columns))
-    print(f"\n{title:40}" + "".join(f"{heading:>{width}}" for heading in columns))
-    for key, text in names.items():
-        cells = [column.get(key) for column in columns.values()]
+    print(f"\n{title:32}" + "".join(f"{heading:>{width}}" for heading in columns))
+    for name in dict.fromkeys(name for column in columns.values() for name in column):
+        cells = [column.get(name) for column in columns.values()]
         cells = ["-" if v is None else f"{v:.3f}" if isinstance(v, float) else v for v in cells]
-        print(f"{text:40}" + "".join(f"{cell:>{width}}" for cell in cells))
-
-
-EVALUATION = {
-    "eval/generation": "greedy accuracy of responses",
-    "eval/critique": "accuracy of judgements, balanced pairs",
-    "eval/critique_p1": "... on right responses",
-    "eval/critique_p2": "... on wrong responses",
-    "eval/critique_precision": '... precision of "right"',
-    "eval/critique_recall": '... recall of "right"',
-    "eval/t2": "accuracy of second attempts",
-    "eval/delta": "t2 - t1",
-    "eval/i_to_c": "incorrect -> correct",
-    "eval/c_to_i": "correct -> incorrect",
-    "eval/unchanged": "second attempts that repeat the first",
-    "eval/kept": "wrong first answers given again",
-    "eval/truncated": "cut at the limit",
-    "eval/size": "held-out problems",
-    "eval/pairs": "critique pairs",
-}
+        print(f"{name:32}" + "".join(f"{cell:>{width}}" for cell in cells))
 
 
 # ------------------------------------------------------------------------------------------ votes
@@ -298,9 +271,8 @@ def vote(policy, problems, budgets, critiques, seed):
 
     table = {}
     for way, (cost, cast) in ballots.items():
-        table["vote/" + way] = {
-            k: mean(right(ballot[: k // cost]) for ballot in cast) for k in budgets if k >= cost
-        }
+        shares = {k: mean(right(ballot[: k // cost]) for ballot in cast) for k in budgets}
+        table["vote/" + way] = {k: share for k, share in shares.items() if k >= cost}
     return table
 
 
@@ -329,21 +301,27 @@ def check_lengths(policy, problems, quoted=1):
     sampled (of the 50 longest). quoted: the completions that the longest prompt quotes."""
     room = context_length(policy.model)
     for problem in sorted(problems, key=lambda p: -len(p.question))[:50]:
-        helped = correct(problem.question, "0", "0" if quoted > 1 else None)
-        prompt = len(encode_chat(policy.tokenizer, helped))
-        need = prompt + (1 + quoted) * policy.limit
-        if need > room:
-            raise InputError(
-                f"the model's context of {room} tokens is too short for {need}: {prompt} of a "
-                f"prompt and {1 + quoted} times --max-new-tokens {policy.limit}, for the question "
-                f"{problem.question[:60]!r}"
-            )
+        chat = correct(problem.question, "0", "0" if quoted > 1 else None)
+        prompt = len(encode_chat(policy.tokenizer, chat))
+        need = f"{prompt} of a prompt and {1 + quoted} times --max-new-tokens {policy.limit}"
+        if prompt + (1 + quoted) * policy.limit > room:
+            asked = f"for the question {problem.question[:60]!r}"
+            raise InputError(f"the model's context of {room} tokens is too short: {need} {asked}")
+
+
+def check_least(args, least):
+    """Refuse flags below their least value: {least: "names"}."""
+    for low, names in least.items():
+        for name in names.split():
+            value = getattr(args, name)
+            if value is not None and not low <= value < math.inf:
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} {value}: must be at least {low} and finite")
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.error = lambda message: sys.exit(f"error: {message}")
     add = parser.add_argument
     add("question", nargs="?", help="a question to answer")
@@ -362,10 +340,7 @@ def parse_args(argv):
     add("--json", action="store_true", help="the numbers as one JSON object on the last line")
     args = parser.parse_args(argv)
     args.n = args.n if args.n is not None else 16 if args.vote else 4
-    for name, low in dict(n=1 + args.vote, critiques=1, size=1, max_new_tokens=1).items():
-        if getattr(args, name) is not None and getattr(args, name) < low:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag} {getattr(args, name)}: must be at least {low}")
+    check_least(args, {1: "n critiques size max_new_tokens", 0: "seed", 1e-9: "temperature"})
     if args.vote and args.critiques >= args.n:
         raise InputError(f"--critiques {args.critiques}: must be less than --n {args.n}")
     if not (args.question or args.eval or args.vote):
@@ -387,9 +362,9 @@ def use(args):
     if args.eval or args.vote:
         if not args.data and not (folder / "held_out.jsonl").exists():
             raise InputError(f"{folder} has no held_out.jsonl: name the problems by --data FILE")
-        problems = load_problems(args.data or folder / "held_out.jsonl", "test")[: args.size]
+        problems = reward.load_problems(args.data or folder / "held_out.jsonl", "test")[: args.size]
     if args.exam or (args.eval and not args.data and (folder / "exam.jsonl").exists()):
-        exam = read_jsonl(args.exam or folder / "exam.jsonl", to_pair)
+        exam = reward.read_jsonl(args.exam or folder / "exam.jsonl", to_pair)
     model, tokenizer = load_policy(args.model, args.device)
     limit = args.max_new_tokens or model.generation_config.max_new_tokens or 512
     policy = Policy(model, tokenizer, limit, args.temperature)
@@ -398,7 +373,7 @@ def use(args):
         check_lengths(policy, [Problem(args.question, "")], quoted=2)
         show_question(policy, args.question, args.n, args.seed)
     if args.data and (folder / "train.jsonl").exists():
-        trained = {p.question for p in load_problems(folder / "train.jsonl")}
+        trained = {p.question for p in reward.load_problems(folder / "train.jsonl")}
         seen = sum(p.question in trained for p in problems)
         print(f"{args.model} was trained on {seen} of these {len(problems)} problems")
     numbers = {}
@@ -407,17 +382,16 @@ def use(args):
             seed = seed_of(args.seed, "exam")
             exam = sample_pairs(policy, problems, 8, len(problems), seed, show="critique pairs")
         numbers |= evaluate(policy, problems, exam)
-        print_table(str(args.data or folder), {args.model: numbers}, EVALUATION)
+        print_table(str(args.data or folder), {args.model: numbers})
     if args.vote:
         budgets = sorted({2**i for i in range(1, 20) if 2**i < args.n} | {args.n})
         table = vote(policy, problems, budgets, args.critiques, args.seed)
         *_, greedy = two_attempts(policy.greedy(), problems, 1, 0, "greedy")
-        print(f"\none greedy answer {greedy['t1']:.3f}, corrected once {greedy['t2']:.3f}; below,")
-        print(f"samples at temperature {args.temperature:g}, standard error up to", end=" ")
-        print(f"{0.5 / len(problems) ** 0.5:.3f}")
+        spent = f"samples at temperature {args.temperature:g}"
+        error = f"standard error up to {0.5 / len(problems) ** 0.5:.3f}"
+        print(f"\ngreedy: t1 {greedy['t1']:.3f}, t2 {greedy['t2']:.3f}; below {spent}, {error}")
         columns = {f"k={k}": {way: row.get(k) for way, row in table.items()} for k in budgets}
-        names = {way: way.removeprefix("vote/") for way in table}
-        print_table(f"accuracy by vote, {len(problems)} problems", columns, names)
+        print_table(f"accuracy by vote, {len(problems)} problems", columns)
         numbers |= table | {"greedy/t1": greedy["t1"], "greedy/t2": greedy["t2"]}
     if args.json:
         print(json.dumps(numbers))

@@ -14,7 +14,6 @@ several devices, a value network, serving engines. Below: flags, loss, update, r
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import math
@@ -30,50 +29,13 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+import reward
+import rollout
+import sample
 from critique import correct, load_demonstrations
-from reward import (
-    InputError,
-    PairCache,
-    advantages,
-    critique_reward,
-    denoising_reward,
-    from_pair,
-    from_problem,
-    load_split,
-    read_jsonl,
-    reweighted_reward,
-    shaped_reward,
-    to_pair,
-    write_jsonl,
-)
-from rollout import (
-    TOY,
-    context_length,
-    demonstration,
-    load_policy,
-    logprobs,
-    micro_batches,
-    save_policy,
-)
-from sample import (
-    EVALUATION,
-    Episode,
-    Policy,
-    check_lengths,
-    complete,
-    criticise,
-    draw_pairs,
-    evaluate,
-    judge_table,
-    mean,
-    outcome,
-    print_table,
-    printable,
-    respond,
-    sample_pairs,
-    seed_of,
-    two_attempts,
-)
+from reward import InputError, from_pair, from_problem, one_line, to_pair
+from rollout import TOY, demonstration, load_policy, logprobs
+from sample import Episode, Policy, mean, seed_of
 
 WARMUP = 3  # steps in which the learning rate rises to --lr
 GRAD_CLIP = 1.0  # largest gradient norm
@@ -81,19 +43,10 @@ COLD_START = 3, 32  # passes over the demonstrations, demonstrations an optimize
 STATIC_QUESTIONS = 512  # that static pairs are sampled from, 10 responses each (paper: 10)
 
 # What differs from the defaults on the toy: a tiny model on tiny problems learns faster.
-TOY_SETTINGS = dict(
-    data=str(TOY / "train.jsonl"),
-    eval_data=str(TOY / "held_out.jsonl"),
-    exam=str(TOY / "exam.jsonl"),
-    steps=20,
-    questions=64,
-    lr=3e-4,
-    kl=0.0,
-    max_new_tokens=64,
-    eval_size=512,
-    eval_every=10,
-    beta2=0.25,
-)
+TOY_FILES = dict(data="train.jsonl", eval_data="held_out.jsonl", exam="exam.jsonl")
+TOY_SETTINGS = {name: str(TOY / file) for name, file in TOY_FILES.items()}
+TOY_SETTINGS |= dict(steps=20, questions=64, lr=3e-4, kl=0.0, beta2=0.25)
+TOY_SETTINGS |= dict(max_new_tokens=64, eval_size=512)
 
 
 # ----------------------------------------------------------------------------------------- flags
@@ -101,36 +54,28 @@ TOY_SETTINGS = dict(
 
 def parse_args(argv=None):
     """The command line; bad values end the program with one line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.error = lambda message: sys.exit(f"error: {message}")
 
-    def add(name, default, help, to=parser, **options):
-        small = TOY_SETTINGS.get(name.replace("-", "_"))
-        notes = [] if default in (None, False) else [str(default)]
-        notes += [] if small is None or str(TOY) in str(small) else [f"toy: {small}"]
-        note = f" [{', '.join(notes)}]" if notes else ""
-        if "action" not in options and "choices" not in options:
-            options.setdefault("type", type(default) if default is not None else str)
-        to.add_argument("--" + name, default=default, help=help + note, **options)
+    def add(name, default, help, type=None):
+        """One flag. A list names its choices, the first is the default."""
+        options, toy = {}, TOY_SETTINGS.get(name.replace("-", "_"))
+        if isinstance(default, list):
+            options, default = {"choices": list(filter(None, default))}, default[0]
+        if isinstance(default, bool):
+            options["action"] = "store_true"
+        elif not options:
+            options["type"] = type or (str if default is None else default.__class__)
+        note = "" if default in (None, False) else f" [{default}]"
+        note += "" if toy is None or isinstance(toy, str) else f" [toy: {toy}]"
+        parser.add_argument("--" + name, default=default, help=help + note, **options)
 
-    add(
-        "method",
-        "gc-rl",
-        "g-rl: only responses are trained; c-rl: only critiques; gc-rl: both; score: SCoRe's two "
-        "stages; multi-turn: score without them, both attempts' own rewards and beta1's KL; star, "
-        "pair-sft: supervised on the policy's own traces",
-        choices=list(METHODS),
-    )
+    add("method", list(METHODS), "what is trained, see the README")
     add("model", "toy", "toy, a model folder or a hub id")
-    add("data", "gsm8k", "gsm8k (downloaded) or a JSONL file with question and answer a line")
-    add(
-        "eval-data",
-        None,
-        "held-out problems (default: gsm8k's test file, else --data's last tenth)",
-    )
-    add("exam", None, "JSONL file of pairs for the critic's exam (default: sampled at the start)")
+    add("data", "gsm8k", "gsm8k (downloaded) or a JSONL file with question and answer")
+    add("eval-data", None, "held-out problems (else gsm8k's test file, or --data's last tenth)")
+    add("exam", None, "JSONL file of pairs for the critic's exam (else sampled at the start)")
     add("cold-start", None, "JSONL file of demonstrations to be learned before RL")
     add("cold-start-lr", 2e-5, "learning rate of the cold start")
     add("steps", 200, "steps of RL (paper: 10 epochs)")
@@ -143,83 +88,44 @@ def parse_args(argv=None):
     add("temperature", 1.0, "of sampling; the log-probs are those of this distribution")
     add("max-new-tokens", 512, "limit of a completion; cut ones count as wrong (paper: 4096)")
     add("seed", 0, "of data order and sampling")
-    add("device", None, "cpu, cuda, cuda:1, mps (default: cuda where there is one)")
-    add("precision", None, "fp32 or bf16 arithmetic (default: bf16 on cuda)", choices=PRECISIONS)
+    add("device", None, "cpu, cuda, cuda:1, mps (else cuda where there is one)")
+    add("precision", [None, "fp32", "bf16"], "of the arithmetic (else bf16 on cuda, else fp32)")
     add("out", "out", "folder of the run: model, metrics.jsonl, samples.jsonl, resume.pt")
-    add("resume", False, "go on with the run in --out: same command and this", action="store_true")
-    add("eval-every", 20, "steps between evaluations, with a checkpoint; both also at the end")
+    add("resume", False, "go on with the run in --out: the same command and this flag")
+    add("eval-every", 10, "steps between evaluations with a checkpoint; both also at the end")
     add("eval-size", 256, "held-out problems, and pairs of the exam, in an evaluation")
-    gc = parser.add_argument_group("GC-RL")
-    add(
-        "balance",
-        "filter",
-        "filter: one right, one wrong response a question; reweight: random pairs and eq. 3; none: "
-        "random pairs",
-        gc,
-        choices=["filter", "reweight", "none"],
-    )
-    add(
-        "critique-data",
-        None,
-        "dynamic: pairs of the current policy; static: sampled once at the start (default: c-rl "
-        "static, gc-rl dynamic)",
-        gc,
-        choices=["dynamic", "static"],
-    )
-    add(
-        "pairs",
-        None,
-        "pairs criticised a step; pair-sft: its traces (default: --questions)",
-        gc,
-        type=int,
-    )
-    add("cache", 1024, "capacity of the pair cache in pairs; the oldest leave first", gc)
-    add("denoise", 0, "M refined responses for each critique, eq. 4 (0: off; paper: 1)", gc)
-    right, wrong = "reward of a right call on a right", "reward of a right call on a wrong"
-    add("reward-right", 0.7, right + " response (eq. 2: 0.7, eq. 5: 0.6, eq. 6: 0.8)", gc)
-    add("reward-wrong", 0.7, wrong + " response (eq. 2: 0.7, eq. 5: 0.8, eq. 6: 0.6)", gc)
-    add(
-        "group",
-        "prompt",
-        "rewards are compared among the samples of one prompt, of one question (its responses and "
-        "their critiques), or of the whole batch",
-        gc,
-        choices=["prompt", "question", "batch"],
-    )
-    add("no-std", False, "do not divide by the group's deviation", gc, action="store_true")
-    turns = parser.add_argument_group("SCoRe")
-    add("alpha", 10.0, "weight of the shaping alpha (r(y2) - r(y1)) in Stage II (paper: 10)", turns)
-    add("beta1", 0.01, "KL weight on both attempts (paper: 0.01)", turns)
-    add("beta2", 0.1, "KL on first attempts in Stage I, on top (paper: 0.1 and 0.25)", turns)
-    add("stage1-steps", None, "of --steps, those of Stage I (default: two fifths)", turns, type=int)
+    # GC-RL
+    add("balance", ["filter", "reweight", "none"], "one right, one wrong; eq. 3; random pairs")
+    add("critique-data", [None, "static", "dynamic"], "pairs (else c-rl static, gc-rl dynamic)")
+    add("pairs", None, "pairs criticised, traces of pair-sft, a step (else --questions)", int)
+    add("cache", 1024, "capacity of the pair cache in pairs; the oldest leave first")
+    add("denoise", 0, "refined responses for each critique, eq. 4 (0: off; paper: 1)")
+    add("reward-right", 0.7, "of a right call on a right response (eq. 5: 0.6, eq. 6: 0.8)")
+    add("reward-wrong", 0.7, "of a right call on a wrong response (eq. 5: 0.8, eq. 6: 0.6)")
+    add("group", ["prompt", "question", "batch"], "the samples that a reward is compared with")
+    add("no-std", False, "advantages are not divided by the group's deviation")
+    # SCoRe
+    add("alpha", 10.0, "weight of the shaping alpha (r(y2) - r(y1)) in Stage II (paper: 10)")
+    add("beta1", 0.01, "KL weight on both attempts, of multi-turn too (paper: 0.01)")
+    add("beta2", 0.1, "KL weight on first attempts in Stage I, on top (paper: 0.1, 0.25)")
+    add("stage1-steps", None, "of --steps, those of Stage I (else two fifths)", int)
     if parser.parse_known_args(argv)[0].model == "toy":
         parser.set_defaults(**TOY_SETTINGS)
     return settle(parser.parse_args(argv))
 
 
-PRECISIONS = ["fp32", "bf16"]
 AT_LEAST = {
     1: "questions n updates max_new_tokens pairs cache eval_every eval_size",
     0: "steps kl clip seed denoise reward_right reward_wrong alpha beta1 beta2 stage1_steps",
+    1e-12: "lr cold_start_lr temperature",
 }
 
 
 def settle(args):
     """Fill in what depends on other flags; refuse what cannot work before any work is done."""
-    for low, names in AT_LEAST.items():
-        for name in names.split():
-            value = getattr(args, name)
-            if value is not None and not low <= value < math.inf:
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag} {value}: must be at least {low} and finite")
-    for name in ("lr", "cold_start_lr", "temperature"):
-        if not 0 < getattr(args, name) < math.inf:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag} {getattr(args, name)}: must be above 0 and finite")
+    sample.check_least(args, AT_LEAST)
     if args.n == 1 and args.group != "batch" and args.method not in SUPERVISED:
-        raise InputError(
-            "--n 1: a single sample has nothing to be compared with; use --n 2 or more"
-        )
+        raise InputError("--n 1: a single sample has nothing to be compared with; use 2 or more")
     if args.method == "score" and (args.stage1_steps or 0) > args.steps:
         raise InputError(f"--stage1-steps {args.stage1_steps}: --steps is only {args.steps}")
     args.pairs = args.questions if args.pairs is None else args.pairs
@@ -266,14 +172,12 @@ def accumulate(model, episodes, tokens, clip, temperature, reference):
     current ones, so that ratio is 1 and the gradient that of the mean negative log-prob.
     """
     sums, device = Counter(), model.device
-    for part in micro_batches(model, [e.sample for e in episodes]):
+    for part in rollout.micro_batches(model, [e.sample for e in episodes]):
         part = [episodes[i] for i in part]
         samples = [e.sample for e in part]
         rows = logprobs(model, samples, temperature)
-        old = [
-            torch.tensor(s.logprobs) if s.logprobs else r.detach() for s, r in zip(samples, rows)
-        ]
-        new, old = pad_sequence(rows, True), pad_sequence([r.to(device) for r in old], True)
+        old = [torch.tensor(s.logprobs or r.tolist()) for s, r in zip(samples, rows)]
+        new, old = pad_sequence(rows, True), pad_sequence(old, True).to(device)
         mask = pad_sequence([torch.ones_like(r, dtype=torch.bool) for r in rows], True)
         weights = torch.tensor([[e.advantage, e.kl] for e in part], device=device)
         ref = None
@@ -355,7 +259,7 @@ def gcrl(args, policy, step, problems, cache, static):
     """
     rng, episodes, metrics = random.Random(seed_of(args.seed, step, "pairs")), [], {}
     if args.method != "c-rl" or args.critique_data == "dynamic":
-        responses = respond(policy, problems, args.n, seed_of(args.seed, step, "responses"))
+        responses = sample.respond(policy, problems, args.n, seed_of(args.seed, step, "responses"))
         for e in responses:
             e.group = group_key(args, e.problem, "response")
         metrics["response/accuracy"] = mean(e.reward for e in responses)  # eq. 1
@@ -363,12 +267,12 @@ def gcrl(args, policy, step, problems, cache, static):
             episodes += responses
     if args.method != "g-rl":
         if args.critique_data == "dynamic":
-            cache.add(draw_pairs(responses, args.n, args.balance, rng))
+            cache.add(sample.draw_pairs(responses, args.n, args.balance, rng))
         elif len(cache) < args.pairs:  # another pass over the static set
             cache.add(rng.sample(static, len(static)))
         pairs = cache.draw(args.pairs, rng)
         seed = seed_of(args.seed, step, "critiques")
-        critiques = criticise(policy, pairs, args.n, seed)
+        critiques = sample.criticise(policy, pairs, args.n, seed)
         asked = [pair for pair in pairs for _ in range(args.n)]
         reward_critiques(args, policy, critiques, asked, seed + 1, metrics)
         metrics |= {"critique/pairs": len(pairs), "cache/size": len(cache)}
@@ -384,18 +288,19 @@ def reward_critiques(args, policy, critiques, pairs, seed, metrics):
     for e, pair in zip(critiques, pairs):
         e.group = group_key(args, pair.problem, "critique", pair.response)
         if args.balance == "reweight":
-            e.reward = reweighted_reward(e.judged, pair.right, pair.accuracy)
+            e.reward = reward.reweighted_reward(e.judged, pair.right, pair.accuracy)
         else:
-            e.reward = critique_reward(e.judged, pair.right, args.reward_right, args.reward_wrong)
-    table = judge_table([e.judged for e in critiques], [pair.right for pair in pairs])
+            constants = args.reward_right, args.reward_wrong
+            e.reward = reward.critique_reward(e.judged, pair.right, *constants)
+    table = sample.judge_table([e.judged for e in critiques], [pair.right for pair in pairs])
     metrics |= {"critique/" + name: value for name, value in table.items()}
     if args.denoise:  # the refined responses give a reward and are not trained on
         chats = [correct(p.problem.question, p.response, e.text) for e, p in zip(critiques, pairs)]
-        refined = iter(complete(policy, chats, args.denoise, seed))
+        refined = iter(sample.complete(policy, chats, args.denoise, seed))
         every = []
         for e in critiques:
-            outcomes = [outcome(*next(refined), e.problem) for _ in range(args.denoise)]
-            e.reward += denoising_reward(e.judged, outcomes)
+            outcomes = [sample.outcome(*next(refined), e.problem) for _ in range(args.denoise)]
+            e.reward += reward.denoising_reward(e.judged, outcomes)
             every += outcomes
         metrics["refined/accuracy"] = mean(every)
     metrics["critique/reward"] = mean(e.reward for e in critiques)
@@ -410,9 +315,8 @@ def score(args, policy, step, problems, *_):
     average the shaping is a weight of 1 + alpha on the second attempt, and a division would bring
     every alpha to about the same size.
     """
-    first, second, metrics = two_attempts(
-        policy, problems, args.n, seed_of(args.seed, step, "attempts")
-    )
+    seed = seed_of(args.seed, step, "attempts")
+    first, second, metrics = sample.two_attempts(policy, problems, args.n, seed)
     stage = 1 if step <= args.stage1_steps else 2
     for a, b in zip(first, second):
         a.group = ("attempt 1", *group_key(args, a.problem))
@@ -422,7 +326,7 @@ def score(args, policy, step, problems, *_):
             a.kl += args.beta2
             a.reward = 0.0  # no spread, so no advantage: KL only
         else:
-            b.reward = shaped_reward(a.reward, b.reward, args.alpha)
+            b.reward = reward.shaped_reward(a.reward, b.reward, args.alpha)
     return first + second, {"stage": stage} | metrics
 
 
@@ -430,7 +334,7 @@ def star(args, policy, step, problems, *_):
     """STaR: learn the sampled traces that end right, their first attempts too where right. Traces
     are sampled anew from the current policy at each step."""
     seed = seed_of(args.seed, step, "attempts")
-    first, second, metrics = two_attempts(policy, problems, args.n, seed)
+    first, second, metrics = sample.two_attempts(policy, problems, args.n, seed)
     traces = [(a, b) for a, b in zip(first, second) if b.reward == 1]
     kept = [e for trace in traces for e in trace if e.reward == 1]
     return kept, metrics | {"traces": len(traces)}
@@ -444,20 +348,13 @@ def pair_sft(args, policy, step, problems, cache, static):
     kept = []
     for right, wrong in rng.sample(couples, min(args.pairs, len(couples))):
         chat = correct(right.problem.question, wrong.response)
-        sample = demonstration(policy.tokenizer, chat, right.response)
-        kept.append(Episode(sample, right.response, "attempt 2", right.problem, 1.0))
+        given = demonstration(policy.tokenizer, chat, right.response)
+        kept.append(Episode(given, right.response, "attempt 2", right.problem, 1.0))
     return kept, {"traces": len(kept)}
 
 
-METHODS = {
-    "g-rl": gcrl,
-    "c-rl": gcrl,
-    "gc-rl": gcrl,
-    "score": score,
-    "multi-turn": score,
-    "star": star,
-    "pair-sft": pair_sft,
-}
+METHODS = dict.fromkeys(("gc-rl", "g-rl", "c-rl"), gcrl)
+METHODS |= dict.fromkeys(("score", "multi-turn"), score) | {"star": star, "pair-sft": pair_sft}
 SUPERVISED = ("star", "pair-sft")
 
 
@@ -471,7 +368,7 @@ def learn(args, policy, optimizer, reference, episodes, step):
             e.advantage, e.sample.logprobs = 1.0, []
         return update(*how)
     groups = [e.group for e in episodes]
-    values = advantages([e.reward for e in episodes], groups, not args.no_std).tolist()
+    values = reward.advantages([e.reward for e in episodes], groups, not args.no_std).tolist()
     spread = dict.fromkeys(groups, False)
     for e, advantage in zip(episodes, values):
         e.advantage = advantage
@@ -520,11 +417,10 @@ def open_run(args):
     """The state saved in --out, None for a run that begins; refuses a folder that is in use."""
     out, path = Path(args.out), Path(args.out) / "resume.pt"
     if not path.exists():
-        if out.exists() and (
-            not out.is_dir() or {f.name for f in out.iterdir()} - BEFORE_CHECKPOINT
-        ):
+        found = set(os.listdir(out)) if out.is_dir() else {out.name} if out.exists() else set()
+        if found - BEFORE_CHECKPOINT:
             raise InputError(
-                f"--out {out}: holds other files and no resume.pt; name another folder"
+                f"--out {out}: holds no resume.pt but other files; name another folder"
             )
         return None
     if not args.resume:
@@ -532,9 +428,7 @@ def open_run(args):
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
-        raise InputError(
-            f"--resume: {path} cannot be read: {str(error).splitlines()[0]}"
-        ) from error
+        raise InputError(f"--resume: {path} cannot be read: {one_line(error)}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"--resume: {path} is of another version of this program")
     for name, value in vars(args).items():
@@ -556,39 +450,34 @@ def save_state(out, state, model, optimizer):
             os.fsync(file.fileno())
         os.replace(out / "resume.pt.partial", out / "resume.pt")
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{out}: no checkpoint written, the last one is whole: {reason}"
-        ) from error
+        raise InputError(f"{out}: no checkpoint written, the last is whole: {error}") from error
 
 
 def load_data(args):
     """(training problems, held-out problems, exam, demonstrations); what is held out is in neither
     of the others."""
-    problems, held_out = load_split(args.data, args.eval_data, args.eval_size)
+    problems, held_out = reward.load_split(args.data, args.eval_data, args.eval_size)
     exam, examples = [], []
     if args.exam:
         trained = {p.question for p in problems}
-        pairs = read_jsonl(args.exam, to_pair)
+        pairs = reward.read_jsonl(args.exam, to_pair)
         exam = [pair for pair in pairs if pair.problem.question not in trained]
         if len(exam) < len(pairs):
             print(f"{args.exam}: {len(pairs) - len(exam)} pairs left out, on questions in --data")
-        exam = exam[: args.eval_size]
+        exam = exam[: args.eval_size // 2 * 2]
     if args.cold_start:
         unseen = {p.question for p in held_out} | {pair.problem.question for pair in exam}
         examples, dropped = load_demonstrations(args.cold_start, unseen)
         if dropped:
-            print(
-                f"{args.cold_start}: {dropped} demonstrations left out: held out"
-            )
+            print(f"{args.cold_start}: {dropped} demonstrations left out: held out")
     return problems, held_out, exam, examples
 
 
 def encode_demonstrations(policy, examples):
     """Demonstrations as Samples; refuses one that is longer than the model's context."""
     samples = [demonstration(policy.tokenizer, *example) for example in examples]
-    for sample, (messages, _) in zip(samples, examples):
-        size, room = len(sample.prompt) + len(sample.tokens), context_length(policy.model)
+    for given, (messages, _) in zip(samples, examples):
+        size, room = len(given.prompt) + len(given.tokens), rollout.context_length(policy.model)
         if size > room:
             text = messages[0]["content"][:60]
             raise InputError(f"--cold-start: {size} tokens, the context holds {room}: {text!r}")
@@ -611,47 +500,35 @@ def first_pairs(args, policy, problems, held_out):
     exam, static = None, []
     if not args.exam:
         seed = seed_of(args.seed, "exam")
-        exam = sample_pairs(policy, held_out, 8, args.eval_size, seed, show="critique pairs")
+        exam = sample.sample_pairs(policy, held_out, 8, args.eval_size, seed, show="critique pairs")
     critics = args.method in ("c-rl", "gc-rl") and args.critique_data == "static"
     if critics or args.method == "pair-sft":
         asked = batch_of(problems, 1, args.seed, min(len(problems), STATIC_QUESTIONS))
         balance = "filter" if args.method == "pair-sft" else args.balance
         how = policy, asked, 10, 2 * len(asked), seed_of(args.seed, "static")
-        static = sample_pairs(*how, balance, "static pairs")
+        static = sample.sample_pairs(*how, balance, "static pairs")
         if not static:
-            raise InputError(
-                f"static pairs: none of {len(asked)} questions had a right and a wrong response; "
-                "the policy is too weak or too strong for --data (see --cold-start)"
-            )
+            none = f"none of {len(asked)} questions had a right and a wrong response"
+            raise InputError(f"static pairs: {none}; the policy is too weak or strong for --data")
     return exam, static
 
 
+SHOWN = "stage response/accuracy critique/p1 critique/p2 t1 t2 kept groups/no_spread truncated"
+SHOWN += " skipped traces loss ratio/max_log grad_norm seconds/sample seconds/update"
+SHOWN += " eval/generation eval/critique eval/t2 eval/delta"
+
+
 def show_step(row, steps):
-    """One step as a line of text."""
-    parts = [f"step {row['step']}/{steps}"]
-    for title, form, *names in [
-        ("stage", "d", "stage"),
-        ("accuracy", ".2f", "response/accuracy"),
-        ("critique P1/P2", ".2f", "critique/p1", "critique/p2"),
-        ("t1/t2", ".2f", "t1", "t2"),
-        ("wrong kept", ".2f", "kept"),
-        ("no spread", ".2f", "groups/no_spread"),
-        ("cut", ".2f", "truncated"),
-        ("traces", "d", "traces"),
-        ("loss", ".3f", "loss"),
-        ("log ratio", ".0e", "ratio/max_log"),
-        ("grad", ".2f", "grad_norm"),
-    ]:
-        values = [row.get(name) for name in names]
-        if values != [None] * len(names):
-            texts = ["-" if value is None else f"{value:{form}}" for value in values]
-            parts.append(f"{title} {'/'.join(texts)}")
-    tqdm.write("  ".join(parts) + f"  {row['seconds/sample']:.1f}+{row['seconds/update']:.1f} s")
+    """One step as a line of text, under the names of metrics.jsonl."""
+    shown = [f"{name} {row[name]:.3g}" for name in SHOWN.split() if row.get(name) is not None]
+    tqdm.write(f"step {row['step']}/{steps}  " + "  ".join(shown))
+    if row.get("truncated", 0) > 0.5:
+        tqdm.write("warning: more than half were cut at --max-new-tokens and count as wrong")
 
 
-def show_samples(path, policy, step, episodes):
-    """Write the texts of a step for a person to read: of each role one group that has spread, if
-    any has; print the first text of each."""
+def show_samples(policy, step, episodes):
+    """The texts of a step for a person to read: of each role one group, one that has spread if any
+    has. Prints the first text of each; returns rows for samples.jsonl."""
     rows = []
     for role in dict.fromkeys(e.role for e in episodes):
         some = [e for e in episodes if e.role == role]
@@ -661,15 +538,12 @@ def show_samples(path, policy, step, episodes):
             row = {"step": step, "role": role, "prompt": policy.tokenizer.decode(e.sample.prompt)}
             row |= {"completion": e.text, "stopped": e.sample.stopped}
             rows.append(row | {"reward": e.reward, "advantage": e.advantage})
-        e = group[0]
-        tqdm.write(f"--- {role}, reward {e.reward:g}, advantage {e.advantage:+.2f}:")
-        tqdm.write(printable(f"{e.problem.question}\n{e.text}"))
-    with open(path, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+        text = sample.printable(f"{group[0].problem.question}\n{group[0].text}")
+        tqdm.write(f"--- {role}, reward {group[0].reward:g}:\n{text}")
+    return rows
 
 
-@contextlib.contextmanager
-def interrupts():
+def catch_signals():
     """A list that gets the number of the first SIGINT or SIGTERM; the second leaves at once."""
     seen = []
 
@@ -678,14 +552,9 @@ def interrupts():
             raise SystemExit(128 + number)
         seen.append(number)
 
-    before = {
-        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    return seen
 
 
 def begin_run(args):
@@ -701,7 +570,7 @@ def begin_run(args):
     model, tokenizer = load_policy(source, args.device, args.precision)
     policy = Policy(model, tokenizer, args.max_new_tokens, args.temperature)
     model.generation_config.max_new_tokens = args.max_new_tokens
-    check_lengths(policy, problems + held_out, quoted=2 if args.denoise else 1)
+    sample.check_lengths(policy, problems + held_out, quoted=2 if args.denoise else 1)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
     if state:
         model.load_state_dict(state.pop("weights"))
@@ -711,22 +580,14 @@ def begin_run(args):
     (out / "start").mkdir(parents=True, exist_ok=True)
     if samples:
         cold_start(args, model, samples)
-    save_policy(model, tokenizer, out / "start")
+    rollout.save_policy(model, tokenizer, out / "start")
     stage1 = round(args.steps * 2 / 5) if args.stage1_steps is None else args.stage1_steps
-    state = {
-        "format": FORMAT,
-        "flags": flags,
-        "data": digest,
-        "stage1_steps": stage1,
-        "step": 0,  # whole steps done: the weights, the optimizer and the cache are those after it
-        "row": {"step": 0},  # its metrics, until they have been evaluated where that is due
-        "rows": [],  # all before, as in metrics.jsonl
-        "exam": [from_pair(pair) for pair in exam],
-        "static": None,  # until the starting policy has been asked
-        "cache": [],
-        "dropped": 0,
-        "seconds": 0.0,
-    }
+    # Weights, optimizer, cache, rows (of metrics.jsonl) and texts (of samples.jsonl) are those after
+    # `step` whole steps; row: the last step's metrics, while they wait to be evaluated and written;
+    # static: pairs of the starting policy, None until it was asked.
+    state = dict(format=FORMAT, flags=flags, data=digest, stage1_steps=stage1, seconds=0.0, step=0)
+    state |= dict(row={"step": 0}, rows=[], texts=[], cache=[], dropped=0, static=None)
+    state["exam"] = [from_pair(pair) for pair in exam]
     save_state(out, state, model, optimizer)
     return policy, optimizer, state, problems, held_out
 
@@ -736,11 +597,9 @@ def train(args):
     out, begin = Path(args.out), time.time()
     policy, optimizer, state, problems, held_out = begin_run(args)
     model, begin = policy.model, begin - state["seconds"]
-    print(
-        f"{args.method} on {args.model}: {model.num_parameters():,} parameters on {model.device}; "
-        f"{len(problems)} problems to train on, {len(held_out)} held out; run in {out}",
-        flush=True,
-    )
+    size = f"{model.num_parameters():,} parameters on {model.device}"
+    data = f"{len(problems)} problems to train on, {len(held_out)} held out"
+    print(f"{args.method} on {args.model}: {size}; {data}; run in {out}", flush=True)
     args.stage1_steps = state["stage1_steps"]
     if state["static"] is None:
         exam, static = first_pairs(args, policy, problems, held_out)
@@ -748,79 +607,67 @@ def train(args):
         state["static"] = [from_pair(pair) for pair in static]
     exam, static = (list(map(to_pair, state[name])) for name in ("exam", "static"))
     capacity = max(args.cache, len(static) + args.pairs)
-    cache = PairCache(capacity, map(to_pair, state["cache"]), state["dropped"])
+    cache = reward.PairCache(capacity, map(to_pair, state["cache"]), state["dropped"])
     weights = {gcrl: args.kl, score: max(args.beta1, args.beta2 if args.stage1_steps else 0)}
     reference = None
     if weights.get(METHODS[args.method], 0) > 0:
         reference, _ = load_policy(out / "start", args.device, args.precision)
         reference.requires_grad_(False)
 
-    write_jsonl(out / "train.jsonl", map(from_problem, problems))
-    write_jsonl(out / "held_out.jsonl", map(from_problem, held_out))
-    write_jsonl(out / "exam.jsonl", state["exam"])
-    write_jsonl(out / "metrics.jsonl", state["rows"])
-    texts = out / "samples.jsonl"
-    if texts.exists():  # steps behind the checkpoint are done again
-        rows = read_jsonl(texts, dict)
-        write_jsonl(texts, [row for row in rows if row["step"] <= state["step"]])
-    whole = True  # are the weights those of state["step"]?
-    with interrupts() as stop, tqdm(total=args.steps, desc=args.method, disable=None) as bar:
-        try:
-            while True:
-                step, row = state["step"], state["row"]
-                bar.update(step - bar.n)
-                due = step in (0, args.steps) or step % args.eval_every == 0
-                if row is not None:
-                    if due:
-                        row |= evaluate(policy, held_out, exam)
-                        names = "generation", "critique", "t2", "delta"
-                        shown = [f"{name} {row['eval/' + name] or 0:.3f}" for name in names]
-                        tqdm.write(f"evaluation after step {step}: {'  '.join(shown)}")
-                    state["seconds"] = row["seconds"] = time.time() - begin
-                    with open(out / "metrics.jsonl", "a", encoding="utf-8") as file:
-                        file.write(json.dumps(row) + "\n")
-                    state["rows"].append(row)
-                    state["row"] = None
-                    if due or stop:
-                        save_state(out, state, model, optimizer)
-                if stop or step == args.steps:
-                    break
-                step, start = step + 1, time.time()
-                asked = batch_of(problems, step, args.seed, args.questions)
-                recipe = METHODS[args.method]
-                episodes, row = recipe(args, policy, step, asked, cache, static)
-                skipped = [e for e in episodes if not e.sample.tokens]
-                episodes = [e for e in episodes if e.sample.tokens]
-                middle, whole = time.time(), False
-                row = {"step": step} | row | {"skipped": len(skipped)}
-                if episodes:
-                    row |= learn(args, policy, optimizer, reference, episodes, step)
-                tokens, end = sum(len(e.sample.tokens) for e in episodes), time.time()
-                row |= {"seconds/sample": middle - start, "seconds/update": end - middle}
-                row |= {"tokens": tokens, "tokens/s": tokens / (end - start)}
+    written = {"train": map(from_problem, problems), "held_out": map(from_problem, held_out)}
+    written |= {"exam": state["exam"], "metrics": state["rows"], "samples": state["texts"]}
+    for name, rows in written.items():  # steps behind the checkpoint are done again
+        reward.write_jsonl(out / "partial", rows)
+        os.replace(out / "partial", out / f"{name}.jsonl")
+    stop, whole = catch_signals(), True  # whole: are the weights those of state["step"]?
+    bar = tqdm(total=args.steps, desc=args.method, disable=None)
+    try:
+        while True:
+            step, row = state["step"], state["row"]
+            bar.update(step - bar.n)
+            due = step in (0, args.steps) or step % args.eval_every == 0
+            if row is not None:
+                if due:
+                    row |= sample.evaluate(policy, held_out, exam)
+                state["seconds"] = row["seconds"] = time.time() - begin
                 show_step(row, args.steps)
-                if row.get("truncated", 0) > 0.5:
-                    cut = f"{row['truncated']:.0%} of the completions were cut at --max-new-tokens"
-                    tqdm.write(f"warning: {cut} {args.max_new_tokens} and count as wrong")
-                if episodes and (step == args.steps or step % args.eval_every == 0):
-                    show_samples(texts, policy, step, episodes)
-                state |= {"step": step, "row": row, "dropped": cache.dropped}
-                state["cache"], whole = [from_pair(pair) for pair in cache.pairs], True
-        except Exception:
-            if whole:  # nothing is lost but what the failed step had sampled
-                save_state(out, state, model, optimizer)
-            raise
+                reward.write_jsonl(out / "metrics.jsonl", [row], "a")
+                state["rows"].append(row)
+                state["row"] = None
+                if due or stop:
+                    save_state(out, state, model, optimizer)
+            if stop or step == args.steps:
+                break
+            step, start = step + 1, time.time()
+            asked = batch_of(problems, step, args.seed, args.questions)
+            episodes, row = METHODS[args.method](args, policy, step, asked, cache, static)
+            count, middle, whole = len(episodes), time.time(), False
+            episodes = [e for e in episodes if e.sample.tokens]  # the prompts of others did not fit
+            row = {"step": step} | row | {"skipped": count - len(episodes)}
+            if episodes:
+                row |= learn(args, policy, optimizer, reference, episodes, step)
+            tokens, end = sum(len(e.sample.tokens) for e in episodes), time.time()
+            row |= {"seconds/sample": middle - start, "seconds/update": end - middle}
+            row |= {"tokens": tokens, "tokens/s": tokens / (end - start)}
+            if episodes and (step == args.steps or step % args.eval_every == 0):
+                texts = show_samples(policy, step, episodes)
+                reward.write_jsonl(out / "samples.jsonl", texts, "a")
+                state["texts"] += texts
+            state |= {"step": step, "row": row, "dropped": cache.dropped}
+            state["cache"], whole = [from_pair(pair) for pair in cache.pairs], True
+    except Exception:
+        if whole:  # nothing is lost but what the failed step had sampled
+            save_state(out, state, model, optimizer)
+        raise
+    bar.close()
     if stop and state["step"] < args.steps:
         print(f"stopped after step {state['step']}; go on with the same command and --resume")
         sys.exit(128 + stop[0])
-    save_policy(model, policy.tokenizer, out)
+    rollout.save_policy(model, policy.tokenizer, out)
     evaluated = [row for row in state["rows"] if "eval/generation" in row]
-    title = f"{args.method}, {args.steps} steps, seed {args.seed}"
-    print_table(title, {"start": evaluated[0], "end": evaluated[-1]}, EVALUATION)
-    seconds = time.time() - begin
-    print(
-        f"wall time {seconds:.0f} s; the policy is in {out}: python sample.py --model {out} --eval"
-    )
+    columns = {"start": evaluated[0], "end": evaluated[-1]}
+    sample.print_table(f"{args.method}, seed {args.seed}", columns)
+    print(f"wall time {time.time() - begin:.0f} s; try: python sample.py --model {out} --eval")
 
 
 def main(argv=None):
