@@ -340,7 +340,8 @@ def reweighted_reward(judged, right, accuracy):
     wrong response, else 0. For use without the filter: both labels then carry the same total
     weight, however rare one of them is.
 
-    accuracy: E[R(r)] over the responses that the pairs were drawn from.
+    accuracy: E[R(r)] over the responses that the pairs were drawn from, which are those that ended
+    by themselves: responses cut at the limit count neither here nor as pairs.
     """
     return 0.35 / (accuracy if right else 1 - accuracy) if judged is right else 0.0
 

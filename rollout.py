@@ -408,8 +408,9 @@ def sample_rows(model, prompts, noise, temperature, stop):
 # --------------------------------------------------------------------------------------- scoring
 
 
-def micro_batches(model, samples):
-    """Yield lists of indices into `samples`, like lengths together, each for one forward pass."""
+def micro_batches(model, samples, parts=1):
+    """Yield lists of indices into `samples`, like lengths together, each for one forward pass; with
+    `parts`, of that share of the usual size."""
 
     def shape(i):
         return len(samples[i].prompt), len(samples[i].tokens)
@@ -418,7 +419,8 @@ def micro_batches(model, samples):
     for i in sorted(range(len(samples)), key=lambda i: (sum(shape(i)), shape(i))):
         width, rows = tuple(map(max, widest, shape(i))), len(batch) + 1
         logits = rows * (width[1] + 1) * vocabulary
-        if batch and (rows * sum(width) > MICRO_TOKENS or logits > MICRO_LOGITS):
+        large = max(rows * sum(width) / MICRO_TOKENS, logits / MICRO_LOGITS)
+        if batch and large * parts > 1:
             yield batch
             batch, width = [], shape(i)
         batch, widest = [*batch, i], width

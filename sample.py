@@ -125,13 +125,16 @@ def two_attempts(policy, problems, n, seed, show=None):
 
 def draw_pairs(responses, n, balance, rng):
     """Pairs for the critic from n responses to each question: one right and one wrong response of
-    those that have both (`filter`), else any two."""
-    accuracy = mean(e.reward for e in responses)
-    pairs = [Pair(e.problem, e.text, e.reward == 1, accuracy) for e in responses]
-    groups = [pairs[i : i + n] for i in range(0, len(pairs), n)]
+    those that have both (`filter`), else any two. Cut responses are left out, also of their
+    accuracy: unfinished is not wrong."""
+    accuracy = mean(e.reward for e in responses if e.sample.stopped)
+    groups = []
+    for i in range(0, len(responses), n):
+        ended = [e for e in responses[i : i + n] if e.sample.stopped]
+        groups.append([Pair(e.problem, e.text, e.reward == 1, accuracy) for e in ended])
     if balance == "filter":
         return filter_pairs(groups, rng)
-    return [pair for group in groups for pair in rng.sample(group, 2)]
+    return [pair for group in groups for pair in rng.sample(group, min(2, len(group)))]
 
 
 def sample_pairs(policy, problems, n, count, seed, balance="filter", show=None):

@@ -165,14 +165,14 @@ def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=N
     return loss.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1), clipped, k3.detach()
 
 
-def accumulate(model, episodes, tokens, clip, temperature, reference):
+def accumulate(model, episodes, tokens, clip, temperature, reference, parts=1):
     """Add the gradient of `episodes` to the model's, as a share of a batch of `tokens` tokens.
 
     Returns sums for the log. A given text has no log-probs from a sampler: its old ones are its
     current ones, so that ratio is 1 and the gradient that of the mean negative log-prob.
     """
     sums, device = Counter(), model.device
-    for part in rollout.micro_batches(model, [e.sample for e in episodes]):
+    for part in rollout.micro_batches(model, [e.sample for e in episodes], parts):
         part = [episodes[i] for i in part]
         samples = [e.sample for e in part]
         rows = logprobs(model, samples, temperature)
@@ -199,14 +199,38 @@ def accumulate(model, episodes, tokens, clip, temperature, reference):
     return sums
 
 
-def optimizer_step(model, optimizer):
-    """Clip the gradient, step, and return the norm before clipping; it must be finite."""
+class NotFinite(FloatingPointError):
+    """A gradient that is nan or infinite; `episode` is the first one that gives such a gradient."""
+
+    episode = None
+
+
+def gradient(model, optimizer, episodes, *how):
+    """`accumulate`, in smaller micro-batches if the device runs out of memory, and clipping. How
+    small is kept with the optimizer, so that a resumed run cuts alike. Returns (sums, norm)."""
+    kept, sums = optimizer.param_groups[0], None
+    while sums is None:
+        parts = kept.setdefault("parts", 1)
+        try:
+            sums = accumulate(model, episodes, *how, parts)
+        except torch.OutOfMemoryError:
+            if parts > len(episodes):
+                raise
+        if sums is None:  # outside of `except`, where the error still holds on to the tensors
+            kept["parts"] = 2 * parts
+            model.zero_grad()
+            torch.cuda.empty_cache()
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP))
     if not math.isfinite(norm):
-        raise FloatingPointError(f"the gradient norm is {norm}; a smaller --lr may help")
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
+        error = NotFinite(f"the gradient norm is {norm}; a smaller --lr may help")
+        for e in episodes:
+            model.zero_grad()
+            accumulate(model, [e], *how)
+            if not all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None):
+                error.episode = e
+                break
+        raise error
+    return sums, norm
 
 
 def update(model, optimizer, episodes, updates, rng, clip=0.2, temperature=1.0, reference=None):
@@ -221,8 +245,10 @@ def update(model, optimizer, episodes, updates, rng, clip=0.2, temperature=1.0, 
     for batch in [episodes[i::updates] for i in range(min(updates, len(episodes)))]:
         tokens = sum(len(e.sample.tokens) for e in batch)
         learn = [e for e in batch if e.advantage != 0 or e.kl > 0] or batch[:1]
-        sums = accumulate(model, learn, tokens, clip, temperature, reference)
-        norms.append(optimizer_step(model, optimizer))
+        sums, norm = gradient(model, optimizer, learn, tokens, clip, temperature, reference)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        norms.append(norm)
         first = first or sums
         total += sums
     metrics = {
@@ -295,10 +321,10 @@ def reward_critiques(args, policy, critiques, pairs, seed, metrics):
     table = sample.judge_table([e.judged for e in critiques], [pair.right for pair in pairs])
     metrics |= {"critique/" + name: value for name, value in table.items()}
     if args.denoise:  # the refined responses give a reward and are not trained on
-        chats = [correct(p.problem.question, p.response, e.text) for e, p in zip(critiques, pairs)]
-        refined = iter(sample.complete(policy, chats, args.denoise, seed))
-        every = []
-        for e in critiques:
+        read = [(e, p) for e, p in zip(critiques, pairs) if e.judged is not None]
+        chats = [correct(p.problem.question, p.response, e.text) for e, p in read]
+        refined, every = iter(sample.complete(policy, chats, args.denoise, seed)), []
+        for e, _ in read:
             outcomes = [sample.outcome(*next(refined), e.problem) for _ in range(args.denoise)]
             e.reward += reward.denoising_reward(e.judged, outcomes)
             every += outcomes
@@ -526,18 +552,22 @@ def show_step(row, steps):
         tqdm.write("warning: more than half were cut at --max-new-tokens and count as wrong")
 
 
+def sample_row(policy, step, e):
+    """An episode for a person to read."""
+    row = {"step": step, "role": e.role, "prompt": policy.tokenizer.decode(e.sample.prompt)}
+    row |= {"completion": e.text, "stopped": e.sample.stopped}
+    return row | {"reward": e.reward, "advantage": e.advantage}
+
+
 def show_samples(policy, step, episodes):
-    """The texts of a step for a person to read: of each role one group, one that has spread if any
-    has. Prints the first text of each; returns rows for samples.jsonl."""
+    """The texts of a step: of each role one group, one that has spread if any has. Prints the first
+    text of each; returns rows for samples.jsonl."""
     rows = []
     for role in dict.fromkeys(e.role for e in episodes):
         some = [e for e in episodes if e.role == role]
         chosen = next((e.group for e in some if e.advantage), some[0].group)
         group = [e for e in some if e.group == chosen][:8]
-        for e in group:
-            row = {"step": step, "role": role, "prompt": policy.tokenizer.decode(e.sample.prompt)}
-            row |= {"completion": e.text, "stopped": e.sample.stopped}
-            rows.append(row | {"reward": e.reward, "advantage": e.advantage})
+        rows += [sample_row(policy, step, e) for e in group]
         text = sample.printable(f"{group[0].problem.question}\n{group[0].text}")
         tqdm.write(f"--- {role}, reward {group[0].reward:g}:\n{text}")
     return rows
@@ -582,8 +612,8 @@ def begin_run(args):
         cold_start(args, model, samples)
     rollout.save_policy(model, tokenizer, out / "start")
     stage1 = round(args.steps * 2 / 5) if args.stage1_steps is None else args.stage1_steps
-    # Weights, optimizer, cache, rows (of metrics.jsonl) and texts (of samples.jsonl) are those after
-    # `step` whole steps; row: the last step's metrics, while they wait to be evaluated and written;
+    # Weights, optimizer, cache, rows (metrics.jsonl) and texts (samples.jsonl) are those after
+    # `step` whole steps; row: the last one's metrics while they wait to be evaluated and written;
     # static: pairs of the starting policy, None until it was asked.
     state = dict(format=FORMAT, flags=flags, data=digest, stage1_steps=stage1, seconds=0.0, step=0)
     state |= dict(row={"step": 0}, rows=[], texts=[], cache=[], dropped=0, static=None)
@@ -655,6 +685,10 @@ def train(args):
                 state["texts"] += texts
             state |= {"step": step, "row": row, "dropped": cache.dropped}
             state["cache"], whole = [from_pair(pair) for pair in cache.pairs], True
+    except NotFinite as error:
+        reward.write_jsonl(out / "not_finite.jsonl", [sample_row(policy, step, error.episode)])
+        where = f"its sample is in {out / 'not_finite.jsonl'}"
+        raise InputError(f"step {step}: {error}; {where}; the last checkpoint is whole") from error
     except Exception:
         if whole:  # nothing is lost but what the failed step had sampled
             save_state(out, state, model, optimizer)
