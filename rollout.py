@@ -409,43 +409,59 @@ def sample_rows(model, prompts, noise, temperature, stop):
 
 
 def micro_batches(model, samples, parts=1):
-    """Yield lists of indices into `samples`, like lengths together, each for one forward pass; with
-    `parts`, of that share of the usual size."""
+    """Cut `samples` for forward passes: lists of indices; with `parts`, of that share of the size.
 
-    def shape(i):
-        return len(samples[i].prompt), len(samples[i].tokens)
+    Either the completions of a prompt stay together, which is then computed once for all of them,
+    or like lengths do, which saves padding: whichever costs fewer tokens.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    prompts, lengths = [tuple(s.prompt) for s in samples], [len(s.tokens) for s in samples]
 
-    batch, widest, vocabulary = [], (0, 0), model.config.get_text_config().vocab_size
-    for i in sorted(range(len(samples)), key=lambda i: (sum(shape(i)), shape(i))):
-        width, rows = tuple(map(max, widest, shape(i))), len(batch) + 1
-        logits = rows * (width[1] + 1) * vocabulary
-        large = max(rows * sum(width) / MICRO_TOKENS, logits / MICRO_LOGITS)
-        if batch and large * parts > 1:
-            yield batch
-            batch, width = [], shape(i)
-        batch, widest = [*batch, i], width
-    if batch:
-        yield batch
+    def cut(order):
+        """What batches in this order cost in tokens, with their padding, and the batches."""
+        batches, costs, distinct, deep, wide = [], [], set(), 0, 0
+        for i in order:
+            if batches:
+                deep, wide = max(deep, len(prompts[i])), max(wide, lengths[i])
+                distinct.add(prompts[i])
+                rows = len(batches[-1]) + 1
+                cost, logits = len(distinct) * deep + rows * wide, rows * wide * vocabulary
+                if parts * max(cost / MICRO_TOKENS, logits / MICRO_LOGITS) <= 1:
+                    batches[-1].append(i)
+                    costs[-1] = cost
+                    continue
+            batches.append([i])
+            distinct, deep, wide = {prompts[i]}, len(prompts[i]), lengths[i]
+            costs.append(deep + wide)
+        return sum(costs), batches
+
+    every = range(len(samples))
+    by_prompt = sorted(every, key=lambda i: (len(prompts[i]), prompts[i], lengths[i]))
+    by_length = sorted(every, key=lambda i: (len(prompts[i]) + lengths[i], lengths[i]))
+    return min(cut(by_prompt), cut(by_length))[1]
 
 
 def logprobs(model, samples, temperature=1.0) -> list[torch.Tensor]:
     """The log-probs that `generate` recorded, by teacher forcing: fp32 [completion length] each.
 
-    Gradients follow the caller's grad mode. Prompts are padded on the left and completions on the
-    right, so that completions share their columns and `logits_to_keep` can spare the logits of all
-    prompt tokens, the largest tensors of the whole computation.
+    Gradients follow the caller's grad mode. As in sampling, each distinct prompt is computed once,
+    and the completions attend to their copies of its keys and values; the gradient flows through.
     """
     result, device = [None] * len(samples), model.device
     for part in micro_batches(model, samples):
         batch = [samples[i] for i in part]
-        ids, mask = left_pad([s.prompt for s in batch], device)
         completion = pad_sequence([torch.tensor(s.tokens) for s in batch], True).to(device)
-        lengths = torch.tensor([len(s.tokens) for s in batch], device=device)
-        real = torch.arange(completion.shape[1], device=device) < lengths[:, None]
-        mask = torch.cat([mask, real.long()], 1)
+        width, lengths = completion.shape[1], torch.tensor([len(s.tokens) for s in batch])
         with autocast(model):
-            ids = torch.cat([ids, completion], 1)
-            logits = forward(model, ids, mask, positions(mask), completion.shape[1] + 1)[:, :-1]
+            cache = Cache(layer_class_to_replicate=DynamicLayer)
+            logits, mask = prefill(model, [s.prompt for s in batch], cache)
+            logits = logits[:, None]
+            if width > 1:
+                real = torch.arange(width - 1) < lengths[:, None] - 1
+                mask = torch.cat([mask, real.long().to(device)], 1)
+                place = positions(mask)[:, 1 - width :]
+                rest = forward(model, completion[:, :-1], mask, place, width - 1, cache)
+                logits = torch.cat([logits, rest], 1)
         chosen = token_logprobs(logits, temperature).gather(-1, completion[..., None]).squeeze(-1)
         for row, i in zip(chosen, part):
             result[i] = row[: len(samples[i].tokens)]

@@ -235,14 +235,18 @@ def gradient(model, optimizer, episodes, *how):
 
 def update(model, optimizer, episodes, updates, rng, clip=0.2, temperature=1.0, reference=None):
     """One policy update: `updates` optimizer steps over one rollout, each on its share of the
-    episodes, against the log-probs that they were sampled with. Returns metrics.
+    prompts, against the log-probs that their completions were sampled with. Returns metrics.
 
     Episodes that give no gradient (no advantage and no KL) are not computed but count in the token
     mean: the gradient is the same, the time is not. `ratio/max_log` and `ratio/mean_log` are
     |log ratio| before the first optimizer step: how far the learner is from the sampler.
     """
-    episodes, total, norms, first = rng.sample(episodes, len(episodes)), Counter(), [], None
-    for batch in [episodes[i::updates] for i in range(min(updates, len(episodes)))]:
+    members, total, norms, first = {}, Counter(), [], None
+    for e in episodes:
+        members.setdefault(tuple(e.sample.prompt), []).append(e)
+    prompts = rng.sample(list(members), len(members))
+    for chosen in [prompts[i::updates] for i in range(min(updates, len(prompts)))]:
+        batch = [e for prompt in chosen for e in members[prompt]]
         tokens = sum(len(e.sample.tokens) for e in batch)
         learn = [e for e in batch if e.advantage != 0 or e.kl > 0] or batch[:1]
         sums, norm = gradient(model, optimizer, learn, tokens, clip, temperature, reference)
