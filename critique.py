@@ -5,9 +5,8 @@ rollout samples from `solve`, the second-order rollout from `critique`. `correct
 response, with a critique (the denoised reward, eq. 4 of arXiv 2602.22765) or without any hint (the
 second attempt of SCoRe, arXiv 2409.12917).
 
-    python critique.py                print the prompts for one problem
     python critique.py FILE.jsonl     print demonstrations for `train.py --cold-start`, made from
-                                      worked solutions in GSM8K's form (`gsm8k`: its training file)
+                                      worked solutions in GSM8K's form (default: its training file)
 """
 
 import ast
@@ -197,19 +196,8 @@ def print_demonstrations(data):
         raise InputError(f"{data}: no answer is a worked solution with <<48/2=24>> annotations")
 
 
-def print_prompts():
-    question, response = "Compute 3*4+5 modulo 10.", "3*4=2\n2+5=8\n\\boxed{8}"
-    check = "3*4=2:2 ok\n2+5=8:7 no\nConclusion: wrong"
-    asked = solve(question), critique(question, response), correct(question, response, check)
-    for name, chat in zip(("solve", "critique", "correct"), asked):
-        print(f"=== {name}")
-        for message in chat:
-            print(f"[{message['role']}]\n{message['content']}\n")
-    print(f"=== the judgement of {check!r}: {judgement(check)}")
-
-
 if __name__ == "__main__":
     try:
-        print_demonstrations(sys.argv[1]) if len(sys.argv) > 1 else print_prompts()
+        print_demonstrations(*sys.argv[1:2] or ["gsm8k"])
     except InputError as error:
         sys.exit(f"error: {error}")

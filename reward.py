@@ -380,21 +380,19 @@ def filter_pairs(groups, rng):
 class PairCache:
     """The question-response cache: pairs wait here for the critic and leave when drawn.
 
-    Bounded: beyond `capacity` the oldest go first, since the policy has moved furthest from them;
-    `dropped` counts them. A draw of more pairs than it holds returns all of them: nothing is
+    Bounded: beyond `capacity` the oldest go first, since the policy has moved furthest from them.
+    A draw of more pairs than it holds returns all of them: nothing is
     criticised twice, and the caller logs how many there were.
     """
 
-    def __init__(self, capacity, pairs=(), dropped=0):
-        self.capacity, self.pairs, self.dropped = capacity, list(pairs), dropped
+    def __init__(self, capacity, pairs=()):
+        self.capacity, self.pairs = capacity, list(pairs)
 
     def __len__(self):
         return len(self.pairs)
 
     def add(self, pairs):
-        self.pairs += pairs
-        surplus = max(0, len(self.pairs) - self.capacity)
-        self.pairs, self.dropped = self.pairs[surplus:], self.dropped + surplus
+        self.pairs = (self.pairs + pairs)[-self.capacity :]
 
     def draw(self, count, rng):
         """Up to `count` pairs, at random, without replacement."""

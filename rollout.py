@@ -480,12 +480,11 @@ def main(name="toy"):
     middle = time.time()
     ours = generate(model, prompts, max_new_tokens=64, temperature=0)
     end = time.time()
-    for sample, row in list(zip(ours, theirs[:, ids.shape[1] :].tolist()))[:3]:
-        same = "the same" if sample.tokens == row[: len(sample.tokens)] else "NOT the same"
-        print(f"{decode(tokenizer, sample)}\n  [{same} as model.generate]\n")
-    tokens = sum(len(s.tokens) for s in ours)
-    here, there = (f"{tokens / seconds:.0f}" for seconds in (end - middle, middle - start))
-    print(f"{len(ours)} rows, {tokens} tokens: {here} tokens/s, model.generate {there}")
+    for s, row in list(zip(ours, theirs[:, ids.shape[1] :].tolist()))[:3]:
+        print(f"{decode(tokenizer, s)}\n[as model.generate: {s.tokens == row[: len(s.tokens)]}]\n")
+    ratio = (middle - start) / (end - middle)
+    tokens = sum(len(s.tokens) for s in ours) / (end - middle)
+    print(f"{len(ours)} rows: {tokens:.0f} tokens/s, {ratio:.2f} times model.generate's")
 
 
 if __name__ == "__main__":

@@ -299,15 +299,14 @@ def show_question(policy, question, n, seed):
     print(f"\nCORRECTED, without a hint\n{printable(greedy(correct(question, answer)))}")
 
 
-def check_lengths(policy, problems, quoted=1):
-    """Refuse problems whose prompts cannot fit the model's context, before the first token is
-    sampled (of the 50 longest). quoted: the completions that the longest prompt quotes."""
+def check_lengths(policy, problems):
+    """Refuse problems that leave no room for an answer in the model's context, and conversations
+    that its chat template refuses, before the first token is sampled (of the 50 longest)."""
     room = context_length(policy.model)
     for problem in sorted(problems, key=lambda p: -len(p.question))[:50]:
-        chat = correct(problem.question, "0", "0" if quoted > 1 else None)
-        prompt = len(encode_chat(policy.tokenizer, chat))
-        need = f"{prompt} of a prompt and {1 + quoted} times --max-new-tokens {policy.limit}"
-        if prompt + (1 + quoted) * policy.limit > room:
+        size = len(encode_chat(policy.tokenizer, correct(problem.question, "0")))
+        if size + policy.limit > room:
+            need = f"{size} of a prompt and --max-new-tokens {policy.limit}"
             asked = f"for the question {problem.question[:60]!r}"
             raise InputError(f"the model's context of {room} tokens is too short: {need} {asked}")
 
@@ -371,9 +370,8 @@ def use(args):
     model, tokenizer = load_policy(args.model, args.device)
     limit = args.max_new_tokens or model.generation_config.max_new_tokens or 512
     policy = Policy(model, tokenizer, limit, args.temperature)
-    check_lengths(policy, problems)
+    check_lengths(policy, [*problems, Problem(args.question or "", "")])
     if args.question:
-        check_lengths(policy, [Problem(args.question, "")], quoted=2)
         show_question(policy, args.question, args.n, args.seed)
     if args.data and (folder / "train.jsonl").exists():
         trained = {p.question for p in reward.load_problems(folder / "train.jsonl")}

@@ -45,8 +45,8 @@ STATIC_QUESTIONS = 512  # that static pairs are sampled from, 10 responses each 
 # What differs from the defaults on the toy: a tiny model on tiny problems learns faster.
 TOY_FILES = dict(data="train.jsonl", eval_data="held_out.jsonl", exam="exam.jsonl")
 TOY_SETTINGS = {name: str(TOY / file) for name, file in TOY_FILES.items()}
-TOY_SETTINGS |= dict(steps=20, questions=64, lr=3e-4, kl=0.0, beta2=0.25)
-TOY_SETTINGS |= dict(max_new_tokens=64, eval_size=512)
+TOY_SETTINGS |= dict(steps=20, questions=64, lr=3e-4, kl=0.0, max_new_tokens=64, eval_size=512)
+TOY_SETTINGS["beta2"] = 0.25
 
 
 # ----------------------------------------------------------------------------------------- flags
@@ -199,15 +199,12 @@ def accumulate(model, episodes, tokens, clip, temperature, reference, parts=1):
     return sums
 
 
-class NotFinite(FloatingPointError):
-    """A gradient that is nan or infinite; `episode` is the first one that gives such a gradient."""
-
-    episode = None
-
-
 def gradient(model, optimizer, episodes, *how):
     """`accumulate`, in smaller micro-batches if the device runs out of memory, and clipping. How
-    small is kept with the optimizer, so that a resumed run cuts alike. Returns (sums, norm)."""
+    small is kept with the optimizer, so that a resumed run cuts alike. Returns (sums, norm).
+
+    A norm that is not finite raises FloatingPointError(message, the first episode that gives one).
+    """
     kept, sums = optimizer.param_groups[0], None
     while sums is None:
         parts = kept.setdefault("parts", 1)
@@ -222,14 +219,12 @@ def gradient(model, optimizer, episodes, *how):
             torch.cuda.empty_cache()
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP))
     if not math.isfinite(norm):
-        error = NotFinite(f"the gradient norm is {norm}; a smaller --lr may help")
         for e in episodes:
             model.zero_grad()
             accumulate(model, [e], *how)
             if not all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None):
-                error.episode = e
                 break
-        raise error
+        raise FloatingPointError(f"the gradient norm is {norm}; a smaller --lr may help", e)
     return sums, norm
 
 
@@ -261,10 +256,9 @@ def update(model, optimizer, episodes, updates, rng, clip=0.2, temperature=1.0, 
         "ratio/clipped": total["clipped"] / total["tokens"],
         "grad_norm": mean(norms),
     }
-    if reference is not None:
-        for role in dict.fromkeys(e.role for e in episodes):
-            if total["tokens/" + role]:
-                metrics["kl/" + role] = total["kl/" + role] / total["tokens/" + role]
+    for name in total:
+        if reference is not None and name.startswith("kl/"):
+            metrics[name] = total[name] / total["tokens/" + name.removeprefix("kl/")]
     if not any(e.sample.logprobs for e in episodes):
         metrics["loss"] = total["nll"] / total["tokens"]  # of given texts, in nats a token
     return metrics
@@ -306,7 +300,6 @@ def gcrl(args, policy, step, problems, cache, static):
         asked = [pair for pair in pairs for _ in range(args.n)]
         reward_critiques(args, policy, critiques, asked, seed + 1, metrics)
         metrics |= {"critique/pairs": len(pairs), "cache/size": len(cache)}
-        metrics["cache/dropped"] = cache.dropped
         episodes += critiques
     for e in episodes:
         e.kl = args.kl
@@ -411,8 +404,7 @@ def learn(args, policy, optimizer, reference, episodes, step):
         "entropy": -sum(sum(e.sample.logprobs) for e in episodes) / tokens,
     }
     for role in dict.fromkeys(e.role for e in episodes):
-        lengths = [len(e.sample.tokens) for e in episodes if e.role == role]
-        metrics["length/" + role] = mean(lengths)
+        metrics["length/" + role] = mean(len(e.sample.tokens) for e in episodes if e.role == role)
     return metrics | update(*how, args.temperature, reference)
 
 
@@ -465,8 +457,6 @@ def open_run(args):
         if name not in MAY_CHANGE and state["flags"].get(name) != value:
             flag, before = name.replace("_", "-"), state["flags"].get(name)
             raise InputError(f"--resume: the run in {out} has --{flag} {before}, not {value}")
-    if state["step"] > args.steps:
-        raise InputError(f"--resume: the run in {out} has done {state['step']} steps already")
     return state
 
 
@@ -503,17 +493,6 @@ def load_data(args):
     return problems, held_out, exam, examples
 
 
-def encode_demonstrations(policy, examples):
-    """Demonstrations as Samples; refuses one that is longer than the model's context."""
-    samples = [demonstration(policy.tokenizer, *example) for example in examples]
-    for given, (messages, _) in zip(samples, examples):
-        size, room = len(given.prompt) + len(given.tokens), rollout.context_length(policy.model)
-        if size > room:
-            text = messages[0]["content"][:60]
-            raise InputError(f"--cold-start: {size} tokens, the context holds {room}: {text!r}")
-    return samples
-
-
 def batch_of(problems, step, seed, count):
     """The problems of a step: pass after pass over all of them, each in an order of its own."""
     places = [divmod(i, len(problems)) for i in range((step - 1) * count, step * count)]
@@ -524,11 +503,11 @@ def batch_of(problems, step, seed, count):
     return [orders[epoch][place] for epoch, place in places]
 
 
-def first_pairs(args, policy, problems, held_out):
-    """(exam, static pairs) of the starting policy. The exam is fixed by the seed and that policy;
-    --exam gives runs that start from different policies the same one."""
-    exam, static = None, []
-    if not args.exam:
+def first_pairs(args, policy, problems, held_out, exam):
+    """(exam, static pairs) of the starting policy. The exam is fixed by the seed and that policy,
+    unless there is one: --exam gives runs that start from different policies the same."""
+    static = []
+    if not exam:
         seed = seed_of(args.seed, "exam")
         exam = sample.sample_pairs(policy, held_out, 8, args.eval_size, seed, show="critique pairs")
     critics = args.method in ("c-rl", "gc-rl") and args.critique_data == "static"
@@ -604,13 +583,21 @@ def begin_run(args):
     model, tokenizer = load_policy(source, args.device, args.precision)
     policy = Policy(model, tokenizer, args.max_new_tokens, args.temperature)
     model.generation_config.max_new_tokens = args.max_new_tokens
-    sample.check_lengths(policy, problems + held_out, quoted=2 if args.denoise else 1)
+    sample.check_lengths(policy, problems + held_out)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
     if state:
         model.load_state_dict(state.pop("weights"))
         optimizer.load_state_dict(state.pop("optimizer"))
         return policy, optimizer, state, problems, held_out
-    samples = encode_demonstrations(policy, examples)
+    samples = [demonstration(tokenizer, *example) for example in examples]
+    longest, room = (
+        max([len(s.prompt + s.tokens) for s in samples], default=0),
+        rollout.context_length(model),
+    )
+    if longest > room:
+        raise InputError(
+            f"--cold-start: a demonstration of {longest} tokens, the context is {room}"
+        )
     (out / "start").mkdir(parents=True, exist_ok=True)
     if samples:
         cold_start(args, model, samples)
@@ -618,10 +605,10 @@ def begin_run(args):
     stage1 = round(args.steps * 2 / 5) if args.stage1_steps is None else args.stage1_steps
     # Weights, optimizer, cache, rows (metrics.jsonl) and texts (samples.jsonl) are those after
     # `step` whole steps; row: the last one's metrics while they wait to be evaluated and written;
-    # static: pairs of the starting policy, None until it was asked.
+    # asked: has the starting policy been asked for its pairs (exam, static)?
     state = dict(format=FORMAT, flags=flags, data=digest, stage1_steps=stage1, seconds=0.0, step=0)
-    state |= dict(row={"step": 0}, rows=[], texts=[], cache=[], dropped=0, static=None)
-    state["exam"] = [from_pair(pair) for pair in exam]
+    state |= dict(row={"step": 0}, rows=[], texts=[], cache=[], static=[])
+    state |= dict(exam=list(map(from_pair, exam)), asked=False)
     save_state(out, state, model, optimizer)
     return policy, optimizer, state, problems, held_out
 
@@ -631,17 +618,16 @@ def train(args):
     out, begin = Path(args.out), time.time()
     policy, optimizer, state, problems, held_out = begin_run(args)
     model, begin = policy.model, begin - state["seconds"]
-    size = f"{model.num_parameters():,} parameters on {model.device}"
-    data = f"{len(problems)} problems to train on, {len(held_out)} held out"
-    print(f"{args.method} on {args.model}: {size}; {data}; run in {out}", flush=True)
+    size = f"{model.num_parameters():,} parameters on {model.device}; {len(problems)} problems"
+    print(f"{args.method} on {args.model}: {size}, {len(held_out)} held out; {out}", flush=True)
     args.stage1_steps = state["stage1_steps"]
-    if state["static"] is None:
-        exam, static = first_pairs(args, policy, problems, held_out)
-        state["exam"] = state["exam"] if exam is None else [from_pair(pair) for pair in exam]
-        state["static"] = [from_pair(pair) for pair in static]
     exam, static = (list(map(to_pair, state[name])) for name in ("exam", "static"))
+    if not state["asked"]:
+        exam, static = first_pairs(args, policy, problems, held_out, exam)
+        state |= {"asked": True, "exam": list(map(from_pair, exam))}
+        state["static"] = list(map(from_pair, static))
     capacity = max(args.cache, len(static) + args.pairs)
-    cache = reward.PairCache(capacity, map(to_pair, state["cache"]), state["dropped"])
+    cache = reward.PairCache(capacity, map(to_pair, state["cache"]))
     weights = {gcrl: args.kl, score: max(args.beta1, args.beta2 if args.stage1_steps else 0)}
     reference = None
     if weights.get(METHODS[args.method], 0) > 0:
@@ -670,7 +656,7 @@ def train(args):
                 state["row"] = None
                 if due or stop:
                     save_state(out, state, model, optimizer)
-            if stop or step == args.steps:
+            if stop or step >= args.steps:
                 break
             step, start = step + 1, time.time()
             asked = batch_of(problems, step, args.seed, args.questions)
@@ -687,12 +673,13 @@ def train(args):
                 texts = show_samples(policy, step, episodes)
                 reward.write_jsonl(out / "samples.jsonl", texts, "a")
                 state["texts"] += texts
-            state |= {"step": step, "row": row, "dropped": cache.dropped}
-            state["cache"], whole = [from_pair(pair) for pair in cache.pairs], True
-    except NotFinite as error:
-        reward.write_jsonl(out / "not_finite.jsonl", [sample_row(policy, step, error.episode)])
-        where = f"its sample is in {out / 'not_finite.jsonl'}"
-        raise InputError(f"step {step}: {error}; {where}; the last checkpoint is whole") from error
+            state |= {"step": step, "row": row}
+            state["cache"], whole = list(map(from_pair, cache.pairs)), True
+    except FloatingPointError as error:
+        reason, episode = error.args
+        reward.write_jsonl(out / "not_finite.jsonl", [sample_row(policy, step, episode)])
+        where = f"its sample is in {out / 'not_finite.jsonl'}, the last checkpoint is whole"
+        raise InputError(f"step {step}: {reason}; {where}") from error
     except Exception:
         if whole:  # nothing is lost but what the failed step had sampled
             save_state(out, state, model, optimizer)
@@ -711,7 +698,7 @@ def train(args):
 def main(argv=None):
     try:
         train(parse_args(argv))
-    except (InputError, FloatingPointError, OSError) as error:
+    except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
