@@ -128,13 +128,11 @@ def settle(args):
         raise InputError("--n 1: a single sample has nothing to be compared with; use 2 or more")
     if args.method == "score" and (args.stage1_steps or 0) > args.steps:
         raise InputError(f"--stage1-steps {args.stage1_steps}: --steps is only {args.steps}")
-    args.pairs = args.questions if args.pairs is None else args.pairs
-    if args.critique_data is None:
-        args.critique_data = "static" if args.method == "c-rl" else "dynamic"
+    args.pairs = args.pairs or args.questions
+    args.critique_data = args.critique_data or ("static" if args.method == "c-rl" else "dynamic")
     if args.method == "multi-turn":  # SCoRe without its two ideas
         args.alpha, args.stage1_steps = 0.0, 0
-    if METHODS[args.method] is score:
-        args.no_std = True  # divided, every alpha would act alike, see `score`
+    args.no_std = args.no_std or METHODS[args.method] is score  # see `score` for why
     return args
 
 
@@ -470,7 +468,8 @@ def save_state(out, state, model, optimizer):
             os.fsync(file.fileno())
         os.replace(out / "resume.pt.partial", out / "resume.pt")
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{out}: no checkpoint written, the last is whole: {error}") from error
+        reason = f"no checkpoint written, the last is whole: {one_line(error)}"
+        raise InputError(f"{out}: {reason}") from error
 
 
 def load_data(args):
