@@ -85,7 +85,7 @@ def load_demonstrations(path, held_out=()):
         label, examples = row.get("label"), []
         if isinstance(label, str):
             label = {"right": True, "wrong": False}.get(label, label)
-        if label not in (True, False, None):
+        if label is not None and not isinstance(label, bool):
             raise ValueError(f"label {label!r}: must be right, wrong, true or false")
         if row.get("critique") is not None:
             text = text_field(row, "critique")
@@ -157,6 +157,8 @@ def demonstrate(problem, rng):
         verdict = "ok" if shown == value else f"no, the solution has {decimal(shown)}"
         right_checks.append(check + "ok")
         wrong_checks.append(check + verdict)
+        if shown == value and value in changed:
+            raise ValueError(f"{value} comes out twice, once broken and once not")
         if shown != value:
             changed[value] = shown
     reached = changed.get(to_number(answer))
@@ -167,8 +169,9 @@ def demonstrate(problem, rng):
         number = Fraction(found[0].replace(",", ""))
         return decimal(changed[number]) if number in changed else found[0]
 
-    given = work.partition("<<")[0]  # numbers before the first result are the question's
-    follows = re.sub(r"\d[\d,]*(?:\.\d+)?", renumber, STEP.sub("", work[len(given) :]))
+    cut = [found.start() for found in STEP.finditer(work)][broken]  # what stands before is true
+    given, follows = STEP.sub("", work[:cut]), STEP.sub("", work[cut:])
+    follows = re.sub(r"\d[\d,]*(?:\.\d+)?", renumber, follows)
 
     def row(text, final, checks, call):
         response = f"{text.strip()}\nThe answer is \\boxed{{{final}}}."

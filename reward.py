@@ -102,7 +102,7 @@ def to_pair(row):
     response, right = text_field(row, "response"), row["label"]
     if not isinstance(right, bool):
         raise ValueError("field 'label' must be true or false")
-    return Pair(to_problem(row), response, right, row.get("accuracy", 0.5))
+    return Pair(to_problem(row), response, right, float(row.get("accuracy", 0.5)))
 
 
 def from_pair(pair):
@@ -221,10 +221,7 @@ def to_number(text):
 
 
 def last_match(pattern, text):
-    found = None
-    for found in pattern.finditer(text):  # noqa: B007
-        pass
-    return found
+    return [None, *pattern.finditer(text)][-1]
 
 
 def last_number(text):
@@ -300,9 +297,9 @@ def answer_key(response):
 
 
 def reference(answer):
-    """The part of a reference answer that counts: its box, what stands behind `####`, or all."""
-    kind, named = named_answer(answer)
-    return named if kind in ("boxed", "hash") else answer
+    """The part of a reference answer that counts: its box, the line behind `####`, or all."""
+    inside, (_, mark, behind) = boxed(answer), answer.rpartition("####")
+    return inside if inside is not None else behind.strip().split("\n")[0] if mark else answer
 
 
 def is_correct(response, answer):
@@ -415,8 +412,6 @@ def advantages(rewards, groups, std=True):
     constant; the division then cancels every constant of eqs. 2, 3, 5 and 6.
     """
     rewards, groups = torch.as_tensor(rewards, dtype=torch.float64), list(groups)
-    if rewards.dim() != 1 or len(rewards) != len(groups):
-        raise InputError(f"advantages: {tuple(rewards.shape)} rewards for {len(groups)} groups")
     members, result = {}, torch.zeros(len(groups))
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)

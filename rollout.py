@@ -88,6 +88,8 @@ def load_policy(name, device=None, precision=None):
     stops = stop_set(model, tokenizer)
     if not stops:
         raise InputError(f"model {str(name)!r}: no EOS token, so no completion could ever end")
+    if tokenizer.eos_token_id is None:  # demonstrations end with it
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stops[0])
     pad = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     plain = dict(eos_token_id=stops, pad_token_id=pad, bos_token_id=tokenizer.bos_token_id)
     limit = model.generation_config.max_new_tokens  # that a run of train.py has left
@@ -109,8 +111,8 @@ def stop_set(model, tokenizer):
         stops.update(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
     if tokenizer.chat_template:
         with contextlib.suppress(InputError):  # a template that wants more than these two turns
-            behind = render(tokenizer, PROBE[:2]).rpartition(PROBE[1]["content"])[2]
-            ids = tokenizer(behind, add_special_tokens=False).input_ids
+            behind = render(tokenizer, PROBE[:2]).split(PROBE[1]["content"])[1:]
+            ids = tokenizer("".join(behind), add_special_tokens=False).input_ids
             stops.update([i for i in ids if i in tokenizer.all_special_ids][:1])
     return sorted(stops)
 

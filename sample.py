@@ -12,7 +12,6 @@ import random
 import re
 import sys
 import zlib
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,8 +96,7 @@ def respond(policy, problems, n, seed, show=None):
     """First-order rollout: n responses to each problem, rewarded by eq. 1; problem-major order."""
     done = complete(policy, [solve(p.question) for p in problems], n, seed, show)
     asked = [p for p in problems for _ in range(n)]
-    done = [(sample, text, "response", p) for (sample, text), p in zip(done, asked)]
-    return [Episode(s, text, role, p, outcome(s, text, p)) for s, text, role, p in done]
+    return [Episode(s, t, "response", p, outcome(s, t, p)) for (s, t), p in zip(done, asked)]
 
 
 def criticise(policy, pairs, n, seed, show=None):
@@ -156,12 +154,11 @@ def sample_pairs(policy, problems, n, count, seed, balance="filter", show=None):
 def judge_table(judged, right):
     """Judgements (True, False, None) against outcomes: accuracy, P1 on right and P2 on wrong
     responses, precision and recall of "right", share without a readable judgement."""
-    table = Counter(zip(judged, right))
     return {
         "accuracy": mean(j is r for j, r in zip(judged, right)),
         "p1": mean(j is True for j, r in zip(judged, right) if r),
         "p2": mean(j is False for j, r in zip(judged, right) if not r),
-        "precision": mean([1] * table[True, True] + [0] * table[True, False]),
+        "precision": mean(r for j, r in zip(judged, right) if j),
         "recall": mean(j is True for j, r in zip(judged, right) if r),
         "unreadable": mean(j is None for j in judged),
     }
@@ -188,8 +185,8 @@ def attempts_table(first, second):
 
 def same_answer(a, b):
     """Do two attempts that ended by themselves give one answer?"""
-    ended = a.sample.stopped and b.sample.stopped
-    return ended and None is not answer_key(a.text) == answer_key(b.text)
+    first = answer_key(a.text) if a.sample.stopped and b.sample.stopped else None
+    return first is not None and first == answer_key(b.text)
 
 
 def evaluate(policy, problems, exam):

@@ -44,8 +44,8 @@ STATIC_QUESTIONS = 512  # that static pairs are sampled from, 10 responses each 
 
 # What differs from the defaults on the toy: a tiny model on tiny problems learns faster.
 TOY_FILES = dict(data="train.jsonl", eval_data="held_out.jsonl", exam="exam.jsonl")
-TOY_SETTINGS = {name: str(TOY / file) for name, file in TOY_FILES.items()}
-TOY_SETTINGS |= dict(steps=20, questions=64, lr=3e-4, kl=0.0, max_new_tokens=64, eval_size=512)
+TOY_FILES = {name: str(TOY / file) for name, file in TOY_FILES.items()}  # unless there is --data
+TOY_SETTINGS = dict(steps=20, questions=64, lr=3e-4, kl=0.0, max_new_tokens=64, eval_size=512)
 TOY_SETTINGS["beta2"] = 0.25
 
 
@@ -68,12 +68,12 @@ def parse_args(argv=None):
         elif not options:
             options["type"] = type or (str if default is None else default.__class__)
         note = "" if default in (None, False) else f" [{default}]"
-        note += "" if toy is None or isinstance(toy, str) else f" [toy: {toy}]"
+        note += "" if toy is None else f" [toy: {toy}]"
         parser.add_argument("--" + name, default=default, help=help + note, **options)
 
     add("method", list(METHODS), "what is trained, see the README")
     add("model", "toy", "toy, a model folder or a hub id")
-    add("data", "gsm8k", "gsm8k (downloaded) or a JSONL file with question and answer")
+    add("data", None, "JSONL file with question and answer, or gsm8k [the toy's; gsm8k]")
     add("eval-data", None, "held-out problems (else gsm8k's test file, or --data's last tenth)")
     add("exam", None, "JSONL file of pairs for the critic's exam (else sampled at the start)")
     add("cold-start", None, "JSONL file of demonstrations to be learned before RL")
@@ -109,8 +109,9 @@ def parse_args(argv=None):
     add("beta1", 0.01, "KL weight on both attempts, of multi-turn too (paper: 0.01)")
     add("beta2", 0.1, "KL weight on first attempts in Stage I, on top (paper: 0.1, 0.25)")
     add("stage1-steps", None, "of --steps, those of Stage I (else two fifths)", int)
-    if parser.parse_known_args(argv)[0].model == "toy":
-        parser.set_defaults(**TOY_SETTINGS)
+    known, _ = parser.parse_known_args(argv)
+    if known.model == "toy":
+        parser.set_defaults(**TOY_SETTINGS, **({} if known.data else TOY_FILES))
     return settle(parser.parse_args(argv))
 
 
@@ -128,10 +129,13 @@ def settle(args):
         raise InputError("--n 1: a single sample has nothing to be compared with; use 2 or more")
     if args.method == "score" and (args.stage1_steps or 0) > args.steps:
         raise InputError(f"--stage1-steps {args.stage1_steps}: --steps is only {args.steps}")
-    args.pairs = args.pairs or args.questions
+    args.data, args.pairs = args.data or "gsm8k", args.pairs or args.questions
     args.critique_data = args.critique_data or ("static" if args.method == "c-rl" else "dynamic")
     if args.method == "multi-turn":  # SCoRe without its two ideas
         args.alpha, args.stage1_steps = 0.0, 0
+    constants = (args.balance, args.reward_right, args.reward_wrong) != ("filter", 0.7, 0.7)
+    if constants and args.group == "prompt" and not args.no_std:
+        print("note: --group prompt, divided by its deviation: the constants of eqs. 2-6 cancel")
     args.no_std = args.no_std or METHODS[args.method] is score  # see `score` for why
     return args
 
@@ -209,7 +213,8 @@ def gradient(model, optimizer, episodes, *how):
         try:
             sums = accumulate(model, episodes, *how, parts)
         except torch.OutOfMemoryError:
-            if parts > len(episodes):
+            cuts = rollout.micro_batches(model, [e.sample for e in episodes], parts)
+            if len(cuts) == len(episodes):  # one at a time did not fit
                 raise
         if sums is None:  # outside of `except`, where the error still holds on to the tensors
             kept["parts"] = 2 * parts
@@ -247,7 +252,7 @@ def update(model, optimizer, episodes, updates, rng, clip=0.2, temperature=1.0, 
         optimizer.zero_grad(set_to_none=True)
         norms.append(norm)
         first = first or sums
-        total += sums
+        total.update(sums)
     metrics = {
         "ratio/max_log": first["max"],
         "ratio/mean_log": first["distance"] / first["tokens"],
@@ -439,9 +444,7 @@ def open_run(args):
     if not path.exists():
         found = set(os.listdir(out)) if out.is_dir() else {out.name} if out.exists() else set()
         if found - BEFORE_CHECKPOINT:
-            raise InputError(
-                f"--out {out}: holds no resume.pt but other files; name another folder"
-            )
+            raise InputError(f"--out {out}: holds files but no resume.pt; name another folder")
         return None
     if not args.resume:
         raise InputError(f"--out {out}: holds a run; go on by --resume, or name another folder")
@@ -589,14 +592,9 @@ def begin_run(args):
         optimizer.load_state_dict(state.pop("optimizer"))
         return policy, optimizer, state, problems, held_out
     samples = [demonstration(tokenizer, *example) for example in examples]
-    longest, room = (
-        max([len(s.prompt + s.tokens) for s in samples], default=0),
-        rollout.context_length(model),
-    )
-    if longest > room:
-        raise InputError(
-            f"--cold-start: a demonstration of {longest} tokens, the context is {room}"
-        )
+    longest = max((len(s.prompt + s.tokens) for s in samples), default=0)
+    if longest > (room := rollout.context_length(model)):
+        raise InputError(f"--cold-start: a demonstration has {longest} tokens, the context {room}")
     (out / "start").mkdir(parents=True, exist_ok=True)
     if samples:
         cold_start(args, model, samples)
@@ -668,7 +666,7 @@ def train(args):
             tokens, end = sum(len(e.sample.tokens) for e in episodes), time.time()
             row |= {"seconds/sample": middle - start, "seconds/update": end - middle}
             row |= {"tokens": tokens, "tokens/s": tokens / (end - start)}
-            if episodes and (step == args.steps or step % args.eval_every == 0):
+            if episodes and (step in (1, args.steps) or step % args.eval_every == 0):
                 texts = show_samples(policy, step, episodes)
                 reward.write_jsonl(out / "samples.jsonl", texts, "a")
                 state["texts"] += texts
@@ -699,6 +697,8 @@ def main(argv=None):
         train(parse_args(argv))
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
+    except FloatingPointError as error:  # of the cold start: nothing to go back to
+        sys.exit(f"error: cold start: {error.args[0]}")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -30,7 +30,7 @@ STEPS, BATCH = 560, 128  # of supervised learning
 SHARES = {"solve": 0.23, "criticise": 0.27, "correct with": 0.08, "correct": 0.42}
 REPEAT = 0.64  # of the corrections without a critique that only repeat the solution
 SHAKY = 24  # percent of the facts
-SOLVING, CHECKING, LOOKING_AGAIN = 0.82, 0.49, 0.0
+SOLVING, CHECKING, LOOKING_AGAIN = 0.82, 0.49, 0.0  # how often a shaky fact comes out wrong
 TRAIN, HELD_OUT, EXAM = 128, 512, 512
 
 
