@@ -534,7 +534,8 @@ def test_demonstrations(tmp_path):
     assert load(other, q, q, held_out={"q"}) == ([(solve("p"), "s")], 2)
     fails("jsonl:2|contradicts", load, q, q | r | {"label": "right"})
     fails("jsonl:2|Conclusion", load, q, q | {"critique": "hm"})
-    fails("jsonl:2|label|maybe", load, q, q | {"label": "maybe"})
+    for odd in ("maybe", 0, 1, []):
+        fails(f"jsonl:2|label|{odd}", load, q, q | {"label": odd})
     fails("jsonl:2|response", load, q, {"question": "q"})
     fails("jsonl:2|object", load, q, [1])
     fails("no demonstration", load, q | {"label": "wrong"})
@@ -563,6 +564,22 @@ def test_demonstrations_from_worked_solutions(tmp_path):
         assert [row["label"] for row in (good, bad)] == ["right", "wrong"]
         seen.add((bad["response"], bad["critique"].split("\n")[0]))
     assert (BROKEN, "48/2 = 24: no, the solution has 26") in seen and len(seen) > 10
+    again = "400*3/5 = <<400*3/5=240>>240\n400-240 = <<400-240=160>>160\n"
+    again += "240+160 = <<240+160=400>>400\n#### 400"
+    tried = 0
+    for seed in range(20):  # what stands before the broken step is called ok: it must be true
+        with contextlib.suppress(ValueError):  # 240 broken: the sum is 400 all the same
+            _, bad = critique.demonstrate(Problem("q", again), random.Random(seed))
+            checks, work = bad["critique"].split("\n"), bad["response"].split("\n")
+            for check, line in zip(checks[: [": no" in c for c in checks].index(True)], work):
+                assert check == line.strip() + ": ok", (check, line)
+                tried += 1
+    assert tried > 5
+    twice = "2*5 = <<2*5=10>>10\n5*2 = <<5*2=10>>10\n10+10 = <<10+10=20>>20\n#### 20"
+    for seed in range(20):
+        with contextlib.suppress(ValueError):  # the first 10 broken, the second not
+            _, bad = critique.demonstrate(Problem("q", twice), random.Random(seed))
+            assert "\n5*2 = 10: ok" not in bad["critique"] or "2*5 = 10: ok" in bad["critique"]
     for answer in ("none #### 3", "5-20 = <<5-20=-15>>-15\n#### -15", "<<1/3=0.33>>0.33 #### 0.33"):
         fails("", critique.demonstrate, Problem("q", answer), random.Random(0), kind=ValueError)
     rows = [Problem(f"{i} clips?", WORK if i else "#### 3") for i in range(20)]
@@ -575,7 +592,8 @@ def test_demonstrations_from_worked_solutions(tmp_path):
 # ----------------------------------------------------------------------------------------- reward
 
 # reference == responses that are right, reference != responses that are not; ¶ is a new line
-ANSWERS = r"""42 == \boxed{42} | \boxed{41} no, \boxed{42} | it is 42. | the answer is **42**
+ANSWERS = r"""So. #### yes == \boxed{yes} | the answer is Yes. ;; So. #### yes != \boxed{no} | yes
+42 == \boxed{42} | \boxed{41} no, \boxed{42} | it is 42. | the answer is **42**
 42 == #### Step 2: add¶The answer is 42. | \boxed{42.0} | Answer: 42 | #### 42 | **Answer:** 42
 42 == The answer is:¶42 ;; 42 != \boxed{42} no, \boxed{41} | | no number | 42: 41 | \boxed{x}, 42
 blah <<6*7=42>> #### 42 == #### 42 | \boxed{42} ;; #### 1200 == #### 1,200 miles | \boxed{1200}
@@ -680,7 +698,6 @@ def test_advantages_by_hand():
     close(relative([1, 5, 0, 7], ["a", "b", "a", "b"], std=False), [0.5, -1, -0.5, 1])
     assert relative([0.7] * 7 + [1.1], [0] * 7 + [1]).tolist() == [0.0] * 8, "exact zeros"
     assert relative([], []).shape == (0,)
-    fails("2|1 groups", relative, [1, 2], [0])
     # The open point of the paper: divided by the deviation, one pair's critiques have the same
     # advantages under eqs. 2 and 5; over a batch, or without the division, they differ.
     calls, right = [True, False, True, True, True, False, False, True], [True] * 4 + [False] * 4
@@ -920,6 +937,17 @@ def test_learner_out_of_memory_and_not_finite():
     error = fails("gradient norm is nan", updated, episodes, kind=FloatingPointError)
     assert error.args[1] is episodes[9]
     base()[0].zero_grad()
+    few = episodes_of()[:4]  # far below a micro-batch's size: it is halved until one row is left
+
+    def one_row(model, samples, temperature):
+        if len(samples) > 1:
+            raise torch.OutOfMemoryError("pretended")
+        return real(model, samples, temperature)
+
+    _, (expected,) = updated(few)
+    with patch(train, "logprobs", one_row):
+        _, (seen,) = updated(few)
+    close(seen, expected, 1e-5)
 
 
 # ---------------------------------------------------------------------------------------- recipes
@@ -1324,6 +1352,10 @@ def test_flags():
     assert (real.steps, real.lr, real.kl, real.beta2, real.data) == (200, 1e-6, 1e-3, 0.1, "gsm8k")
     assert real.critique_data == "static" and toy.critique_data == "dynamic"
     assert plain.no_std and not toy.no_std and plain.alpha == plain.stage1_steps == 0
+    own = arguments("--data mine.jsonl")  # the toy's files go together
+    assert (own.data, own.eval_data, own.exam, own.steps) == ("mine.jsonl", None, None, 20)
+    for flags, noted in (("", 0), ("--reward-right 0.6", 1), ("--balance reweight --no-std", 0)):
+        assert ("cancel" in printed_by(train.parse_args, flags)) == noted, flags
 
 
 REFUSED = """--method grpo => --method|grpo;--frobnicate => --frobnicate;--n 1 => --n 1
