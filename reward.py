@@ -7,7 +7,7 @@ Equations 1-6 are those of GC-RL (arXiv 2602.22765), the shaped reward is that o
 import http.client
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -93,8 +93,7 @@ def to_problem(row):
     return problem
 
 
-def from_problem(problem):
-    return {"question": problem.question, "answer": problem.answer}
+from_problem = asdict  # the JSON object again
 
 
 def to_pair(row):

@@ -246,8 +246,7 @@ def vote(policy, problems, budgets, critiques, seed):
         return [e for group in answers for e in group[:each]]
 
     most, each = max(budgets), max(budgets) // (1 + critiques)
-    answers = respond(policy, problems, most, seed_of(seed, "vote"), "answers")
-    answers = by_problem(answers, most)
+    answers = by_problem(respond(policy, problems, most, seed_of(seed, "vote"), "answers"), most)
 
     chats = [correct(e.problem.question, e.text) for e in first_of(most // 2)]
     done = complete(policy, chats, 1, seed_of(seed, "vote", "corrections"), "corrections")

@@ -898,6 +898,19 @@ def test_kl_to_the_reference():
         metrics, (seen,) = updated(episodes, reference=other)
         close(seen, weight * expected, 1e-4)
         close([metrics["kl/attempt 1"], metrics["kl/response"]], means, 1e-4)
+    real, rows = train.logprobs, {id(s): row.detach() for s, row in zip(samples, ours)}
+
+    def far(model, samples, temperature):  # a reference that thinks e^9 times better of one token
+        if model is not other:
+            return real(model, samples, temperature)
+        return [rows[id(s)] + 9.0 * (torch.arange(len(rows[id(s)])) == 0) for s in samples]
+
+    with patch(train, "logprobs", far):
+        metrics, _ = updated(episodes, reference=other)
+    tokens, length = sum(len(s.tokens) for s in samples[1:]), len(samples[0].tokens)
+    bounded = math.exp(train.MAX_AWAY) - train.MAX_AWAY - 1  # not e^9: one token must not rule
+    close(metrics["kl/attempt 1"], bounded / length, 1e-3)
+    close(metrics["kl/response"], bounded * len(samples[1:]) / tokens, 1e-3)
 
 
 def test_supervised_learning_is_the_same_update():

@@ -40,7 +40,7 @@ from sample import Episode, Policy, mean, seed_of
 WARMUP = 3  # steps in which the learning rate rises to --lr
 GRAD_CLIP = 1.0  # largest gradient norm
 COLD_START = 3, 32  # passes over the demonstrations, demonstrations an optimizer step
-MAX_K3 = 10.0  # of one token's KL estimate, as in verl: beyond it a single token rules the update
+MAX_AWAY = 3.0  # nats: k3 is exponential in ref - logprobs, and one token could rule an update
 STATIC_QUESTIONS = 512  # that static pairs are sampled from, 10 responses each (paper: 10)
 
 # What differs from the defaults on the toy: a tiny model on tiny problems learns faster.
@@ -163,7 +163,7 @@ def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=N
     k3 = torch.zeros_like(ratio)
     if ref_logprobs is not None:
         away = (ref_logprobs - logprobs).masked_fill(~mask, 0.0)
-        k3 = (away.exp() - away - 1).clamp(max=MAX_K3)
+        k3 = away.exp() - away - 1
         loss = loss + kl * k3
     return loss.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1), clipped, k3.detach()
 
@@ -187,6 +187,7 @@ def accumulate(model, episodes, tokens, clip, temperature, reference, parts=1):
         if reference is not None:
             with torch.no_grad():
                 ref = pad_sequence(logprobs(reference, samples, temperature), True)
+                ref = torch.minimum(ref, new + MAX_AWAY)
         advantage, kl = weights.T[..., None]
         loss, clipped, k3 = grpo_loss(new, old, advantage, mask, clip, ref, kl)
         (loss * (mask.sum() / tokens)).backward()
