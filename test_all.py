@@ -139,7 +139,8 @@ def printed_by(main, text="", *more):
 
 def trained(out, text, *more):
     """Run train.py; the rows of metrics.jsonl, and what was printed."""
-    printed = printed_by(train.main, "--device cpu --out", out, *text.split(), *more)
+    toy = f"--eval-data {rollout.TOY}/held_out.jsonl --exam {rollout.TOY}/exam.jsonl"
+    printed = printed_by(train.main, f"--device cpu {toy} --out", out, *text.split(), *more)
     return lines(out / "metrics.jsonl"), printed
 
 
@@ -1348,7 +1349,7 @@ def test_what_a_step_writes(tmp_path):
     assert [row["skipped"] for row in rows[1:]] == [3, 3] and rows[1]["tokens"] == 18
     assert rows[1]["truncated"] == 1 and "warning" in printed and "--max-new-tokens" in printed
     texts = lines(run / "samples.jsonl")
-    assert len(texts) == 3 and {row["step"] for row in texts} == {2}
+    assert [row["step"] for row in texts] == [1] * 3 + [2] * 3
     assert all(row["reward"] == 0 and row["prompt"] and not row["stopped"] for row in texts)
 
 
