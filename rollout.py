@@ -9,7 +9,6 @@ they differ in the prompt only.
 """
 
 import contextlib
-import datetime
 import functools
 import re
 import sys
@@ -149,8 +148,9 @@ def render(tokenizer, messages, **options):
         turns = [t + end if m["role"] == "assistant" else t for t, m in zip(turns, messages)]
         return "\n\n".join([*turns, "Assistant:\n"])
     options["enable_thinking"] = False  # for the templates that know it
-    options["strftime_now"] = datetime.datetime(2026, 1, 1).strftime  # the same prompt tomorrow
+    fixed = "{% macro strftime_now(form) %}01 Jan 2026{% endmacro %}"  # the same prompt tomorrow
     try:
+        options["chat_template"] = fixed + tokenizer.chat_template
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)
     except Exception as error:  # a template is a program and may raise anything
         raise InputError(f"the chat template: {one_line(error)}") from error

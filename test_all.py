@@ -885,7 +885,7 @@ def test_kl_to_the_reference():
     """At the reference k3 and its gradient vanish; away from it the weight of each counts."""
     episodes, other = episodes_of(), copy.deepcopy(base()[0])
     for p in other.parameters():
-        p.data += 0.02 * torch.randn_like(p)
+        p.data += 0.005 * torch.randn_like(p)
     samples, episodes[0].role = [e.sample for e in episodes], "attempt 1"
     ours, theirs = (logprobs(model, samples) for model in (base()[0], other))
     k3 = [((b - a).exp() - (b - a) - 1) for a, b in zip(ours, theirs)]
@@ -1373,7 +1373,8 @@ def test_flags():
 
 
 REFUSED = """--method grpo => --method|grpo;--frobnicate => --frobnicate;--n 1 => --n 1
---data @long --model @no => no problem is left;--data @long --eval-data @empty => empty.jsonl
+--data @long --eval-data @long --model @no => no problem is left
+--data @long --eval-data @empty => empty.jsonl
 --data @long --eval-data @good --model @no => cannot load model|no.jsonl;--data @no => no.jsonl
 --data @bad => bad.jsonl:2|answer;--cold-start @bad => bad.jsonl:1|response
 --cold-start @long => --cold-start|context;--exam @bad => bad.jsonl:1;--steps -1 => --steps -1
