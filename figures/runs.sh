@@ -7,5 +7,5 @@ for seed in 0 1 2 3; do
   for method in gc-rl g-rl c-rl score multi-turn; do
     echo "--method $method --seed $seed --out runs/$method-$seed"
   done
-done | OMP_NUM_THREADS=1 xargs -P 2 -L 1 python train.py --eval-every 5
+done | OMP_NUM_THREADS=1 xargs -P 2 -L 1 python train.py
 python -m figures.compare runs/{gc-rl,g-rl,c-rl,score,multi-turn}-? --out figures/methods.svg
