@@ -5,7 +5,7 @@ log-prob of each of them at the moment it was drawn. Responses (first-order roll
 (second-order rollout), refinements and second attempts are all made by the one function `generate`;
 they differ in the prompt only.
 
-    python rollout.py [MODEL]      the sampler beside `model.generate`: same greedy tokens, speed
+    python rollout.py [MODEL]      one question by the sampler and by `model.generate`
 """
 
 import contextlib
@@ -13,14 +13,24 @@ import functools
 import re
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+)
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from critique import solve
 from reward import InputError, one_line
@@ -29,9 +39,28 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 TOY = Path(__file__).parent / "toy"
-CACHE_BYTES = 4 << 30  # of one sampling batch on a CPU; on CUDA a quarter of the device's memory
-MICRO_TOKENS = 8192  # tokens in one forward pass of `logprobs` ...
-MICRO_LOGITS = 1 << 27  # ... and at most this many logits: 0.5 GiB in fp32
+CPU_BYTES = 2 << 30  # for the caches of a sampling batch, for what a backward pass needs
+LOGITS = 1 << 24  # that scoring computes at once
+SPENT = Counter()  # seconds/KIND of work, tokens computed, tokens/useful: see `spent`
+
+
+@contextlib.contextmanager
+def timed(model, kind):
+    """Add the seconds that the block takes to SPENT."""
+    start = time.perf_counter()
+    yield
+    if model.device.type == "cuda":  # where work goes on after the call
+        torch.cuda.synchronize(model.device)
+    SPENT["seconds/" + kind] += time.perf_counter() - start
+
+
+def spent():
+    """What has been added to SPENT since the last call, as metrics; `padding` is the share of the
+    tokens computed that nobody needed."""
+    padding = 1 - SPENT.pop("tokens/useful", 1) / SPENT.pop("tokens/computed", 1)
+    metrics = dict(SPENT, padding=padding)
+    SPENT.clear()
+    return metrics
 
 
 @dataclass
@@ -45,15 +74,6 @@ class Sample:
 
 
 # ------------------------------------------------------------------------------------ the policy
-
-
-class FloatHead(torch.nn.Linear):
-    """The output head in fp32, under autocast too: bf16 logits double the distance between what
-    the sampler and what the learner take for a token's log-prob."""
-
-    def forward(self, hidden):
-        with torch.autocast(hidden.device.type, enabled=False):
-            return super().forward(hidden.float())
 
 
 def load_policy(name, device=None, precision=None):
@@ -93,11 +113,23 @@ def load_policy(name, device=None, precision=None):
     plain = dict(eos_token_id=stops, pad_token_id=pad, bos_token_id=tokenizer.bos_token_id)
     limit = model.generation_config.max_new_tokens  # that a run of train.py has left
     model.generation_config = GenerationConfig(**plain, max_new_tokens=limit)
-    if type(model.get_output_embeddings()) is torch.nn.Linear:
-        model.get_output_embeddings().__class__ = FloatHead
+    prepare(model)
     precision = precision or ("bf16" if device.type == "cuda" else "fp32")
     model.arithmetic = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    return model.to(device).eval(), tokenizer  # eval for good: dropout makes another policy
+    return model.to(device), tokenizer
+
+
+@torch.no_grad()
+def prepare(model):
+    """Set a model up: attention through `attend`, and an output head of its own, in fp32. Where one
+    of them is not to be had, rows get copies of their prompts, or scoring holds all logits."""
+    model.eval()  # for good: dropout makes another policy
+    if model.config._attn_implementation == "sdpa" and model._supports_attention_backend:
+        model.set_attn_implementation("rollout")
+    with contextlib.suppress(AttributeError, TypeError):  # is the head all that is behind them?
+        ids = torch.zeros(1, 1, dtype=torch.long)
+        states = model.base_model(ids).last_hidden_state
+        model.plain_head = torch.equal(model.get_output_embeddings()(states), model(ids).logits)
 
 
 def stop_set(model, tokenizer):
@@ -161,7 +193,7 @@ def turn_marks(tokenizer, template):
     """The texts that mark turns: the special tokens, and what the template writes between contents.
 
     Of the latter those that are no mere words: `[INST]` or `### User:`, but not the `user` that
-    stands behind a special token.
+    stands behind a special token. A pattern that finds any of them, the longest first.
     """
     special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
     special = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
@@ -169,34 +201,20 @@ def turn_marks(tokenizer, template):
     between = re.split("|".join(m["content"] for m in PROBE), text)[1:]
     pieces = re.split("|".join(["\n", *map(re.escape, special)]), "\n".join(between))
     pieces = {piece.strip() for piece in pieces}
-    return frozenset(special) | {p for p in pieces if not p.replace(" ", "").isalnum() and p}
-
-
-def unmarked(text, marks):
-    """`text` without the marks, also without those that taking one out would spell; linear time."""
-    if not any(mark in text for mark in marks):
-        return text
-    lengths, ends = sorted({len(mark) for mark in marks}), {mark[-1] for mark in marks}
-    kept = []
-    for character in text:
-        kept.append(character)
-        if character in ends:
-            for length in lengths:
-                if "".join(kept[-length:]) in marks:
-                    del kept[-length:]
-                    break
-    return "".join(kept)
+    marks = set(special) | {p for p in pieces if not p.replace(" ", "").isalnum() and p}
+    return re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))))
 
 
 def encode_chat(tokenizer, messages):
     """Token ids of a conversation [{"role", "content"}, ...] up to where the assistant is to go on.
 
-    Marks of turns that are spelled out in the contents are taken out: a response is quoted in the
+    Marks of turns that are spelled out in the contents are replaced: a response is quoted in the
     critique's prompt, and a policy that writes `<|im_end|>` letter by letter must not be able to
     close its own quotation. Raises InputError where the chat template raises anything.
     """
     marks = turn_marks(tokenizer, tokenizer.chat_template)
-    clean = [m | {"content": unmarked(m["content"], marks)} for m in messages]
+    # by a sign that no mark holds: what stands before and behind must not become one
+    clean = [m | {"content": marks.sub("\ufffd", m["content"])} for m in messages]
     if tokenizer.chat_template:  # it brings its own BOS
         text = render(tokenizer, clean, add_generation_prompt=True)
         return tokenizer(text, add_special_tokens=False).input_ids
@@ -219,42 +237,118 @@ def demonstration(tokenizer, messages, text):
 # -------------------------------------------------------------------------------------- sampling
 
 
-class GrowingLayer(DynamicLayer):
-    """One layer's keys and values [rows, heads, length, head_dim], with room to grow.
+class SharedLayer(DynamicLayer):
+    """One layer's keys and values: the prompts' [prompts, heads, length, head_dim], once for all
+    rows that go on from one, and the rows' own [rows, heads, added, head_dim].
 
-    The library's own layer copies everything seen so far at every token; this one writes into
-    spare room behind it and copies only when that is used up, or when rows have left the batch.
+    The library's layer copies everything at every token; this one writes into room that `branch`
+    made for all that may come, time first, so that what a token writes lies together.
     """
 
-    room = 64
-    buffers = None
+    prompts = None
 
     def update(self, keys, values, *args, **kwargs):
         keys = keys.to(values.dtype)  # under autocast the rotary embedding leaves them in fp32
-        if not self.is_initialized:
-            self.lazy_initialization(keys, values)
-            self.keys, self.values = keys, values
-            return keys, values
-        old, new = self.keys.shape[2], self.keys.shape[2] + keys.shape[2]
-        own = self.buffers is not None and self.buffers[0].data_ptr() == self.keys.data_ptr()
-        if not own or self.buffers[0].shape[2] < new:
-            shape = (*keys.shape[:2], new + self.room)
-            self.buffers = [x.new_empty(*shape, x.shape[3]) for x in (keys, values)]
-            self.buffers[0][:, :, :old] = self.keys
-            self.buffers[1][:, :, :old] = self.values
-        self.buffers[0][:, :, old:new] = keys
-        self.buffers[1][:, :, old:new] = values
-        self.keys, self.values = (buffer[:, :, :new] for buffer in self.buffers)
+        if self.prompts is None:
+            return super().update(keys, values)
+        for room, new in zip(self.room, (keys, values)):
+            room[self.added] = new.squeeze(2)
+        self.added += 1
+        self.keys, self.values = (room[: self.added].permute(1, 2, 0, 3) for room in self.room)
+        self.keys.layer = self  # for `attend`
         return self.keys, self.values
 
+    def get_seq_length(self):
+        if self.prompts is None:
+            return super().get_seq_length()
+        return self.prompts[0].shape[2] + self.added
 
-def token_logprobs(logits, temperature):
-    """Log-probs [..., vocabulary] in fp32 of the distribution that tokens are drawn from.
+    def branch(self, owner, slots, most):
+        self.prompts = [self.keys.contiguous(), self.values.contiguous()]
+        self.slots, self.added = slots, 0
+        shapes = [(most, len(owner), x.shape[1], x.shape[3]) for x in self.prompts]
+        self.room = [self.keys.new_empty(shape) for shape in shapes]
 
-    Greedy decoding (temperature 0) is a choice and not a distribution: its tokens get the log-probs
-    of the model itself, at temperature 1.
-    """
-    return (logits.float() / (temperature or 1.0)).log_softmax(-1)
+    def leave(self, kept, prompts, slots):
+        self.slots, self.prompts = slots, [x[prompts] for x in self.prompts]
+        for i, old in enumerate(self.room):
+            self.room[i] = old.new_empty(len(old), len(kept), *old.shape[2:])
+            self.room[i][: self.added] = old[: self.added, kept]
+
+
+class RolloutCache(Cache):
+    """The keys and values of a rollout; for a model without `attend` the library's own, in which
+    every row has a copy of its prompt."""
+
+    def __init__(self, model):
+        self.shared = model.config._attn_implementation == "rollout"
+        layer = SharedLayer if self.shared else DynamicLayer
+        super().__init__(layer_class_to_replicate=layer)
+
+    def branch(self, owner, most):
+        """After the prefill: row i goes on from prompt owner[i], by at most `most` tokens."""
+        if not self.shared:
+            return self.batch_select_indices(owner)
+        self.owner, slots = owner, by_owner(owner)
+        for layer in self.layers:
+            layer.branch(owner, slots, most)
+
+    def leave(self, kept):
+        """Keep the rows `kept` only, and the prompts that they go on from."""
+        if not self.shared:
+            return self.batch_select_indices(kept)
+        prompts, self.owner = self.owner[kept].unique(return_inverse=True)
+        slots = by_owner(self.owner)
+        for layer in self.layers:
+            layer.leave(kept, prompts, slots)
+
+
+def by_owner(owner):
+    """Rows in a table with a line for each prompt: `table` [prompts * widest] has the row in each
+    place, 0 where there is none, and `place` [rows] is where each row stands."""
+    sizes = torch.bincount(owner)
+    rows, widest = torch.arange(len(owner), device=owner.device), int(sizes.max())
+    place = owner * widest + rows - (sizes.cumsum(0) - sizes)[owner]
+    table = torch.zeros(len(sizes) * widest, dtype=torch.long, device=owner.device)
+    table[place] = rows
+    return table, place
+
+
+def times_prompts(rows, prompts, table, place):
+    """`rows` [rows, heads, m, a] times their own prompt's matrix of `prompts` [prompts, heads, a,
+    b]: one product for all rows of a prompt, which so is read once."""
+    count, heads, a, b = prompts.shape
+    lines = rows[table].view(count, -1, heads, rows.shape[2], a).transpose(1, 2)
+    result = lines.reshape(count, heads, -1, a) @ prompts
+    result = result.view(*lines.shape[:-1], b).transpose(1, 2)
+    return result.reshape(-1, *result.shape[2:])[place]
+
+
+def attend(module, query, keys, values, mask, scaling=None, **how):
+    """Attention of transformers' models: in decoding over the prompt's keys, which its rows share,
+    and over the row's own; else the library's. query [rows, query heads, 1, head_dim], keys and
+    values [rows, heads, added, head_dim], mask [rows, 1, 1, length]: paddings, windows."""
+    layer = getattr(keys, "layer", None)
+    if layer is None:
+        return sdpa_attention_forward(module, query, keys, values, mask, scaling=scaling, **how)
+    rows, size = len(query), layer.prompts[0].shape[2]
+    query = query.reshape(rows, keys.shape[1], -1, query.shape[3])  # by the head that they read
+    query = query * (query.shape[3] ** -0.5 if scaling is None else scaling)
+    shared = times_prompts(query, layer.prompts[0].transpose(2, 3), *layer.slots)
+    scores = torch.cat([shared, query @ keys.transpose(2, 3)], -1).masked_fill(~mask, -torch.inf)
+    weights = scores.softmax(-1).to(values.dtype)
+    shared = times_prompts(weights[..., :size], layer.prompts[1], *layer.slots)
+    return (shared + weights[..., size:] @ values).reshape(rows, 1, -1, values.shape[3]), None
+
+
+def whole_mask(*args, **how):
+    """The library's mask, also where it would leave out one that hides nothing: a model that takes
+    its keys apart before `attend` then fails by its shape instead of forgetting its prompts."""
+    return sdpa_mask(*args, **how | {"allow_is_causal_skip": False})
+
+
+AttentionInterface.register("rollout", attend)
+AttentionMaskInterface.register("rollout", whole_mask)
 
 
 def left_pad(rows, device):
@@ -271,20 +365,21 @@ def positions(mask):
     return (mask.cumsum(1) - 1).clamp(min=0)
 
 
-def rows_that_fit(model, length):
-    """How many rows of `length` tokens one sampling batch may have: keys, values, some logits.
+def memory(model):
+    """Bytes that a batch may take: a quarter of the device's whole memory and not what is free at
+    the moment, since how a batch is cut shapes its rounding, and a resumed run must cut alike."""
+    cuda = model.device.type == "cuda"
+    return torch.cuda.mem_get_info(model.device)[1] // 4 if cuda else CPU_BYTES
 
-    From the shapes and the device's whole memory, not from what is free at the moment: how a batch
-    is cut shapes its rounding, and a resumed run must cut alike.
-    """
+
+def rows_that_fit(model, length):
+    """How many rows of `length` tokens one sampling batch may have: keys, values, some logits."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     size = getattr(model, "arithmetic", torch.float32).itemsize
     row = length * config.num_hidden_layers * 2 * heads * width * size + 16 * config.vocab_size
-    cuda = model.device.type == "cuda"
-    memory = torch.cuda.mem_get_info(model.device)[1] // 4 if cuda else CACHE_BYTES
-    return max(1, memory // row)
+    return max(1, memory(model) // row)
 
 
 def generate(
@@ -306,13 +401,15 @@ def generate(
     for i, prompt in enumerate(prompts):
         if not 0 < len(prompt) < context:
             raise InputError(f"prompt {i} has {len(prompt)} tokens, the model's context {context}")
-    if stop is None:
-        stop = model.generation_config.eos_token_id
-    stop = [stop] if isinstance(stop, int) else list(stop or ())
-    stop = torch.tensor(stop, dtype=torch.long, device=model.device)
+    stop = model.generation_config.eos_token_id if stop is None else stop
+    stop = torch.tensor([] if stop is None else stop, dtype=torch.long, device=model.device).view(
+        -1
+    )
     random = torch.Generator().manual_seed(seed)
     noise = torch.rand(len(prompts) * n, max_new_tokens, generator=random)
-    todo = sorted(range(len(noise)), key=lambda row: len(prompts[row // n]))  # less padding
+    todo = sorted(
+        range(len(noise)), key=lambda row: (len(prompts[row // n]), prompts[row // n])
+    )  # less padding
     samples, most = [None] * len(todo), max(1, len(todo))
     while todo:
         longest = min(context, len(prompts[todo[-1] // n]) + max_new_tokens)
@@ -336,23 +433,36 @@ def generate(
     return samples
 
 
-def forward(model, ids, mask, position, keep, cache=None):
-    """The logits [rows, keep, vocabulary] of the last `keep` positions."""
-    how = dict(past_key_values=cache, use_cache=cache is not None, logits_to_keep=keep)
-    return model(input_ids=ids, attention_mask=mask, position_ids=position, **how).logits
+def forward(model, ids, mask, position, keep, cache):
+    """What the output head reads at the last `keep` positions [rows, keep, width]. Of a model that
+    does more behind its head (a soft cap) these are its logits: see `to_logits`."""
+    how = dict(attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True)
+    how["input_ids"] = ids
+    if getattr(model, "plain_head", False):
+        return model.base_model(**how).last_hidden_state[:, -keep:]
+    return model(logits_to_keep=keep, **how).logits
+
+
+def to_logits(model, states):
+    """From what `forward` returned to logits, in fp32 under autocast too: bf16 logits double the
+    distance between what the sampler and what the learner take for a token's log-prob."""
+    with torch.autocast(states.device.type, enabled=False):
+        plain = getattr(model, "plain_head", False)
+        return model.get_output_embeddings()(states.float()) if plain else states.float()
 
 
 def prefill(model, prompts, cache):
-    """Run the model over each distinct prompt once, and give every row a copy of its keys, values.
+    """Run the model over each distinct prompt once; for rows that go on from them (see `branch`).
 
-    Returns the last position's logits [rows, vocabulary] and the mask [rows, longest prompt].
+    Returns the last position's states [distinct prompts, width], the mask [distinct prompts,
+    longest prompt] and the owner [rows]: the place of each of `prompts` among the distinct ones.
     """
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
     ids, mask = left_pad(list(place), model.device)
-    logits = forward(model, ids, mask, positions(mask), 1, cache)[:, -1]
-    owner = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=model.device)
-    cache.batch_select_indices(owner)
-    return logits[owner], mask[owner]
+    states = forward(model, ids, mask, positions(mask), 1, cache)[:, -1]
+    SPENT["tokens/computed"] += ids.numel()
+    SPENT["tokens/useful"] += sum(map(len, place))
+    return states, mask, torch.tensor([place[tuple(p)] for p in prompts], device=model.device)
 
 
 def decode_step(model, token, mask, cache):
@@ -360,18 +470,27 @@ def decode_step(model, token, mask, cache):
     # clamped for rows that have ended but not left yet: nothing reads what they decode
     position = mask.sum(1, keepdim=True).clamp(max=context_length(model) - 1)
     mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-    return forward(model, token[:, None], mask, position, 1, cache)[:, -1], mask
+    states = forward(model, token[:, None], mask, position, 1, cache)[:, -1]
+    return to_logits(model, states), mask
 
 
-def choose(logits, noise, temperature):
-    """One token a row and its log-prob, both [rows]; noise [rows] in [0, 1)."""
-    logp = token_logprobs(logits, temperature)
-    token = logp.argmax(-1)
+def choose(logits, noise, temperature, space=None):
+    """One token a row and its log-prob, both [rows]; noise [rows] in [0, 1). Greedy decoding
+    (temperature 0) is a choice and not a distribution: its tokens get the model's own log-probs.
+
+    Works in place, since fresh memory costs more than the arithmetic: overwrites `logits` [rows,
+    vocabulary] and, where given, `space`, a tensor like it.
+    """
+    logits /= temperature or 1.0
+    logits -= logits.amax(-1, keepdim=True)
+    total = torch.exp(logits, out=space)
+    total = torch.cumsum(total, -1, out=total)
     if temperature > 0:  # invert the cumulative distribution at this row's own random number
-        total = logp.exp().cumsum(-1)
-        drawn = torch.searchsorted(total, noise[:, None] * total[:, -1:], right=True).squeeze(1)
-        token = drawn.clamp(max=logp.shape[1] - 1)  # rounding at the very edge
-    return token, logp.gather(1, token[:, None]).squeeze(1)
+        token = torch.searchsorted(total, noise[:, None] * total[:, -1:], right=True)
+        token = token.clamp(max=logits.shape[1] - 1)  # rounding at the very edge
+    else:
+        token = logits.argmax(-1, keepdim=True)
+    return token.squeeze(1), (logits.gather(1, token) - total[:, -1:].log()).squeeze(1)
 
 
 @torch.no_grad()
@@ -386,11 +505,15 @@ def sample_rows(model, prompts, noise, temperature, stop):
     stopped = torch.zeros(count, dtype=torch.bool, device=device)
     rows = torch.arange(count, device=device)  # in the batch: rows of `tokens`
     alive = torch.ones(count, dtype=torch.bool, device=device)  # of those
-    with autocast(model):
-        cache = Cache(layer_class_to_replicate=GrowingLayer)
-        logits, mask = prefill(model, prompts, cache)
+    with autocast(model), timed(model, "prefill"):
+        cache = RolloutCache(model)
+        states, mask, owner = prefill(model, prompts, cache)
+        cache.branch(owner, steps)
+        logits, mask = to_logits(model, states)[owner], mask[owner]
+        space = torch.empty_like(logits)
+    with autocast(model), timed(model, "decode"):
         for t in range(steps):
-            token, logp = choose(logits, noise[rows, t], temperature)
+            token, logp = choose(logits, noise[rows, t], temperature, space[: len(rows)])
             live = rows[alive]
             tokens[live, t], logprob[live, t] = token[alive], logp[alive]
             length[live] += 1
@@ -400,9 +523,11 @@ def sample_rows(model, prompts, noise, temperature, stop):
             if left == 0 or t + 1 == steps:
                 break
             if left <= 0.9 * len(rows):  # a few at a time: each leave copies the cache
-                cache.batch_select_indices(alive.nonzero().squeeze(1))
+                cache.leave(alive.nonzero().squeeze(1))
                 rows, token, mask, alive = rows[alive], token[alive], mask[alive], alive[alive]
             logits, mask = decode_step(model, token, mask, cache)
+            SPENT["tokens/computed"] += len(rows)
+            SPENT["tokens/useful"] += left
     ends = zip(prompts, tokens.tolist(), logprob.tolist(), length.tolist(), stopped.tolist())
     return [Sample(prompt, ids[:size], logp[:size], end) for prompt, ids, logp, size, end in ends]
 
@@ -416,7 +541,11 @@ def micro_batches(model, samples, parts=1):
     Either the completions of a prompt stay together, which is then computed once for all of them,
     or like lengths do, which saves padding: whichever costs fewer tokens.
     """
-    vocabulary = model.config.get_text_config().vocab_size
+    # A backward pass needs about what goes into and comes out of each matrix, for every token.
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    kept = sum(sum(p.shape) for p in matrices if len(p) < model.config.get_text_config().vocab_size)
+    size = kept * getattr(model, "arithmetic", torch.float32).itemsize
+    most = memory(model) / parts / size
     prompts, lengths = [tuple(s.prompt) for s in samples], [len(s.tokens) for s in samples]
 
     def cut(order):
@@ -426,9 +555,8 @@ def micro_batches(model, samples, parts=1):
             if batches:
                 deep, wide = max(deep, len(prompts[i])), max(wide, lengths[i])
                 distinct.add(prompts[i])
-                rows = len(batches[-1]) + 1
-                cost, logits = len(distinct) * deep + rows * wide, rows * wide * vocabulary
-                if parts * max(cost / MICRO_TOKENS, logits / MICRO_LOGITS) <= 1:
+                cost = len(distinct) * deep + (len(batches[-1]) + 1) * wide
+                if cost <= most:
                     batches[-1].append(i)
                     costs[-1] = cost
                     continue
@@ -446,47 +574,62 @@ def micro_batches(model, samples, parts=1):
 def logprobs(model, samples, temperature=1.0) -> list[torch.Tensor]:
     """The log-probs that `generate` recorded, by teacher forcing: fp32 [completion length] each.
 
-    Gradients follow the caller's grad mode. As in sampling, each distinct prompt is computed once,
-    and the completions attend to their copies of its keys and values; the gradient flows through.
+    Gradients follow the caller's grad mode.
     """
-    result, device = [None] * len(samples), model.device
+    result = [None] * len(samples)
     for part in micro_batches(model, samples):
-        batch = [samples[i] for i in part]
-        completion = pad_sequence([torch.tensor(s.tokens) for s in batch], True).to(device)
-        width, lengths = completion.shape[1], torch.tensor([len(s.tokens) for s in batch])
-        with autocast(model):
-            cache = Cache(layer_class_to_replicate=DynamicLayer)
-            logits, mask = prefill(model, [s.prompt for s in batch], cache)
-            logits = logits[:, None]
-            if width > 1:
-                real = torch.arange(width - 1) < lengths[:, None] - 1
-                mask = torch.cat([mask, real.long().to(device)], 1)
-                place = positions(mask)[:, 1 - width :]
-                rest = forward(model, completion[:, :-1], mask, place, width - 1, cache)
-                logits = torch.cat([logits, rest], 1)
-        chosen = token_logprobs(logits, temperature).gather(-1, completion[..., None]).squeeze(-1)
-        for row, i in zip(chosen, part):
-            result[i] = row[: len(samples[i].tokens)]
+        for i, row in zip(part, score_rows(model, [samples[i] for i in part], temperature)):
+            result[i] = row
     return result
 
 
+def score_rows(model, samples, temperature):
+    """One part of `logprobs`. As in sampling, each distinct prompt is computed once, and the
+    completions go on from copies of its keys and values; the gradient flows through."""
+    lengths = [len(s.tokens) for s in samples]
+    tokens = pad_sequence([torch.tensor(s.tokens) for s in samples], True).to(model.device)
+    width = tokens.shape[1]
+    real = (torch.arange(width) < torch.tensor(lengths)[:, None]).to(model.device)
+    with autocast(model):
+        cache = Cache(layer_class_to_replicate=DynamicLayer)
+        states, mask, owner = prefill(model, [s.prompt for s in samples], cache)
+        cache.batch_select_indices(owner)
+        states = states[owner][:, None]
+        if width > 1:
+            mask = torch.cat([mask[owner], real[:, 1:].long()], 1)
+            place = positions(mask)[:, 1 - width :]
+            rest = forward(model, tokens[:, :-1], mask, place, width - 1, cache)
+            states = torch.cat([states, rest], 1)
+        SPENT["tokens/computed"] += tokens.numel()
+        SPENT["tokens/useful"] += sum(lengths)
+        return token_logprobs(model, states[real], tokens[real], temperature).split(lengths)
+
+
+def token_logprobs(model, states, tokens, temperature):
+    """Log-probs [tokens] of `tokens` after `states` [tokens, width], under the distribution that
+    they are drawn from. In slices that backward computes again: of all tensors the logits are the
+    largest, and with this they do not grow with the batch."""
+
+    def score_slice(states, tokens):
+        logits = to_logits(model, states) / (temperature or 1.0)
+        return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(1)
+
+    size = max(1, LOGITS // model.config.get_text_config().vocab_size)
+    if len(tokens) <= size:
+        return score_slice(states, tokens)
+    slices = zip(states.split(size), tokens.split(size))
+    return torch.cat([checkpoint(score_slice, *each, use_reentrant=False) for each in slices])
+
+
 def main(name="toy"):
-    """Show the sampler: the greedy tokens of `model.generate`, and the speed of both."""
+    """One question by `generate` and by `model.generate`: the same greedy tokens."""
     model, tokenizer = load_policy(name)
-    chats = [solve(f"Compute {work} modulo 10.") for work in ("3*4+5", "9-7*2-5", "8*9-7*6")]
-    prompts = [encode_chat(tokenizer, chat) for chat in chats * 16]
-    ids, mask = left_pad(prompts, model.device)
-    start = time.time()
+    prompt = encode_chat(tokenizer, solve("Compute 8*9-7*6 modulo 10."))
+    [ours] = generate(model, [prompt], max_new_tokens=64, temperature=0)
     with torch.no_grad(), autocast(model):
-        theirs = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=64)
-    middle = time.time()
-    ours = generate(model, prompts, max_new_tokens=64, temperature=0)
-    end = time.time()
-    for s, row in list(zip(ours, theirs[:, ids.shape[1] :].tolist()))[:3]:
-        print(f"{decode(tokenizer, s)}\n[as model.generate: {s.tokens == row[: len(s.tokens)]}]\n")
-    ratio = (middle - start) / (end - middle)
-    tokens = sum(len(s.tokens) for s in ours) / (end - middle)
-    print(f"{len(ours)} rows: {tokens:.0f} tokens/s, {ratio:.2f} times model.generate's")
+        theirs = model.generate(left_pad([prompt], model.device)[0], max_new_tokens=64)[0]
+    print(decode(tokenizer, ours))
+    print(f"as model.generate: {prompt + ours.tokens == theirs.tolist()}")
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ def tiny(kind):
     torch.manual_seed(0)
     shape = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4)
     shape |= dict(num_key_value_heads=2, max_position_embeddings=128)
-    special = {"Mistral": dict(sliding_window=8), "Qwen3": dict(head_dim=8)}
+    special = {"Granite": dict(logits_scaling=2.0), "Gemma2": dict(sliding_window=8)}
+    special |= {"Mistral": dict(sliding_window=8), "Qwen3": dict(head_dim=8)}
     layers = ["sliding_attention", "full_attention"] * 2
     special["Gemma3"] = dict(head_dim=8, sliding_window=8, layer_types=layers, num_hidden_layers=4)
     shape |= special.get(kind, {}) | dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
@@ -81,6 +82,7 @@ def tiny(kind):
     model = AutoModelForCausalLM.from_config(config(vocab_size=97, **shape)).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3) if p.dim() > 1 else None
+    rollout.prepare(model)
     return model
 
 
@@ -155,6 +157,7 @@ def arguments(text):
 # ---------------------------------------------------------------------------------------- rollout
 
 KINDS = ["Llama", "Qwen2", "Qwen3", "Mistral", "Gemma3", "GPT2"]
+KINDS += ["Gemma2", "Granite", "Bloom"]  # something behind the head; no attention of ours
 
 
 def test_greedy_tokens_equal_model_generate():
@@ -207,15 +210,22 @@ def test_sampling_follows_the_distribution():
 
 
 def test_choosing_a_token_by_hand():
-    logits, never = torch.tensor([0.5, 0.25, 0.15, 0.1]).log(), -math.inf
-    tempered = torch.tensor([0.25, 0.0625, 0.0225, 0.01]) / 0.345
-    close(rollout.token_logprobs(logits, 0.5).exp(), tempered)
-    close(rollout.token_logprobs(logits, 0.0).exp(), [0.5, 0.25, 0.15, 0.1])
-    logits = torch.tensor([[never, math.log(0.3), math.log(0.7), never]] * 4)
-    noise = torch.tensor([0.0, 0.29, 0.31, 1 - 2**-24])  # the smallest and the largest, too
-    token, logp = rollout.choose(logits, noise, 1.0)
-    assert token.tolist() == [1, 1, 2, 2]
-    close(logp.exp(), [0.3, 0.3, 0.7, 0.7])
+    def choose(probs, noise, temperature):
+        logits = torch.tensor([probs] * len(noise)).log()
+        space = torch.empty_like(logits)
+        token, logp = rollout.choose(logits, torch.tensor(noise), temperature, space)
+        return token.tolist(), logp.exp()
+
+    tempered = [p / 0.345 for p in (0.25, 0.0625, 0.0225, 0.01)]
+    token, probs = choose([0.5, 0.25, 0.15, 0.1], [0.5, 0.8, 0.95, 0.99], 0.5)
+    assert token == [0, 1, 2, 3]
+    close(probs, tempered)
+    token, probs = choose([0.15, 0.5, 0.25, 0.1], [0.99], 0.0)
+    assert token == [1] and abs(probs - 0.5) < 1e-6, "greedy: the log-prob at temperature 1"
+    noise = [0.0, 0.29, 0.31, 1 - 2**-24]  # the smallest and the largest, too
+    token, probs = choose([0.0, 0.3, 0.7, 0.0], noise, 1.0)
+    assert token == [1, 1, 2, 2]
+    close(probs, [0.3, 0.3, 0.7, 0.7])
 
 
 def test_pad_token_is_of_no_account():
@@ -264,17 +274,21 @@ def test_sizes_of_batches_by_hand():
     vocabulary, 16 bytes each."""
     model, row = tiny("Llama"), 100 * 384 + 16 * 97
     for memory, rows in ((5 * row, 5), (5 * row - 1, 4), (10, 1)):
-        with patch(rollout, "CACHE_BYTES", memory):
+        with patch(rollout, "CPU_BYTES", memory):
             assert rollout.rows_that_fit(model, 100) == rows
+    # What goes into and comes out of 7 matrices a layer, in fp32: q, o 32 + 32, k, v 32 + 16, and
+    # 32 + 48 three times.
+    token = 3 * (2 * 64 + 2 * 48 + 3 * 80) * 4
     samples = [Sample([1] * p, [1] * t, [], True) for p, t in [(9, 3), (2, 8), (4, 4), (2, 1)] * 5]
-    for tokens, logits, few in ((40, 1e9, 12), (1e9, 30 * 97, 12), (1e9, 1e9, 1), (5, 1e9, 20)):
-        with mock.patch.multiple(rollout, MICRO_TOKENS=tokens, MICRO_LOGITS=logits):
-            parts = list(rollout.micro_batches(model, samples))
-        assert sorted(sum(parts, [])) == list(range(20)) and len(parts) <= few
-        for part in (part for part in parts if len(part) > 1):
+    for tokens, most, parts in ((40, 40, 1), (80, 40, 2), (10**6, 10**6, 1), (5, 5, 1)):
+        with patch(rollout, "CPU_BYTES", tokens * token):
+            cuts = rollout.micro_batches(model, samples, parts)
+        assert sorted(sum(cuts, [])) == list(range(20))
+        assert len(cuts) <= {40: 12, 10**6: 1, 5: 20}[most]
+        for part in (part for part in cuts if len(part) > 1):
             wide = len(part) * max(len(samples[i].tokens) for i in part)
             deep = [len(prompt) for prompt in {tuple(samples[i].prompt) for i in part}]
-            assert max(deep) * len(deep) + wide <= tokens and wide * 97 <= logits
+            assert max(deep) * len(deep) + wide <= most
 
 
 def test_what_the_model_is_shown():
@@ -284,7 +298,7 @@ def test_what_the_model_is_shown():
     def look(module, args, how):
         seen.append(tuple(how["input_ids"].shape))
 
-    model.register_forward_pre_hook(look, with_kwargs=True)
+    model.base_model.register_forward_pre_hook(look, with_kwargs=True)
     generate(model, [[5, 6, 7], [8, 9], [5, 6, 7]], n=4, max_new_tokens=6, stop=())
     assert seen == [(2, 3)] + [(12, 1)] * 5, seen
     seen.clear()
@@ -311,19 +325,32 @@ def test_context_limits():
     assert done[2:] == sample.complete(toy_policy(), chats[1:], 2, 0) and done[2][0].tokens
 
 
-def test_growing_cache():
-    """It holds what it was given, in the values' dtype, also when rows leave and room runs out."""
-    layer, held = rollout.GrowingLayer(), [torch.empty(3, 2, 0, 4, dtype=torch.bfloat16)] * 2
-    for i, length in enumerate([5] + [1] * 150):
-        given = [torch.randn(len(held[0]), 2, length, 4) for _ in range(2)]
-        given[1] = given[1].bfloat16()  # as under autocast: fp32 keys, bf16 values
-        held = [torch.cat([old, x.bfloat16()], 2) for old, x in zip(held, given)]
-        for ours, theirs in zip(layer.update(*given), held):
-            assert ours.dtype == torch.bfloat16 and torch.equal(ours, theirs)
-        if i in (3, 80):
-            index = torch.tensor([0, 2, 1] if i == 3 else [1, 2])
-            layer.batch_select_indices(index)
-            held = [x[index] for x in held]
+def test_shared_cache_by_hand():
+    """Attention over prompts held once and rows' own tokens is that over copies, as rows leave."""
+    torch.manual_seed(0)
+    cache, model = rollout.RolloutCache(tiny("Llama")), tiny("Llama")
+    prompts = [torch.randn(3, 2, 5, 4) for _ in range(2)]  # 3 prompts, 2 heads of 4
+    cache.update(*prompts, 0)
+    owner = torch.tensor([0, 0, 1, 2, 2, 2])
+    cache.branch(owner, 9)
+    held = [x[owner] for x in prompts]
+    hidden = torch.tensor([2, 0, 1])  # left padding of the prompts
+    for step in range(9):
+        if step in (3, 6):
+            kept = torch.tensor([1, 3, 5] if step == 3 else [2])
+            cache.leave(kept)
+            owner, held = owner[kept], [x[kept] for x in held]
+        new = [torch.randn(len(owner), 2, 1, 4) for _ in range(2)]
+        held = [torch.cat([old, x], 2) for old, x in zip(held, new)]
+        length = 5 + step + 1
+        assert cache.get_seq_length() == length - 1
+        keys, values = cache.update(*new, 0)
+        query = torch.randn(len(owner), 4, 1, 4)  # 4 query heads: two read each head
+        mask = (torch.arange(length) >= hidden[owner][:, None])[:, None, None]
+        ours, _ = rollout.attend(model, query, keys, values, mask)
+        wide = [x.repeat_interleave(2, 1) for x in held]
+        theirs = torch.nn.functional.scaled_dot_product_attention(query, *wide, attn_mask=mask)
+        close(ours, theirs.transpose(1, 2), 1e-6)
 
 
 def test_autocast():
@@ -333,9 +360,10 @@ def test_autocast():
 
     def look(module, args, how, out):
         for cache in how["past_key_values"].layers:
-            seen.add((out.logits.dtype, cache.keys.dtype, cache.values.dtype))
+            logits = rollout.to_logits(model, out.last_hidden_state)
+            seen.add((logits.dtype, cache.keys.dtype, cache.values.dtype))
 
-    hook = model.register_forward_hook(look, with_kwargs=True)
+    hook = model.base_model.register_forward_hook(look, with_kwargs=True)
     prompts = [encode_chat(tokenizer, solve(p.question)) for p in problems(8)]
     samples = generate(model, prompts, n=4, max_new_tokens=40)
     hook.remove()
@@ -345,7 +373,7 @@ def test_autocast():
     assert 0 < away.mean() < 0.02, "sampler and learner compute alike"
     hidden, head = torch.randn(2, 128, dtype=torch.bfloat16), model.get_output_embeddings()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = head(hidden)
+        logits = rollout.to_logits(model, hidden)
     close(logits.detach(), (hidden.float() @ head.weight.T).detach(), 1e-5)
 
 
@@ -407,7 +435,7 @@ def test_saved_policy_is_a_hugging_face_folder(tmp_path):
         (ours,) = generate(base()[0], [ids], max_new_tokens=64, temperature=0)
         assert ours.prompt + ours.tokens == theirs[0].tolist() and ours.stopped
     printed = printed_by(lambda folder: rollout.main(*folder), "", tmp_path)
-    assert printed.count("[as model.generate: True]") == 3
+    assert "as model.generate: True" in printed
 
 
 # ------------------------------------------------------------------------------------- chat prompts
@@ -426,7 +454,7 @@ def test_chat_template_and_plain_fallback():
     chat = correct("Compute 1+2 modulo 10.", box(3) + "<|end|><|assistant|>hm")
     text = prompt_of(tokenizer.chat_template, chat)
     assert text.count("<|end|>") == 1 and text.count("<|assistant|>") == 2
-    assert text.endswith("<|assistant|>") and box(3) + "hm<|end|>" in text
+    assert text.endswith("<|assistant|>") and box(3) + "\ufffd\ufffdhm<|end|>" in text
     text = prompt_of(None, chat)
     assert text.startswith("User:\nCompute") and text.count("<|end|>") == 1
     assert text.endswith("corrected. Put the final answer in \\boxed{}.\n\nAssistant:\n")
@@ -454,19 +482,19 @@ def test_marks_of_turns_are_taken_out_of_contents():
     hashes = "{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n{% endfor %}"
     bars = "{% for m in messages %}<|end|>{{ m.role }}\n<|human|>{{ m.content }}{% endfor %}"
     for template, text, left in [
-        (llama, "a [INST] b[/INST] c", "a  b c"),
-        (llama, "[IN[INST]ST] x", " x"),
+        (llama, "a [INST] b[/INST] c", "a ? b? c"),
+        (llama, "[IN[INST]ST] x", "[IN?ST] x"),
         (llama, "user [INS T] assistant", "user [INS T] assistant"),
-        (hashes, "### user:### assistant: the user: 5", " the user: 5"),
-        (bars, "the user<|human|> and an assistant", "the user and an assistant"),
-        (bars, "a<|e<|end|>nd|>b<|hum<|end|>an|>c", "abc"),
+        (hashes, "### user:### assistant: the user: 5", "?? the user: 5"),
+        (bars, "the user<|human|> and an assistant", "the user? and an assistant"),
+        (bars, "a<|e<|end|>nd|>b<|hum<|end|>an|>c", "a<|e?nd|>b<|hum?an|>c"),
     ]:
         found = prompt_of(template, f"START{text}STOP").partition("START")[2].rpartition("STOP")[0]
-        assert found == left, (template, text, found)
+        assert found == left.replace("?", "\ufffd"), (template, text, found)
     nested, tokenizer = "<|e" * 8600 + "<|end|>" + "nd|>" * 8600, base()[1]
-    empty, full = ([{"role": "user", "content": text}] for text in ("", nested))
-    expected, start = encode_chat(tokenizer, empty), time.process_time()
-    assert encode_chat(tokenizer, full) == expected
+    start = time.process_time()
+    ids = encode_chat(tokenizer, [{"role": "user", "content": nested}])
+    assert ids.count(tokenizer.eos_token_id) == 0
     assert time.process_time() - start < 0.3, "60 kB of marks inside marks must take linear time"
 
 
@@ -850,12 +878,18 @@ def updated(episodes, updates=1, clip_norm=1e9, **options):
         return train.update(base()[0], *how, **options), recorder.seen
 
 
+def micro(tokens):
+    """Micro-batches of the toy of so many tokens."""
+    each = 4 * 2 * (4 * 256 + 3 * 512)  # bytes: 7 matrices in 2 layers
+    return patch(rollout, "CPU_BYTES", tokens * each)
+
+
 def test_update_has_the_gradient_of_the_loss():
     """Micro-batches, skipped episodes and several optimizer steps; sampler and learner agree."""
     for temperature in (1.0, 0.7):
         episodes = episodes_of(temperature=temperature)
         expected = gradient_of(episodes, temperature)
-        with patch(rollout, "MICRO_TOKENS", 200):
+        with micro(200), patch(rollout, "LOGITS", 388 * 30):  # logits in slices, too
             metrics, (seen,) = updated(episodes, temperature=temperature)
             assert len(list(rollout.micro_batches(base()[0], [e.sample for e in episodes]))) > 3
         close(seen, expected, 1e-5)
@@ -899,14 +933,14 @@ def test_kl_to_the_reference():
         metrics, (seen,) = updated(episodes, reference=other)
         close(seen, weight * expected, 1e-4)
         close([metrics["kl/attempt 1"], metrics["kl/response"]], means, 1e-4)
-    real, rows = train.logprobs, {id(s): row.detach() for s, row in zip(samples, ours)}
+    real, rows = train.score_rows, {id(s): row.detach() for s, row in zip(samples, ours)}
 
     def far(model, samples, temperature):  # a reference that thinks e^9 times better of one token
         if model is not other:
             return real(model, samples, temperature)
         return [rows[id(s)] + 9.0 * (torch.arange(len(rows[id(s)])) == 0) for s in samples]
 
-    with patch(train, "logprobs", far):
+    with patch(train, "score_rows", far):
         metrics, _ = updated(episodes, reference=other)
     tokens, length = sum(len(s.tokens) for s in samples[1:]), len(samples[0].tokens)
     bounded = math.exp(train.MAX_AWAY) - train.MAX_AWAY - 1  # not e^9: one token must not rule
@@ -927,7 +961,7 @@ def test_supervised_learning_is_the_same_update():
         target = torch.tensor(s.tokens)
         total = total + torch.nn.functional.cross_entropy(logits, target, reduction="sum")
     mean = total / sum(len(s.tokens) for s in given)
-    with patch(rollout, "MICRO_TOKENS", 60):
+    with micro(60):
         metrics, (seen,) = updated([Episode(s, "", "given", None, advantage=1.0) for s in given])
     close(metrics["loss"], mean.item(), 1e-5)
     close(seen, gradient(mean), 1e-5)
@@ -936,7 +970,7 @@ def test_supervised_learning_is_the_same_update():
 
 def test_learner_out_of_memory_and_not_finite():
     """Smaller micro-batches give the same gradient; nan stops the run and names its episode."""
-    episodes, real = episodes_of(), train.logprobs
+    episodes, real = episodes_of(), train.score_rows
 
     def small_device(model, samples, temperature):
         if len(samples) > 5:
@@ -944,7 +978,7 @@ def test_learner_out_of_memory_and_not_finite():
         return real(model, samples, temperature)
 
     _, (expected,) = updated(episodes)
-    with patch(train, "logprobs", small_device), patch(rollout, "MICRO_TOKENS", 600):
+    with patch(train, "score_rows", small_device), micro(600):
         _, (seen,) = updated(episodes)
     close(seen, expected, 1e-5)
     episodes[9].sample.logprobs[0] = math.nan
@@ -959,7 +993,7 @@ def test_learner_out_of_memory_and_not_finite():
         return real(model, samples, temperature)
 
     _, (expected,) = updated(few)
-    with patch(train, "logprobs", one_row):
+    with patch(train, "score_rows", one_row):
         _, (seen,) = updated(few)
     close(seen, expected, 1e-5)
 
@@ -1198,7 +1232,7 @@ def test_reward_rises_in_every_method(tmp_path):
             assert row["skipped"] == 0 and row["seconds/sample"] > 0 < row["seconds/update"]
         if method == "score":
             stages = [row["stage"] for row in rows]
-            assert stages == [1, 1, 2, 2, 2, 2], "Stage I is two fifths of 6 steps"
+            assert stages == [1, 1, 1, 2, 2, 2], "Stage I is half of 6 steps"
             assert max(row["kl/attempt 1"] for row in rows) > 0
         assert [row["step"] for row in (start, *rows)] == list(range(7))
         assert all("eval/" + name in row for row in (start, rows[-1]) for name in EVERY.split())
@@ -1362,7 +1396,7 @@ def test_order_of_the_problems():
 
 def test_flags():
     toy, real, plain = map(arguments, ("", "--model x --method c-rl", "--method multi-turn"))
-    assert (toy.steps, toy.lr, toy.kl, toy.n, toy.pairs) == (20, 3e-4, 0.0, 8, 64)
+    assert (toy.steps, toy.lr, toy.kl, toy.n, toy.pairs) == (20, 2e-4, 0.0, 8, 64)
     assert (real.steps, real.lr, real.kl, real.beta2, real.data) == (200, 1e-6, 1e-3, 0.1, "gsm8k")
     assert real.critique_data == "static" and toy.critique_data == "dynamic"
     assert plain.no_std and not toy.no_std and plain.alpha == plain.stage1_steps == 0

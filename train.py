@@ -34,7 +34,7 @@ import rollout
 import sample
 from critique import correct, load_demonstrations
 from reward import InputError, from_pair, from_problem, one_line, to_pair
-from rollout import TOY, demonstration, load_policy, logprobs
+from rollout import TOY, demonstration, load_policy, micro_batches, score_rows, timed
 from sample import Episode, Policy, mean, seed_of
 
 WARMUP = 3  # steps in which the learning rate rises to --lr
@@ -46,7 +46,7 @@ STATIC_QUESTIONS = 512  # that static pairs are sampled from, 10 responses each 
 # What differs from the defaults on the toy: a tiny model on tiny problems learns faster.
 TOY_FILES = dict(data="train.jsonl", eval_data="held_out.jsonl", exam="exam.jsonl")
 TOY_FILES = {name: str(TOY / file) for name, file in TOY_FILES.items()}  # unless there is --data
-TOY_SETTINGS = dict(steps=20, questions=64, lr=3e-4, kl=0.0, max_new_tokens=64, eval_size=512)
+TOY_SETTINGS = dict(steps=20, questions=64, lr=2e-4, kl=0.0, max_new_tokens=64, eval_size=512)
 TOY_SETTINGS["beta2"] = 0.25
 
 
@@ -109,7 +109,7 @@ def parse_args(argv=None):
     add("alpha", 10.0, "weight of the shaping alpha (r(y2) - r(y1)) in Stage II (paper: 10)")
     add("beta1", 0.01, "KL weight on both attempts, of multi-turn too (paper: 0.01)")
     add("beta2", 0.1, "KL weight on first attempts in Stage I, on top (paper: 0.1, 0.25)")
-    add("stage1-steps", None, "of --steps, those of Stage I (else two fifths)", int)
+    add("stage1-steps", None, "of --steps, those of Stage I (else half)", int)
     known, _ = parser.parse_known_args(argv)
     if known.model == "toy":
         parser.set_defaults(**TOY_SETTINGS, **({} if known.data else TOY_FILES))
@@ -168,26 +168,28 @@ def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=N
     return loss.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1), clipped, k3.detach()
 
 
-def accumulate(model, episodes, tokens, clip, temperature, reference, parts=1):
-    """Add the gradient of `episodes` to the model's, as a share of a batch of `tokens` tokens.
+def accumulate(model, episodes, cuts, tokens, clip, temperature, reference):
+    """Add the gradient of `episodes` to the model's, as a share of a batch of `tokens` tokens; in
+    micro-batches: cuts, lists of indices. reference: a model; the policy itself while it has
+    learned nothing, when its samples' log-probs are the reference's.
 
     Returns sums for the log. A given text has no log-probs from a sampler: its old ones are its
     current ones, so that ratio is 1 and the gradient that of the mean negative log-prob.
     """
     sums, device = Counter(), model.device
-    for part in rollout.micro_batches(model, [e.sample for e in episodes], parts):
+    for part in cuts:
         part = [episodes[i] for i in part]
-        samples = [e.sample for e in part]
-        rows = logprobs(model, samples, temperature)
-        old = [torch.tensor(s.logprobs or r.tolist()) for s, r in zip(samples, rows)]
+        rows = score_rows(model, [e.sample for e in part], temperature)
+        old = [torch.tensor(e.sample.logprobs or r.tolist()) for e, r in zip(part, rows)]
         new, old = pad_sequence(rows, True), pad_sequence(old, True).to(device)
         mask = pad_sequence([torch.ones_like(r, dtype=torch.bool) for r in rows], True)
         weights = torch.tensor([[e.advantage, e.kl] for e in part], device=device)
-        ref = None
-        if reference is not None:
+        ref, held = old if reference is model else None, [e.sample for e in part if e.kl > 0]
+        if reference not in (None, model) and held:
             with torch.no_grad():
-                ref = pad_sequence(logprobs(reference, samples, temperature), True)
-                ref = torch.minimum(ref, new + MAX_AWAY)
+                known = iter(score_rows(reference, held, temperature))
+            ref = [next(known) if e.kl > 0 else r.detach() for e, r in zip(part, rows)]
+            ref = torch.minimum(pad_sequence(ref, True), new + MAX_AWAY)
         advantage, kl = weights.T[..., None]
         loss, clipped, k3 = grpo_loss(new, old, advantage, mask, clip, ref, kl)
         (loss * (mask.sum() / tokens)).backward()
@@ -212,10 +214,10 @@ def gradient(model, optimizer, episodes, *how):
     kept, sums = optimizer.param_groups[0], None
     while sums is None:
         parts = kept.setdefault("parts", 1)
+        cuts = micro_batches(model, [e.sample for e in episodes], parts)
         try:
-            sums = accumulate(model, episodes, *how, parts)
+            sums = accumulate(model, episodes, cuts, *how)
         except torch.OutOfMemoryError:
-            cuts = rollout.micro_batches(model, [e.sample for e in episodes], parts)
             if len(cuts) == len(episodes):  # one at a time did not fit
                 raise
         if sums is None:  # outside of `except`, where the error still holds on to the tensors
@@ -226,7 +228,7 @@ def gradient(model, optimizer, episodes, *how):
     if not math.isfinite(norm):
         for e in episodes:
             model.zero_grad()
-            accumulate(model, [e], *how)
+            accumulate(model, [e], [[0]], *how)
             if not all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None):
                 break
         raise FloatingPointError(f"the gradient norm is {norm}; a smaller --lr may help", e)
@@ -249,9 +251,11 @@ def update(model, optimizer, episodes, updates, rng, clip=0.2, temperature=1.0, 
         batch = [e for prompt in chosen for e in members[prompt]]
         tokens = sum(len(e.sample.tokens) for e in batch)
         learn = [e for e in batch if e.advantage != 0 or e.kl > 0] or batch[:1]
-        sums, norm = gradient(model, optimizer, learn, tokens, clip, temperature, reference)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        with timed(model, "forward_backward"):
+            sums, norm = gradient(model, optimizer, learn, tokens, clip, temperature, reference)
+        with timed(model, "optimizer"):
+            optimizer.step()
+            optimizer.zero_grad()
         norms.append(norm)
         first = first or sums
         total.update(sums)
@@ -410,6 +414,8 @@ def learn(args, policy, optimizer, reference, episodes, step):
     }
     for role in dict.fromkeys(e.role for e in episodes):
         metrics["length/" + role] = mean(len(e.sample.tokens) for e in episodes if e.role == role)
+    if reference is not None and step == 1:  # it is the reference's own rollout
+        reference = policy.model
     return metrics | update(*how, args.temperature, reference)
 
 
@@ -417,7 +423,7 @@ def cold_start(args, model, samples):
     """Supervised learning of demonstrations before RL: a short warm-up, then linear decay."""
     passes, size = COLD_START
     steps, queue = math.ceil(passes * len(samples) / size), []
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
     rng = random.Random(seed_of(args.seed, "cold start"))
     with tqdm(range(steps), desc="cold start", disable=None) as bar:
         for step in bar:
@@ -588,7 +594,9 @@ def begin_run(args):
     policy = Policy(model, tokenizer, args.max_new_tokens, args.temperature)
     model.generation_config.max_new_tokens = args.max_new_tokens
     sample.check_lengths(policy, problems + held_out)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
     if state:
         model.load_state_dict(state.pop("weights"))
         optimizer.load_state_dict(state.pop("optimizer"))
@@ -601,7 +609,7 @@ def begin_run(args):
     if samples:
         cold_start(args, model, samples)
     rollout.save_policy(model, tokenizer, out / "start")
-    stage1 = round(args.steps * 2 / 5) if args.stage1_steps is None else args.stage1_steps
+    stage1 = args.steps // 2 if args.stage1_steps is None else args.stage1_steps
     # Weights, optimizer, cache, rows (metrics.jsonl) and texts (samples.jsonl) are those after
     # `step` whole steps; row: the last one's metrics while they wait to be evaluated and written;
     # asked: has the starting policy been asked for its pairs (exam, static)?
@@ -657,6 +665,7 @@ def train(args):
                     save_state(out, state, model, optimizer)
             if stop or step >= args.steps:
                 break
+            rollout.spent()  # by the evaluation
             step, start = step + 1, time.time()
             asked = batch_of(problems, step, args.seed, args.questions)
             episodes, row = METHODS[args.method](args, policy, step, asked, cache, static)
@@ -667,6 +676,9 @@ def train(args):
                 row |= learn(args, policy, optimizer, reference, episodes, step)
             tokens, end = sum(len(e.sample.tokens) for e in episodes), time.time()
             row |= {"seconds/sample": middle - start, "seconds/update": end - middle}
+            row |= rollout.spent()
+            sampled = row.get("seconds/prefill", 0) + row.get("seconds/decode", 0)
+            row["seconds/rewards"] = middle - start - sampled
             row |= {"tokens": tokens, "tokens/s": tokens / (end - start)}
             if episodes and (step in (1, args.steps) or step % args.eval_every == 0):
                 texts = show_samples(policy, step, episodes)
