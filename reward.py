@@ -384,9 +384,6 @@ class PairCache:
     def __init__(self, capacity, pairs=()):
         self.capacity, self.pairs = capacity, list(pairs)
 
-    def __len__(self):
-        return len(self.pairs)
-
     def add(self, pairs):
         self.pairs = (self.pairs + pairs)[-self.capacity :]
 

@@ -8,6 +8,7 @@ they differ in the prompt only.
     python rollout.py [MODEL]      one question by the sampler and by `model.generate`
 """
 
+import bisect
 import contextlib
 import functools
 import re
@@ -21,13 +22,6 @@ import torch
 import transformers
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-)
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -39,7 +33,7 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 TOY = Path(__file__).parent / "toy"
-CPU_BYTES = 2 << 30  # for the caches of a sampling batch, for what a backward pass needs
+CPU_BYTES = 1 << 27  # see `memory`
 LOGITS = 1 << 24  # that scoring computes at once
 SPENT = Counter()  # seconds/KIND of work, tokens computed, tokens/useful: see `spent`
 
@@ -93,8 +87,10 @@ def load_policy(name, device=None, precision=None):
         raise InputError(f"device {str(device)!r}: {one_line(error)}") from error
     how = dict(dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, **how)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            path, trust_remote_code=False, **how
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # whatever the library makes of a broken folder
         raise InputError(f"cannot load model {str(name)!r}: {one_line(error)}") from error
     for kind in ("missing", "unexpected", "mismatched"):
@@ -112,7 +108,7 @@ def load_policy(name, device=None, precision=None):
     pad = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     plain = dict(eos_token_id=stops, pad_token_id=pad, bos_token_id=tokenizer.bos_token_id)
     limit = model.generation_config.max_new_tokens  # that a run of train.py has left
-    model.generation_config = GenerationConfig(**plain, max_new_tokens=limit)
+    model.generation_config = transformers.GenerationConfig(**plain, max_new_tokens=limit)
     prepare(model)
     precision = precision or ("bf16" if device.type == "cuda" else "fp32")
     model.arithmetic = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
@@ -347,8 +343,8 @@ def whole_mask(*args, **how):
     return sdpa_mask(*args, **how | {"allow_is_causal_skip": False})
 
 
-AttentionInterface.register("rollout", attend)
-AttentionMaskInterface.register("rollout", whole_mask)
+transformers.AttentionInterface.register("rollout", attend)
+transformers.AttentionMaskInterface.register("rollout", whole_mask)
 
 
 def left_pad(rows, device):
@@ -366,20 +362,23 @@ def positions(mask):
 
 
 def memory(model):
-    """Bytes that a batch may take: a quarter of the device's whole memory and not what is free at
-    the moment, since how a batch is cut shapes its rounding, and a resumed run must cut alike."""
-    cuda = model.device.type == "cuda"
-    return torch.cuda.mem_get_info(model.device)[1] // 4 if cuda else CPU_BYTES
+    """Bytes that a batch may take: on CUDA a quarter of the device's memory, all of it and not what
+    is free at the moment, since how a batch is cut shapes its rounding, and a resumed run must cut
+    alike. On a CPU, where more brings no speed, twice the weights."""
+    if model.device.type == "cuda":
+        return torch.cuda.mem_get_info(model.device)[1] // 4
+    return max(CPU_BYTES, 8 * model.num_parameters())
 
 
 def rows_that_fit(model, length):
-    """How many rows of `length` tokens one sampling batch may have: keys, values, some logits."""
+    """How many rows of `length` tokens one sampling batch may have: keys, values, the prefill's
+    widest tensors, some logits."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     size = getattr(model, "arithmetic", torch.float32).itemsize
-    row = length * config.num_hidden_layers * 2 * heads * width * size + 16 * config.vocab_size
-    return max(1, memory(model) // row)
+    token = config.num_hidden_layers * 2 * heads * width * size + 32 * config.hidden_size
+    return max(1, memory(model) // (length * token + 16 * config.vocab_size))
 
 
 def generate(
@@ -548,22 +547,20 @@ def micro_batches(model, samples, parts=1):
     most = memory(model) / parts / size
     prompts, lengths = [tuple(s.prompt) for s in samples], [len(s.tokens) for s in samples]
 
+    def cost(part):
+        """In tokens, with their padding."""
+        distinct = {prompts[i] for i in part}
+        wide = max(lengths[i] for i in part)
+        return len(distinct) * max(map(len, distinct)) + len(part) * wide
+
     def cut(order):
-        """What batches in this order cost in tokens, with their padding, and the batches."""
-        batches, costs, distinct, deep, wide = [], [], set(), 0, 0
-        for i in order:
-            if batches:
-                deep, wide = max(deep, len(prompts[i])), max(wide, lengths[i])
-                distinct.add(prompts[i])
-                cost = len(distinct) * deep + (len(batches[-1]) + 1) * wide
-                if cost <= most:
-                    batches[-1].append(i)
-                    costs[-1] = cost
-                    continue
-            batches.append([i])
-            distinct, deep, wide = {prompts[i]}, len(prompts[i]), lengths[i]
-            costs.append(deep + wide)
-        return sum(costs), batches
+        batches = []
+        while order:
+            sizes = range(1, len(order) + 1)
+            fits = bisect.bisect(sizes, most, key=lambda size: cost(order[:size]))
+            batches.append(order[: max(1, fits)])
+            order = order[max(1, fits) :]
+        return sum(map(cost, batches)), batches
 
     every = range(len(samples))
     by_prompt = sorted(every, key=lambda i: (len(prompts[i]), prompts[i], lengths[i]))
@@ -593,8 +590,10 @@ def score_rows(model, samples, temperature):
     with autocast(model):
         cache = Cache(layer_class_to_replicate=DynamicLayer)
         states, mask, owner = prefill(model, [s.prompt for s in samples], cache)
-        cache.batch_select_indices(owner)
-        states = states[owner][:, None]
+        for layer in cache.layers:  # not by [owner]: its gradient adds up in any order
+            layer.keys = layer.keys.index_select(0, owner)
+            layer.values = layer.values.index_select(0, owner)
+        states = states.index_select(0, owner)[:, None]
         if width > 1:
             mask = torch.cat([mask[owner], real[:, 1:].long()], 1)
             place = positions(mask)[:, 1 - width :]

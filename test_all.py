@@ -1,5 +1,5 @@
 """The tests: `python test_all.py [NAME ...]` runs all of them, or those whose names contain a NAME;
-pytest finds them too.
+pytest finds them too. `--long` runs the long ones instead: kills, fuzz, memory; half an hour.
 
 Values are worked out by hand or come from an independent path: `model.generate` and plain forward
 passes against the sampler, autograd against closed forms, an undisturbed run against one that was
@@ -16,11 +16,14 @@ import os
 import random
 import re
 import runpy
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
 from unittest import mock
 from xml.etree import ElementTree
@@ -270,18 +273,20 @@ def test_seed_and_parts():
 
 
 def test_sizes_of_batches_by_hand():
-    """3 layers of keys and values of 2 heads of 8 fp32 are 384 bytes a token; 97 tokens of
-    vocabulary, 16 bytes each."""
-    model, row = tiny("Llama"), 100 * 384 + 16 * 97
+    """3 layers of keys and values of 2 heads of 8 fp32 are 384 bytes a token, 8 times a hidden
+    state of 32 are 1024; 97 tokens of vocabulary, 16 bytes each."""
+    model, row = tiny("Llama"), 100 * (384 + 1024) + 16 * 97
+    with patch(rollout, "CPU_BYTES", 1):
+        assert rollout.memory(model) == 8 * sum(p.numel() for p in model.parameters())
     for memory, rows in ((5 * row, 5), (5 * row - 1, 4), (10, 1)):
-        with patch(rollout, "CPU_BYTES", memory):
+        with patch(rollout, "memory", return_value=memory):
             assert rollout.rows_that_fit(model, 100) == rows
     # What goes into and comes out of 7 matrices a layer, in fp32: q, o 32 + 32, k, v 32 + 16, and
     # 32 + 48 three times.
     token = 3 * (2 * 64 + 2 * 48 + 3 * 80) * 4
     samples = [Sample([1] * p, [1] * t, [], True) for p, t in [(9, 3), (2, 8), (4, 4), (2, 1)] * 5]
     for tokens, most, parts in ((40, 40, 1), (80, 40, 2), (10**6, 10**6, 1), (5, 5, 1)):
-        with patch(rollout, "CPU_BYTES", tokens * token):
+        with patch(rollout, "memory", return_value=tokens * token):
             cuts = rollout.micro_batches(model, samples, parts)
         assert sorted(sum(cuts, [])) == list(range(20))
         assert len(cuts) <= {40: 12, 10**6: 1, 5: 20}[most]
@@ -677,6 +682,47 @@ def test_hostile_text_takes_linear_time():
         assert time.process_time() - start < 2, f"{text[:20]!r}..."
 
 
+PIECES = (
+    "Conclusion: right|\\boxed{|}|{|\\frac|####|answer is |**|1,234|-|.5|/|\n|\r\n|\ufeff|\x1b[2J"
+)
+PIECES += (
+    "|\x00|\u2028|'|[|]|(|)|$|%|^|_|\\text{|e9|1e999|\U0001f600|\u0663|\ud800|nan|\\|null|:|,|{}"
+)
+PIECES = [*PIECES.split("|"), "|", '"', '{"question": "1+1", "answer": "2"}', '{"answer": []}']
+
+
+def fuzz(folder, count):
+    """Random texts of up to 10 kB: no exception but InputError, none over 10 ms of processor time
+    (best of three)."""
+    rng, path = random.Random(0), folder / "fuzz.jsonl"
+
+    def read(text):
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        with contextlib.suppress(InputError):
+            reward.read_jsonl(path, reward.to_problem)
+
+    for _ in range(count):
+        text, limit = "", rng.choice((30, 300, 3000, 10000))
+        while len(text) < limit:
+            text += rng.choice(PIECES) * rng.choice((1, 1, 1, 3, 300))
+        text = text[:limit]
+        for work in (judgement, read, lambda x: is_correct(x, "7"), lambda x: is_correct("7", x)):
+            spent = []
+            while not spent or (spent[-1] > 0.01 and len(spent) < 3):
+                start = time.process_time()
+                work(text)
+                spent.append(time.process_time() - start)
+            assert min(spent) < 0.01, (work, min(spent), text[:99])
+
+
+def test_fuzz(tmp_path):
+    fuzz(tmp_path, 1000)
+
+
+def long_fuzz(tmp_path):
+    fuzz(tmp_path, 100_000)
+
+
 def test_equations_1_to_6():
     assert [reward.response_reward(box(x), "7") for x in (7, 8)] == [1, 0]  # eq. 1
     for judged, right in [(True, True), (False, False), (True, False), (False, True)]:
@@ -712,12 +758,12 @@ def test_filter_and_cache():
     cache = PairCache(20)
     cache.add(kept[:12])
     drawn = cache.draw(5, rng)
-    assert len(set(drawn)) == 5 and len(cache) == 7
+    assert len(set(drawn)) == 5 and len(cache.pairs) == 7
     assert set(drawn) | set(cache.pairs) == set(kept[:12])
     assert set(cache.draw(100, rng)) == set(kept[:12]) - set(drawn)
-    assert len(cache) == 0 and cache.draw(3, rng) == []
+    assert len(cache.pairs) == 0 and cache.draw(3, rng) == []
     cache.add([Pair(asked[0], str(i), True) for i in range(25)])
-    assert len(cache) == 20 and cache.pairs[0].response == "5", "the oldest leave first"
+    assert len(cache.pairs) == 20 and cache.pairs[0].response == "5", "the oldest leave first"
 
 
 def test_advantages_by_hand():
@@ -881,7 +927,7 @@ def updated(episodes, updates=1, clip_norm=1e9, **options):
 def micro(tokens):
     """Micro-batches of the toy of so many tokens."""
     each = 4 * 2 * (4 * 256 + 3 * 512)  # bytes: 7 matrices in 2 layers
-    return patch(rollout, "CPU_BYTES", tokens * each)
+    return patch(rollout, "memory", return_value=tokens * each)
 
 
 def test_update_has_the_gradient_of_the_loss():
@@ -1073,7 +1119,7 @@ def test_gcrl_recipes():
 
     cache = PairCache(100)
     episodes, metrics, roles = step("g-rl", cache)
-    assert roles == ["response"] * 32 and not len(cache)
+    assert roles == ["response"] * 32 and not len(cache.pairs)
     assert metrics["response/accuracy"] == sum(e.reward for e in episodes) / 32
     assert [e.problem for e in episodes] == [p for p in asked for _ in range(4)]
     episodes, metrics, roles = step("gc-rl --kl 0.5", cache)
@@ -1081,13 +1127,13 @@ def test_gcrl_recipes():
     assert roles == ["response"] * 32 + ["critique"] * 4 * count
     assert all(e.kl == 0.5 for e in episodes) and {e.reward for e in critiques} == {0.0, 0.7}
     right = [sum(e.reward for e in episodes[i : i + 4]) for i in range(0, 32, 4)]
-    assert count + len(cache) == 2 * sum(0 < r < 4 for r in right) and 2 < count <= 6
+    assert count + len(cache.pairs) == 2 * sum(0 < r < 4 for r in right) and 2 < count <= 6
     assert metrics["critique/reward"] == sum(e.reward for e in critiques) / len(critiques)
     assert len({e.group for e in episodes[:32]}) == 8 and len({e.group for e in critiques}) == count
     cache = PairCache(100)
     for left in (2, 4):  # pairs are drawn without replacement, then comes another pass
         _, metrics, roles = step("c-rl", cache, static_pairs(asked[:4]))
-        assert roles == ["critique"] * 24 and len(cache) == left
+        assert roles == ["critique"] * 24 and len(cache.pairs) == left
         assert "response/accuracy" not in metrics
     _, metrics, roles = step("c-rl --critique-data dynamic", PairCache(100))
     assert set(roles) == {"critique"} and "response/accuracy" in metrics
@@ -1326,6 +1372,82 @@ def test_killed_while_saving(tmp_path):
             assert (run / "resume.pt.partial").exists()
             assert (run / "resume.pt").exists() == (attempt > 1)
         same_runs(trained(run, text + " --resume", *flags)[0], whole, run, tmp_path / method)
+
+
+COUNTED = """
+import os, sys, torch, train
+left = int(sys.argv.pop(1))
+
+def counted(real):
+    def call(*args, **how):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), 9)
+        return real(*args, **how)
+    return call
+
+torch.save, os.fsync, os.replace = map(counted, (torch.save, os.fsync, os.replace))
+train.main()
+"""
+
+
+def kills(folder, method, moments, writes, *flags):
+    """SIGKILL to real runs: at `moments` spread over the run, then at its write or rename number 1,
+    2, ... `writes` (None: all); each then goes on, and gives what the whole run gave."""
+    toy = f"--eval-data {rollout.TOY}/held_out.jsonl --exam {rollout.TOY}/exam.jsonl"
+    words = f"--device cpu {toy} --method {method} {SHORT}".split() + list(map(str, flags))
+
+    def run(out, limit=None, count=0):
+        command = [sys.executable, "-c", COUNTED, str(count), *words, "--out", str(out), "--resume"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            return process.wait(limit)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+    begin = time.time()
+    assert run(folder / "whole") == 0
+    length, whole = time.time() - begin, lines(folder / "whole" / "metrics.jsonl")
+    cases = [(length * (i + 1) / (moments + 1), 0) for i in range(moments)]
+    cases += [(None, count) for count in range(1, 1 + (99 if writes is None else writes))]
+    done = Counter()
+    for number, case in enumerate(cases):
+        out = folder / str(number)
+        killed = run(out, *case) == -signal.SIGKILL
+        if not killed and case[1]:
+            break  # it has fewer writes
+        assert run(out) == 0, case
+        same_runs(lines(out / "metrics.jsonl"), whole, out, folder / "whole")
+        done["killed" if killed else "over before"] += 1
+        shutil.rmtree(out)
+    print(f"{method} {' '.join(map(str, flags[:1]))}: {dict(done)}", flush=True)
+
+
+def test_killed_for_real(tmp_path):
+    kills(tmp_path, "gc-rl", 1, 0)
+
+
+def long_kills(tmp_path):
+    rows = [{"question": p.question, "response": solved(p)} for p in problems(16, 2)]
+    shown = "--cold-start", write(tmp_path / "shown", rows), "--cold-start-lr", 1e-4
+    for i, (method, flags) in enumerate((("gc-rl", ()), ("score", ()), ("gc-rl", shown))):
+        kills(tmp_path / str(i), method, 20, None, *flags)
+
+
+def long_memory(tmp_path):
+    """200 steps of GC-RL need no more memory than 20."""
+    pages, real = [], train.show_step
+
+    def look(row, steps):
+        pages.append(int(Path("/proc/self/statm").read_text().split()[1]))
+        real(row, steps)
+
+    with patch(train, "show_step", look):
+        trained(tmp_path / "out", "--steps 200 --eval-every 100 --eval-size 16")
+    print(f"resident memory at step 20 {pages[20] >> 8} MiB, at step 200 {pages[200] >> 8} MiB")
+    assert pages[200] < 1.05 * pages[20]
 
 
 def test_run_folders(tmp_path):
@@ -1635,8 +1757,10 @@ def test_toy_files(tmp_path):
 
 def main(names):
     passed = failed = 0
+    kind = "long_" if "--long" in names else "test_"
+    names = [name for name in names if name != "--long"]
     for name, test in list(globals().items()):
-        if not name.startswith("test_") or (names and not any(part in name for part in names)):
+        if not name.startswith(kind) or (names and not any(part in name for part in names)):
             continue
         start = time.time()
         try:

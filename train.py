@@ -301,14 +301,14 @@ def gcrl(args, policy, step, problems, cache, static):
     if args.method != "g-rl":
         if args.critique_data == "dynamic":
             cache.add(sample.draw_pairs(responses, args.n, args.balance, rng))
-        elif len(cache) < args.pairs:  # another pass over the static set
+        elif len(cache.pairs) < args.pairs:  # another pass over the static set
             cache.add(rng.sample(static, len(static)))
         pairs = cache.draw(args.pairs, rng)
         seed = seed_of(args.seed, step, "critiques")
         critiques = sample.criticise(policy, pairs, args.n, seed)
         asked = [pair for pair in pairs for _ in range(args.n)]
         reward_critiques(args, policy, critiques, asked, seed + 1, metrics)
-        metrics |= {"critique/pairs": len(pairs), "cache/size": len(cache)}
+        metrics |= {"critique/pairs": len(pairs), "cache/size": len(cache.pairs)}
         episodes += critiques
     for e in episodes:
         e.kl = args.kl
