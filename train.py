@@ -612,10 +612,10 @@ def begin_run(args):
     stage1 = args.steps // 2 if args.stage1_steps is None else args.stage1_steps
     # Weights, optimizer, cache, rows (metrics.jsonl) and texts (samples.jsonl) are those after
     # `step` whole steps; row: the last one's metrics while they wait to be evaluated and written;
-    # asked: has the starting policy been asked for its pairs (exam, static)?
+    # static: None until the starting policy has been asked for its pairs (exam, static).
     state = dict(format=FORMAT, flags=flags, data=digest, stage1_steps=stage1, seconds=0.0, step=0)
-    state |= dict(row={"step": 0}, rows=[], texts=[], cache=[], static=[])
-    state |= dict(exam=list(map(from_pair, exam)), asked=False)
+    state |= dict(row={"step": 0}, rows=[], texts=[], cache=[], static=None)
+    state["exam"] = list(map(from_pair, exam))
     save_state(out, state, model, optimizer)
     return policy, optimizer, state, problems, held_out
 
@@ -628,18 +628,16 @@ def train(args):
     size = f"{model.num_parameters():,} parameters on {model.device}; {len(problems)} problems"
     print(f"{args.method} on {args.model}: {size}, {len(held_out)} held out; {out}", flush=True)
     args.stage1_steps = state["stage1_steps"]
-    exam, static = (list(map(to_pair, state[name])) for name in ("exam", "static"))
-    if not state["asked"]:
+    exam, static = (list(map(to_pair, state[name] or [])) for name in ("exam", "static"))
+    if state["static"] is None:
         exam, static = first_pairs(args, policy, problems, held_out, exam)
-        state |= {"asked": True, "exam": list(map(from_pair, exam))}
-        state["static"] = list(map(from_pair, static))
+        state["exam"], state["static"] = (list(map(from_pair, x)) for x in (exam, static))
     capacity = max(args.cache, len(static) + args.pairs)
     cache = reward.PairCache(capacity, map(to_pair, state["cache"]))
     weights = {gcrl: args.kl, score: max(args.beta1, args.beta2 if args.stage1_steps else 0)}
     reference = None
     if weights.get(METHODS[args.method], 0) > 0:
         reference, _ = load_policy(out / "start", args.device, args.precision)
-        reference.requires_grad_(False)
 
     written = {"train": map(from_problem, problems), "held_out": map(from_problem, held_out)}
     written |= {"exam": state["exam"], "metrics": state["rows"], "samples": state["texts"]}
