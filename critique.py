@@ -10,6 +10,7 @@ second attempt of SCoRe, arXiv 2409.12917).
 """
 
 import ast
+import contextlib
 import json
 import operator
 import random
@@ -17,7 +18,7 @@ import re
 import sys
 from fractions import Fraction
 
-from reward import InputError, load_problems, read_jsonl, text_field, to_number
+from reward import InputError, exits, load_problems, read_jsonl, text_field, to_number
 
 SOLVE = "{question}\nSolve it step by step. Put the final answer in \\boxed{{}}."
 
@@ -176,8 +177,7 @@ def demonstrate(problem, rng):
     def row(text, final, checks, call):
         response = f"{text.strip()}\nThe answer is \\boxed{{{final}}}."
         critique = "\n".join([*checks, f"Conclusion: {call}"])
-        question = problem.question
-        return {"question": question, "response": response, "critique": critique, "label": call}
+        return dict(question=problem.question, response=response, critique=critique, label=call)
 
     right = row(STEP.sub("", work), answer.strip(), right_checks, "right")
     return [right, row(given + follows, decimal(reached), wrong_checks, "wrong")]
@@ -187,20 +187,13 @@ def print_demonstrations(data):
     """JSON lines for `train.py --cold-start` on standard output, a count on standard error."""
     problems, rng, used = load_problems(data), random.Random(0), 0
     for problem in problems:
-        try:
-            rows = demonstrate(problem, rng)
-        except ValueError:
-            continue
-        used += 1
-        for row in rows:
-            print(json.dumps(row))
+        with contextlib.suppress(ValueError):  # not annotated, or not exactly
+            print(*map(json.dumps, demonstrate(problem, rng)), sep="\n")
+            used += 1
     print(f"{2 * used} demonstrations from {used} of {len(problems)} problems", file=sys.stderr)
     if not used:
         raise InputError(f"{data}: no answer is a worked solution with <<48/2=24>> annotations")
 
 
 if __name__ == "__main__":
-    try:
-        print_demonstrations(*sys.argv[1:2] or ["gsm8k"])
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    exits(print_demonstrations, *sys.argv[1:2] or ["gsm8k"])

@@ -7,6 +7,8 @@ Equations 1-6 are those of GC-RL (arXiv 2602.22765), the shaped reward is that o
 import http.client
 import json
 import re
+import sys
+from collections import deque
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +18,14 @@ import torch
 
 class InputError(ValueError):
     """What the user gave cannot be used. The message is one line that says what is wrong, where."""
+
+
+def exits(program, *args):
+    """Run a program of the command line: what the user got wrong ends it with one line."""
+    try:
+        program(*args)
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 def one_line(error):
@@ -373,25 +383,20 @@ def filter_pairs(groups, rng):
     return kept
 
 
-class PairCache:
+class PairCache(deque):
     """The question-response cache: pairs wait here for the critic and leave when drawn.
 
-    Bounded: beyond `capacity` the oldest go first, since the policy has moved furthest from them.
+    Bounded: beyond `maxlen` the oldest go first, since the policy has moved furthest from them.
     A draw of more pairs than it holds returns all of them: nothing is
     criticised twice, and the caller logs how many there were.
     """
 
-    def __init__(self, capacity, pairs=()):
-        self.capacity, self.pairs = capacity, list(pairs)
-
-    def add(self, pairs):
-        self.pairs = (self.pairs + pairs)[-self.capacity :]
-
     def draw(self, count, rng):
         """Up to `count` pairs, at random, without replacement."""
-        chosen = set(rng.sample(range(len(self.pairs)), min(count, len(self.pairs))))
-        drawn = [pair for i, pair in enumerate(self.pairs) if i in chosen]
-        self.pairs = [pair for i, pair in enumerate(self.pairs) if i not in chosen]
+        chosen = sorted(rng.sample(range(len(self)), min(count, len(self))))
+        drawn = [self[i] for i in chosen]
+        for i in reversed(chosen):
+            del self[i]
         return drawn
 
 

@@ -14,6 +14,7 @@ import functools
 import re
 import sys
 import time
+import weakref
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,13 @@ import torch
 import transformers
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from critique import solve
-from reward import InputError, one_line
+from reward import InputError, exits, one_line
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -87,9 +89,7 @@ def load_policy(name, device=None, precision=None):
         raise InputError(f"device {str(device)!r}: {one_line(error)}") from error
     how = dict(dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            path, trust_remote_code=False, **how
-        )
+        model, report = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, **how)
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # whatever the library makes of a broken folder
         raise InputError(f"cannot load model {str(name)!r}: {one_line(error)}") from error
@@ -109,23 +109,37 @@ def load_policy(name, device=None, precision=None):
     plain = dict(eos_token_id=stops, pad_token_id=pad, bos_token_id=tokenizer.bos_token_id)
     limit = model.generation_config.max_new_tokens  # that a run of train.py has left
     model.generation_config = transformers.GenerationConfig(**plain, max_new_tokens=limit)
-    prepare(model)
+    prepare(model.to(device))
     precision = precision or ("bf16" if device.type == "cuda" else "fp32")
     model.arithmetic = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    return model.to(device), tokenizer
+    return model, tokenizer
 
 
 @torch.no_grad()
 def prepare(model):
-    """Set a model up: attention through `attend`, and an output head of its own, in fp32. Where one
-    of them is not to be had, rows get copies of their prompts, or scoring holds all logits."""
+    """Set a model up: an output head to be used by itself, attention through `attend`. Where one is
+    not to be had, scoring holds all logits at once, or rows get copies of their prompts."""
     model.eval()  # for good: dropout makes another policy
-    if model.config._attn_implementation == "sdpa" and model._supports_attention_backend:
-        model.set_attn_implementation("rollout")
-    with contextlib.suppress(AttributeError, TypeError):  # is the head all that is behind them?
-        ids = torch.zeros(1, 1, dtype=torch.long)
+    ids, library = torch.arange(8, device=model.device)[None], model.config._attn_implementation
+    with contextlib.suppress(Exception):  # is the head all that is behind the states?
         states = model.base_model(ids).last_hidden_state
         model.plain_head = torch.equal(model.get_output_embeddings()(states), model(ids).logits)
+    if library == "sdpa" and model._supports_attention_backend:
+        model.set_attn_implementation("rollout")
+        if not agrees(model):
+            model.set_attn_implementation(library)
+
+
+def agrees(model):
+    """Does the sampler find the log-probs of a plain pass? Models differ in what attention gets."""
+    stop = torch.tensor([], dtype=torch.long, device=model.device)
+    close = []
+    with contextlib.suppress(Exception):
+        for s in sample_rows(model, [[1], [2, 1]], torch.zeros(2, 3), 0.0, stop):
+            logits = model(torch.tensor([s.prompt + s.tokens], device=model.device)).logits
+            plain = logits[0, len(s.prompt) - 1 : -1].float().log_softmax(-1).amax(-1)
+            close.append(torch.allclose(plain.cpu(), torch.tensor(s.logprobs), atol=1e-3))
+    return len(close) == 2 and all(close)
 
 
 def stop_set(model, tokenizer):
@@ -152,9 +166,8 @@ def save_policy(model, tokenizer, folder):
 
 def autocast(model):
     """The arithmetic that the policy was loaded for; the same for sampling and for learning."""
-    if getattr(model, "arithmetic", torch.float32) == torch.float32:
-        return contextlib.nullcontext()
-    return torch.autocast(model.device.type, dtype=model.arithmetic)
+    dtype = getattr(model, "arithmetic", torch.float32)
+    return torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def context_length(model):
@@ -241,7 +254,9 @@ class SharedLayer(DynamicLayer):
     made for all that may come, time first, so that what a token writes lies together.
     """
 
-    prompts = None
+    def __init__(self, most):
+        super().__init__()
+        self.prompts, self.most = None, most
 
     def update(self, keys, values, *args, **kwargs):
         keys = keys.to(values.dtype)  # under autocast the rotary embedding leaves them in fp32
@@ -251,7 +266,7 @@ class SharedLayer(DynamicLayer):
             room[self.added] = new.squeeze(2)
         self.added += 1
         self.keys, self.values = (room[: self.added].permute(1, 2, 0, 3) for room in self.room)
-        self.keys.layer = self  # for `attend`
+        self.keys.layer = weakref.proxy(self)  # for `attend`; no cycle that outlives the rollout
         return self.keys, self.values
 
     def get_seq_length(self):
@@ -259,49 +274,26 @@ class SharedLayer(DynamicLayer):
             return super().get_seq_length()
         return self.prompts[0].shape[2] + self.added
 
-    def branch(self, owner, slots, most):
-        self.prompts = [self.keys.contiguous(), self.values.contiguous()]
-        self.slots, self.added = slots, 0
-        shapes = [(most, len(owner), x.shape[1], x.shape[3]) for x in self.prompts]
-        self.room = [self.keys.new_empty(shape) for shape in shapes]
-
-    def leave(self, kept, prompts, slots):
-        self.slots, self.prompts = slots, [x[prompts] for x in self.prompts]
-        for i, old in enumerate(self.room):
-            self.room[i] = old.new_empty(len(old), len(kept), *old.shape[2:])
-            self.room[i][: self.added] = old[: self.added, kept]
-
-
-class RolloutCache(Cache):
-    """The keys and values of a rollout; for a model without `attend` the library's own, in which
-    every row has a copy of its prompt."""
-
-    def __init__(self, model):
-        self.shared = model.config._attn_implementation == "rollout"
-        layer = SharedLayer if self.shared else DynamicLayer
-        super().__init__(layer_class_to_replicate=layer)
-
-    def branch(self, owner, most):
-        """After the prefill: row i goes on from prompt owner[i], by at most `most` tokens."""
-        if not self.shared:
-            return self.batch_select_indices(owner)
-        self.owner, slots = owner, by_owner(owner)
-        for layer in self.layers:
-            layer.branch(owner, slots, most)
-
-    def leave(self, kept):
-        """Keep the rows `kept` only, and the prompts that they go on from."""
-        if not self.shared:
-            return self.batch_select_indices(kept)
-        prompts, self.owner = self.owner[kept].unique(return_inverse=True)
-        slots = by_owner(self.owner)
-        for layer in self.layers:
-            layer.leave(kept, prompts, slots)
+    def batch_select_indices(self, rows):
+        """After the prefill: row i goes on from prompt rows[i], by at most `most` tokens. From then
+        on: only these rows stay, and the prompts that they go on from."""
+        if self.prompts is None:
+            self.owner, self.added = rows, 0
+            self.prompts = [self.keys.contiguous(), self.values.contiguous()]
+            shapes = [(self.most, len(rows), x.shape[1], x.shape[3]) for x in self.prompts]
+            self.room = [self.keys.new_empty(shape) for shape in shapes]
+        else:
+            prompts, self.owner = self.owner[rows].unique(return_inverse=True)
+            self.prompts = [x[prompts] for x in self.prompts]
+            for i, old in enumerate(self.room):
+                self.room[i] = old.new_empty(len(old), len(rows), *old.shape[2:])
+                self.room[i][: self.added] = old[: self.added, rows]
+        self.slots = by_owner(self.owner)
 
 
 def by_owner(owner):
-    """Rows in a table with a line for each prompt: `table` [prompts * widest] has the row in each
-    place, 0 where there is none, and `place` [rows] is where each row stands."""
+    """Rows, sorted by prompt, in a table with a line for each: `table` [prompts * widest] has the
+    row in each place, 0 where there is none, and `place` [rows] is where each row stands."""
     sizes = torch.bincount(owner)
     rows, widest = torch.arange(len(owner), device=owner.device), int(sizes.max())
     place = owner * widest + rows - (sizes.cumsum(0) - sizes)[owner]
@@ -320,40 +312,36 @@ def times_prompts(rows, prompts, table, place):
     return result.reshape(-1, *result.shape[2:])[place]
 
 
-def attend(module, query, keys, values, mask, scaling=None, **how):
+def attend(module, query, keys, values, attention_mask, scaling=None, **how):
     """Attention of transformers' models: in decoding over the prompt's keys, which its rows share,
     and over the row's own; else the library's. query [rows, query heads, 1, head_dim], keys and
     values [rows, heads, added, head_dim], mask [rows, 1, 1, length]: paddings, windows."""
     layer = getattr(keys, "layer", None)
     if layer is None:
-        return sdpa_attention_forward(module, query, keys, values, mask, scaling=scaling, **how)
+        how["scaling"] = scaling
+        return sdpa_attention_forward(module, query, keys, values, attention_mask, **how)
     rows, size = len(query), layer.prompts[0].shape[2]
     query = query.reshape(rows, keys.shape[1], -1, query.shape[3])  # by the head that they read
     query = query * (query.shape[3] ** -0.5 if scaling is None else scaling)
     shared = times_prompts(query, layer.prompts[0].transpose(2, 3), *layer.slots)
-    scores = torch.cat([shared, query @ keys.transpose(2, 3)], -1).masked_fill(~mask, -torch.inf)
+    scores = torch.cat([shared, query @ keys.transpose(2, 3)], -1)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, -torch.inf)
     weights = scores.softmax(-1).to(values.dtype)
     shared = times_prompts(weights[..., :size], layer.prompts[1], *layer.slots)
     return (shared + weights[..., size:] @ values).reshape(rows, 1, -1, values.shape[3]), None
 
 
-def whole_mask(*args, **how):
-    """The library's mask, also where it would leave out one that hides nothing: a model that takes
-    its keys apart before `attend` then fails by its shape instead of forgetting its prompts."""
-    return sdpa_mask(*args, **how | {"allow_is_causal_skip": False})
-
-
 transformers.AttentionInterface.register("rollout", attend)
-transformers.AttentionMaskInterface.register("rollout", whole_mask)
+transformers.AttentionMaskInterface.register("rollout", sdpa_mask)
 
 
 def left_pad(rows, device):
     """Rows of ids, right-aligned: ids and mask, both [rows, longest]. The pad id is never looked
     at: a pad token may equal EOS, or be sampled. Mask by length."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
+    rows = [torch.tensor(row) for row in rows]
+    pad = functools.partial(pad_sequence, batch_first=True, padding_side="left")
+    return pad(rows).to(device), pad([torch.ones_like(row) for row in rows]).to(device)
 
 
 def positions(mask):
@@ -364,7 +352,7 @@ def positions(mask):
 def memory(model):
     """Bytes that a batch may take: on CUDA a quarter of the device's memory, all of it and not what
     is free at the moment, since how a batch is cut shapes its rounding, and a resumed run must cut
-    alike. On a CPU, where more brings no speed, twice the weights."""
+    alike. On a CPU, where more brings no speed, twice the weights, or CPU_BYTES if that is more."""
     if model.device.type == "cuda":
         return torch.cuda.mem_get_info(model.device)[1] // 4
     return max(CPU_BYTES, 8 * model.num_parameters())
@@ -379,6 +367,16 @@ def rows_that_fit(model, length):
     size = getattr(model, "arithmetic", torch.float32).itemsize
     token = config.num_hidden_layers * 2 * heads * width * size + 32 * config.hidden_size
     return max(1, memory(model) // (length * token + 16 * config.vocab_size))
+
+
+def attempt(last, work, *args):
+    """work(*args); None where the device runs out of memory, but where this is the last attempt."""
+    try:
+        return work(*args)
+    except torch.OutOfMemoryError:
+        if last:
+            raise
+    torch.cuda.empty_cache()  # outside of `except`, where the error still holds on to the tensors
 
 
 def generate(
@@ -396,33 +394,24 @@ def generate(
     if n < 1 or max_new_tokens < 1 or temperature < 0:
         given = f"{n}, {max_new_tokens}, {temperature}"
         raise InputError(f"generate needs n, max_new_tokens >= 1, temperature >= 0; got {given}")
-    prompts, context = [list(prompt) for prompt in prompts], context_length(model)
+    asked, context = [list(prompt) for prompt in prompts for _ in range(n)], context_length(model)
     for i, prompt in enumerate(prompts):
         if not 0 < len(prompt) < context:
             raise InputError(f"prompt {i} has {len(prompt)} tokens, the model's context {context}")
-    stop = model.generation_config.eos_token_id if stop is None else stop
-    stop = torch.tensor([] if stop is None else stop, dtype=torch.long, device=model.device).view(
-        -1
-    )
+    ends = model.generation_config.eos_token_id if stop is None else stop
+    stop = torch.tensor(ends, dtype=torch.long, device=model.device)
     random = torch.Generator().manual_seed(seed)
-    noise = torch.rand(len(prompts) * n, max_new_tokens, generator=random)
-    todo = sorted(
-        range(len(noise)), key=lambda row: (len(prompts[row // n]), prompts[row // n])
-    )  # less padding
+    noise = torch.rand(len(asked), max_new_tokens, generator=random)
+    todo = sorted(range(len(asked)), key=lambda row: (len(asked[row]), asked[row]))  # less padding
     samples, most = [None] * len(todo), max(1, len(todo))
     while todo:
-        longest = min(context, len(prompts[todo[-1] // n]) + max_new_tokens)
+        longest = min(context, len(asked[todo[-1]]) + max_new_tokens)
         size = min(most, rows_that_fit(model, longest), len(todo))
-        part, done = todo[-size:], []  # the longest first: fail early
-        rows = [prompts[row // n] for row in part]
-        try:
-            done = sample_rows(model, rows, noise[part], temperature, stop)
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-        if not done:  # outside of `except`, where the error still holds on to the tensors
+        part = todo[-size:]  # the longest first: fail early
+        rows = [asked[row] for row in part]
+        done = attempt(size == 1, sample_rows, model, rows, noise[part], temperature, stop)
+        if done is None:
             most = size // 2
-            torch.cuda.empty_cache()
             continue
         for row, sample in zip(part, done):
             samples[row] = sample
@@ -436,15 +425,14 @@ def forward(model, ids, mask, position, keep, cache):
     """What the output head reads at the last `keep` positions [rows, keep, width]. Of a model that
     does more behind its head (a soft cap) these are its logits: see `to_logits`."""
     how = dict(attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True)
-    how["input_ids"] = ids
     if getattr(model, "plain_head", False):
-        return model.base_model(**how).last_hidden_state[:, -keep:]
-    return model(logits_to_keep=keep, **how).logits
+        return model.base_model(ids, **how).last_hidden_state[:, -keep:]
+    return model(ids, logits_to_keep=keep, **how).logits
 
 
 def to_logits(model, states):
-    """From what `forward` returned to logits, in fp32 under autocast too: bf16 logits double the
-    distance between what the sampler and what the learner take for a token's log-prob."""
+    """From what `forward` returned to logits; a plain head's in fp32 under autocast too: bf16 would
+    double the distance between what sampler and learner take for a token's log-prob."""
     with torch.autocast(states.device.type, enabled=False):
         plain = getattr(model, "plain_head", False)
         return model.get_output_embeddings()(states.float()) if plain else states.float()
@@ -459,8 +447,7 @@ def prefill(model, prompts, cache):
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
     ids, mask = left_pad(list(place), model.device)
     states = forward(model, ids, mask, positions(mask), 1, cache)[:, -1]
-    SPENT["tokens/computed"] += ids.numel()
-    SPENT["tokens/useful"] += sum(map(len, place))
+    SPENT.update({"tokens/computed": ids.numel(), "tokens/useful": sum(map(len, place))})
     return states, mask, torch.tensor([place[tuple(p)] for p in prompts], device=model.device)
 
 
@@ -505,9 +492,11 @@ def sample_rows(model, prompts, noise, temperature, stop):
     rows = torch.arange(count, device=device)  # in the batch: rows of `tokens`
     alive = torch.ones(count, dtype=torch.bool, device=device)  # of those
     with autocast(model), timed(model, "prefill"):
-        cache = RolloutCache(model)
+        shared = model.config._attn_implementation == "rollout"  # else each row copies its prompt
+        layer = functools.partial(SharedLayer, steps) if shared else DynamicLayer
+        cache = Cache(layer_class_to_replicate=layer)
         states, mask, owner = prefill(model, prompts, cache)
-        cache.branch(owner, steps)
+        cache.batch_select_indices(owner)
         logits, mask = to_logits(model, states)[owner], mask[owner]
         space = torch.empty_like(logits)
     with autocast(model), timed(model, "decode"):
@@ -522,11 +511,10 @@ def sample_rows(model, prompts, noise, temperature, stop):
             if left == 0 or t + 1 == steps:
                 break
             if left <= 0.9 * len(rows):  # a few at a time: each leave copies the cache
-                cache.leave(alive.nonzero().squeeze(1))
+                cache.batch_select_indices(alive.nonzero().squeeze(1))
                 rows, token, mask, alive = rows[alive], token[alive], mask[alive], alive[alive]
             logits, mask = decode_step(model, token, mask, cache)
-            SPENT["tokens/computed"] += len(rows)
-            SPENT["tokens/useful"] += left
+            SPENT.update({"tokens/computed": len(rows), "tokens/useful": left})
     ends = zip(prompts, tokens.tolist(), logprob.tolist(), length.tolist(), stopped.tolist())
     return [Sample(prompt, ids[:size], logp[:size], end) for prompt, ids, logp, size, end in ends]
 
@@ -541,8 +529,9 @@ def micro_batches(model, samples, parts=1):
     or like lengths do, which saves padding: whichever costs fewer tokens.
     """
     # A backward pass needs about what goes into and comes out of each matrix, for every token.
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    kept = sum(sum(p.shape) for p in matrices if len(p) < model.config.get_text_config().vocab_size)
+    heads = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    matrices = [p for p in model.parameters() if p.dim() == 2 and all(p is not h for h in heads)]
+    kept = sum(sum(p.shape) for p in matrices)
     size = kept * getattr(model, "arithmetic", torch.float32).itemsize
     most = memory(model) / parts / size
     prompts, lengths = [tuple(s.prompt) for s in samples], [len(s.tokens) for s in samples]
@@ -590,7 +579,7 @@ def score_rows(model, samples, temperature):
     with autocast(model):
         cache = Cache(layer_class_to_replicate=DynamicLayer)
         states, mask, owner = prefill(model, [s.prompt for s in samples], cache)
-        for layer in cache.layers:  # not by [owner]: its gradient adds up in any order
+        for layer in cache.layers:  # not by [owner]: its gradient adds up in any order on a CPU
             layer.keys = layer.keys.index_select(0, owner)
             layer.values = layer.values.index_select(0, owner)
         states = states.index_select(0, owner)[:, None]
@@ -599,8 +588,7 @@ def score_rows(model, samples, temperature):
             place = positions(mask)[:, 1 - width :]
             rest = forward(model, tokens[:, :-1], mask, place, width - 1, cache)
             states = torch.cat([states, rest], 1)
-        SPENT["tokens/computed"] += tokens.numel()
-        SPENT["tokens/useful"] += sum(lengths)
+        SPENT.update({"tokens/computed": tokens.numel(), "tokens/useful": sum(lengths)})
         return token_logprobs(model, states[real], tokens[real], temperature).split(lengths)
 
 
@@ -632,7 +620,4 @@ def main(name="toy"):
 
 
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:2])
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    exits(main, *sys.argv[1:2])

@@ -80,10 +80,8 @@ def complete(policy, chats, n, seed, show=None):
     with tqdm(total=len(fits) * n, desc=show, disable=None if show else True, leave=False) as bar:
         how = dict(temperature=policy.temperature, seed=seed, progress=bar.update)
         done = iter(generate(policy.model, fits, n, policy.limit, **how))
-    samples = []
-    for prompt in prompts:
-        for _ in range(n):
-            samples.append(next(done) if len(prompt) < room else Sample(prompt, [], [], False))
+    asked = [prompt for prompt in prompts for _ in range(n)]
+    samples = [next(done) if len(p) < room else Sample(p, [], [], False) for p in asked]
     return [(sample, decode(tokenizer, sample)) for sample in samples]
 
 
@@ -220,14 +218,12 @@ def majority_vote(responses, weights=None):
     Answers are counted by `answer_key`, each with its weight (1 by default). Of equals the one that
     came first wins; where all weights are 0 everybody votes with weight 1.
     """
-    keys = [answer_key(response) for response in responses]
-    weights = weights or [1.0] * len(keys)
-    if not any(weight for key, weight in zip(keys, weights) if key is not None):
-        weights = [1.0] * len(keys)
-    votes = {}
-    for key, weight in zip(keys, weights):
+    keys, votes = [answer_key(response) for response in responses], {}
+    for key, weight in zip(keys, weights or [1.0] * len(keys)):
         if key is not None:
             votes[key] = votes.get(key, 0.0) + weight
+    if weights and not any(votes.values()):
+        return majority_vote(responses)
     return keys.index(max(votes, key=votes.get)) if votes else None  # max: the first of equals
 
 
@@ -346,15 +342,9 @@ def parse_args(argv):
     return args
 
 
-def main(argv=None):
-    try:
-        use(parse_args(argv))
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
-
-
-def use(args):
+def use(argv):
     """Do what the flags ask for."""
+    args = parse_args(argv)
     folder = TOY if args.model == "toy" else Path(args.model)
     problems, exam = [], []
     if args.eval or args.vote:
@@ -392,6 +382,10 @@ def use(args):
         numbers |= table | {"greedy/t1": greedy["t1"], "greedy/t2": greedy["t2"]}
     if args.json:
         print(json.dumps(numbers))
+
+
+def main(argv=None):
+    reward.exits(use, argv)
 
 
 if __name__ == "__main__":

@@ -301,7 +301,7 @@ def test_what_the_model_is_shown():
     model, seen = tiny("Llama"), []
 
     def look(module, args, how):
-        seen.append(tuple(how["input_ids"].shape))
+        seen.append(tuple(args[0].shape))
 
     model.base_model.register_forward_pre_hook(look, with_kwargs=True)
     generate(model, [[5, 6, 7], [8, 9], [5, 6, 7]], n=4, max_new_tokens=6, stop=())
@@ -333,23 +333,23 @@ def test_context_limits():
 def test_shared_cache_by_hand():
     """Attention over prompts held once and rows' own tokens is that over copies, as rows leave."""
     torch.manual_seed(0)
-    cache, model = rollout.RolloutCache(tiny("Llama")), tiny("Llama")
+    cache, model = rollout.SharedLayer(9), tiny("Llama")
     prompts = [torch.randn(3, 2, 5, 4) for _ in range(2)]  # 3 prompts, 2 heads of 4
-    cache.update(*prompts, 0)
+    cache.update(*prompts)
     owner = torch.tensor([0, 0, 1, 2, 2, 2])
-    cache.branch(owner, 9)
+    cache.batch_select_indices(owner)
     held = [x[owner] for x in prompts]
     hidden = torch.tensor([2, 0, 1])  # left padding of the prompts
     for step in range(9):
         if step in (3, 6):
             kept = torch.tensor([1, 3, 5] if step == 3 else [2])
-            cache.leave(kept)
+            cache.batch_select_indices(kept)
             owner, held = owner[kept], [x[kept] for x in held]
         new = [torch.randn(len(owner), 2, 1, 4) for _ in range(2)]
         held = [torch.cat([old, x], 2) for old, x in zip(held, new)]
         length = 5 + step + 1
         assert cache.get_seq_length() == length - 1
-        keys, values = cache.update(*new, 0)
+        keys, values = cache.update(*new)
         query = torch.randn(len(owner), 4, 1, 4)  # 4 query heads: two read each head
         mask = (torch.arange(length) >= hidden[owner][:, None])[:, None, None]
         ours, _ = rollout.attend(model, query, keys, values, mask)
@@ -755,15 +755,15 @@ def test_filter_and_cache():
     assert all(p in everything for p in kept)
     draws = {tuple(reward.filter_pairs(mixed[:1], random.Random(s))) for s in range(40)}
     assert len(draws) > 1, "drawn at random"
-    cache = PairCache(20)
-    cache.add(kept[:12])
+    cache = PairCache(maxlen=20)
+    cache.extend(kept[:12])
     drawn = cache.draw(5, rng)
-    assert len(set(drawn)) == 5 and len(cache.pairs) == 7
-    assert set(drawn) | set(cache.pairs) == set(kept[:12])
+    assert len(set(drawn)) == 5 and len(cache) == 7
+    assert set(drawn) | set(cache) == set(kept[:12])
     assert set(cache.draw(100, rng)) == set(kept[:12]) - set(drawn)
-    assert len(cache.pairs) == 0 and cache.draw(3, rng) == []
-    cache.add([Pair(asked[0], str(i), True) for i in range(25)])
-    assert len(cache.pairs) == 20 and cache.pairs[0].response == "5", "the oldest leave first"
+    assert len(cache) == 0 and cache.draw(3, rng) == []
+    cache.extend([Pair(asked[0], str(i), True) for i in range(25)])
+    assert len(cache) == 20 and cache[0].response == "5", "the oldest leave first"
 
 
 def test_advantages_by_hand():
@@ -1117,9 +1117,9 @@ def test_gcrl_recipes():
         episodes, metrics = train.gcrl(args, policy, 1, asked, cache, list(static))
         return episodes, metrics, [e.role for e in episodes]
 
-    cache = PairCache(100)
+    cache = PairCache(maxlen=100)
     episodes, metrics, roles = step("g-rl", cache)
-    assert roles == ["response"] * 32 and not len(cache.pairs)
+    assert roles == ["response"] * 32 and not len(cache)
     assert metrics["response/accuracy"] == sum(e.reward for e in episodes) / 32
     assert [e.problem for e in episodes] == [p for p in asked for _ in range(4)]
     episodes, metrics, roles = step("gc-rl --kl 0.5", cache)
@@ -1127,15 +1127,15 @@ def test_gcrl_recipes():
     assert roles == ["response"] * 32 + ["critique"] * 4 * count
     assert all(e.kl == 0.5 for e in episodes) and {e.reward for e in critiques} == {0.0, 0.7}
     right = [sum(e.reward for e in episodes[i : i + 4]) for i in range(0, 32, 4)]
-    assert count + len(cache.pairs) == 2 * sum(0 < r < 4 for r in right) and 2 < count <= 6
+    assert count + len(cache) == 2 * sum(0 < r < 4 for r in right) and 2 < count <= 6
     assert metrics["critique/reward"] == sum(e.reward for e in critiques) / len(critiques)
     assert len({e.group for e in episodes[:32]}) == 8 and len({e.group for e in critiques}) == count
-    cache = PairCache(100)
+    cache = PairCache(maxlen=100)
     for left in (2, 4):  # pairs are drawn without replacement, then comes another pass
         _, metrics, roles = step("c-rl", cache, static_pairs(asked[:4]))
-        assert roles == ["critique"] * 24 and len(cache.pairs) == left
+        assert roles == ["critique"] * 24 and len(cache) == left
         assert "response/accuracy" not in metrics
-    _, metrics, roles = step("c-rl --critique-data dynamic", PairCache(100))
+    _, metrics, roles = step("c-rl --critique-data dynamic", PairCache(maxlen=100))
     assert set(roles) == {"critique"} and "response/accuracy" in metrics
     # without the filter any two responses of a question go to the critic, never a cut one
     answered = [Episode(STUB, str(i), "response", asked[i // 4], float(i < 4)) for i in range(8)]

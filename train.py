@@ -189,7 +189,9 @@ def accumulate(model, episodes, cuts, tokens, clip, temperature, reference):
             with torch.no_grad():
                 known = iter(score_rows(reference, held, temperature))
             ref = [next(known) if e.kl > 0 else r.detach() for e, r in zip(part, rows)]
-            ref = torch.minimum(pad_sequence(ref, True), new + MAX_AWAY)
+            ref = pad_sequence(ref, True)
+        if ref is not None:
+            ref = torch.minimum(ref, new + MAX_AWAY)
         advantage, kl = weights.T[..., None]
         loss, clipped, k3 = grpo_loss(new, old, advantage, mask, clip, ref, kl)
         (loss * (mask.sum() / tokens)).backward()
@@ -200,8 +202,9 @@ def accumulate(model, episodes, cuts, tokens, clip, temperature, reference):
         sums["tokens"] += mask.sum().item()
         sums["nll"] -= new.detach().masked_fill(~mask, 0.0).sum().item()
         for e, size in zip(part, k3.sum(1).tolist()):
-            sums["kl/" + e.role] += size
-            sums["tokens/" + e.role] += len(e.sample.tokens)
+            if e.kl > 0:  # else it was not computed
+                sums["kl/" + e.role] += size
+                sums["tokens/" + e.role] += len(e.sample.tokens)
     return sums
 
 
@@ -215,15 +218,11 @@ def gradient(model, optimizer, episodes, *how):
     while sums is None:
         parts = kept.setdefault("parts", 1)
         cuts = micro_batches(model, [e.sample for e in episodes], parts)
-        try:
-            sums = accumulate(model, episodes, cuts, *how)
-        except torch.OutOfMemoryError:
-            if len(cuts) == len(episodes):  # one at a time did not fit
-                raise
-        if sums is None:  # outside of `except`, where the error still holds on to the tensors
+        single = len(cuts) == len(episodes)
+        sums = rollout.attempt(single, accumulate, model, episodes, cuts, *how)
+        if sums is None:
             kept["parts"] = 2 * parts
             model.zero_grad()
-            torch.cuda.empty_cache()
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP))
     if not math.isfinite(norm):
         for e in episodes:
@@ -300,15 +299,15 @@ def gcrl(args, policy, step, problems, cache, static):
             episodes += responses
     if args.method != "g-rl":
         if args.critique_data == "dynamic":
-            cache.add(sample.draw_pairs(responses, args.n, args.balance, rng))
-        elif len(cache.pairs) < args.pairs:  # another pass over the static set
-            cache.add(rng.sample(static, len(static)))
+            cache.extend(sample.draw_pairs(responses, args.n, args.balance, rng))
+        elif len(cache) < args.pairs:  # another pass over the static set
+            cache.extend(rng.sample(static, len(static)))
         pairs = cache.draw(args.pairs, rng)
         seed = seed_of(args.seed, step, "critiques")
         critiques = sample.criticise(policy, pairs, args.n, seed)
         asked = [pair for pair in pairs for _ in range(args.n)]
         reward_critiques(args, policy, critiques, asked, seed + 1, metrics)
-        metrics |= {"critique/pairs": len(pairs), "cache/size": len(cache.pairs)}
+        metrics |= {"critique/pairs": len(pairs), "cache/size": len(cache)}
         episodes += critiques
     for e in episodes:
         e.kl = args.kl
@@ -401,13 +400,12 @@ def learn(args, policy, optimizer, reference, episodes, step):
         return update(*how)
     groups = [e.group for e in episodes]
     values = reward.advantages([e.reward for e in episodes], groups, not args.no_std).tolist()
-    spread = dict.fromkeys(groups, False)
     for e, advantage in zip(episodes, values):
         e.advantage = advantage
-        spread[e.group] = spread[e.group] or advantage != 0
+    spread = {e.group for e in episodes if e.advantage != 0}
     tokens = sum(len(e.sample.tokens) for e in episodes)
     metrics = {
-        "groups/no_spread": mean(not some for some in spread.values()),
+        "groups/no_spread": mean(group not in spread for group in set(groups)),
         "truncated": mean(not e.sample.stopped for e in episodes),
         # E[-log p] under p is the entropy: the sampler's log-probs estimate it without bias
         "entropy": -sum(sum(e.sample.logprobs) for e in episodes) / tokens,
@@ -633,7 +631,7 @@ def train(args):
         exam, static = first_pairs(args, policy, problems, held_out, exam)
         state["exam"], state["static"] = (list(map(from_pair, x)) for x in (exam, static))
     capacity = max(args.cache, len(static) + args.pairs)
-    cache = reward.PairCache(capacity, map(to_pair, state["cache"]))
+    cache = reward.PairCache(map(to_pair, state["cache"]), capacity)
     weights = {gcrl: args.kl, score: max(args.beta1, args.beta2 if args.stage1_steps else 0)}
     reference = None
     if weights.get(METHODS[args.method], 0) > 0:
@@ -674,16 +672,15 @@ def train(args):
                 row |= learn(args, policy, optimizer, reference, episodes, step)
             tokens, end = sum(len(e.sample.tokens) for e in episodes), time.time()
             row |= {"seconds/sample": middle - start, "seconds/update": end - middle}
-            row |= rollout.spent()
+            row |= {"tokens": tokens, "tokens/s": tokens / (end - start)} | rollout.spent()
             sampled = row.get("seconds/prefill", 0) + row.get("seconds/decode", 0)
             row["seconds/rewards"] = middle - start - sampled
-            row |= {"tokens": tokens, "tokens/s": tokens / (end - start)}
             if episodes and (step in (1, args.steps) or step % args.eval_every == 0):
                 texts = show_samples(policy, step, episodes)
                 reward.write_jsonl(out / "samples.jsonl", texts, "a")
                 state["texts"] += texts
             state |= {"step": step, "row": row}
-            state["cache"], whole = list(map(from_pair, cache.pairs)), True
+            state["cache"], whole = list(map(from_pair, cache)), True
     except FloatingPointError as error:
         reason, episode = error.args
         reward.write_jsonl(out / "not_finite.jsonl", [sample_row(policy, step, episode)])
