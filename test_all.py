@@ -85,6 +85,7 @@ def tiny(kind):
     model = AutoModelForCausalLM.from_config(config(vocab_size=97, **shape)).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3) if p.dim() > 1 else None
+    model.get_input_embeddings().weight.data[0] = 0.0  # as that of a padding token may be
     rollout.prepare(model)
     return model
 
@@ -160,7 +161,7 @@ def arguments(text):
 # ---------------------------------------------------------------------------------------- rollout
 
 KINDS = ["Llama", "Qwen2", "Qwen3", "Mistral", "Gemma3", "GPT2"]
-KINDS += ["Gemma2", "Granite", "Bloom"]  # something behind the head; no attention of ours
+KINDS += ["Gemma2", "Granite", "Bloom", "DiffLlama"]  # behind the head, or in attention, another
 
 
 def test_greedy_tokens_equal_model_generate():
