@@ -358,14 +358,14 @@ def memory(model):
     return max(CPU_BYTES, 8 * model.num_parameters())
 
 
-def rows_that_fit(model, length):
+def rows_that_fit(model, length, n):
     """How many rows of `length` tokens one sampling batch may have: keys, values, the prefill's
-    widest tensors, some logits."""
+    widest tensors, which n rows share, some logits."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     size = getattr(model, "arithmetic", torch.float32).itemsize
-    token = config.num_hidden_layers * 2 * heads * width * size + 32 * config.hidden_size
+    token = config.num_hidden_layers * 2 * heads * width * size + 32 * config.hidden_size // n
     return max(1, memory(model) // (length * token + 16 * config.vocab_size))
 
 
@@ -406,7 +406,7 @@ def generate(
     samples, most = [None] * len(todo), max(1, len(todo))
     while todo:
         longest = min(context, len(asked[todo[-1]]) + max_new_tokens)
-        size = min(most, rows_that_fit(model, longest), len(todo))
+        size = min(most, rows_that_fit(model, longest, n), len(todo))
         part = todo[-size:]  # the longest first: fail early
         rows = [asked[row] for row in part]
         done = attempt(size == 1, sample_rows, model, rows, noise[part], temperature, stop)

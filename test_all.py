@@ -264,7 +264,7 @@ def test_seed_and_parts():
 
     whole = tokens()
     assert whole == tokens() != tokens(10) and whole[0] != whole[1]
-    with patch(rollout, "rows_that_fit", lambda model, length: 7):
+    with patch(rollout, "rows_that_fit", lambda model, length, n: 7):
         assert whole == tokens(progress=sizes.append) and sizes == [7, 7, 7, 7, 4]
     with patch(rollout, "sample_rows", functools.partial(small_device, 5)):
         assert whole == tokens() and tried[:4] == [32, 16, 8, 4]
@@ -274,13 +274,13 @@ def test_seed_and_parts():
 
 def test_sizes_of_batches_by_hand():
     """3 layers of keys and values of 2 heads of 8 fp32 are 384 bytes a token, 8 times a hidden
-    state of 32 are 1024; 97 tokens of vocabulary, 16 bytes each."""
-    model, row = tiny("Llama"), 100 * (384 + 1024) + 16 * 97
+    state of 32 are 1024, shared by 2 rows; 97 tokens of vocabulary, 16 bytes each."""
+    model, row = tiny("Llama"), 100 * (384 + 512) + 16 * 97
     with patch(rollout, "CPU_BYTES", 1):
         assert rollout.memory(model) == 8 * sum(p.numel() for p in model.parameters())
     for memory, rows in ((5 * row, 5), (5 * row - 1, 4), (10, 1)):
         with patch(rollout, "memory", return_value=memory):
-            assert rollout.rows_that_fit(model, 100) == rows
+            assert rollout.rows_that_fit(model, 100, 2) == rows
     # What goes into and comes out of 7 matrices a layer, in fp32: q, o 32 + 32, k, v 32 + 16, and
     # 32 + 48 three times.
     token = 3 * (2 * 64 + 2 * 48 + 3 * 80) * 4
