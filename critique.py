@@ -12,11 +12,11 @@ second attempt of SCoRe, arXiv 2409.12917).
 import ast
 import contextlib
 import json
-import operator
 import random
 import re
 import sys
 from fractions import Fraction
+from operator import add, mul, sub, truediv
 
 from reward import InputError, exits, load_problems, read_jsonl, text_field, to_number
 
@@ -84,8 +84,7 @@ def load_demonstrations(path, held_out=()):
     def check(row):
         question, response = text_field(row, "question"), text_field(row, "response")
         label, examples = row.get("label"), []
-        if isinstance(label, str):
-            label = {"right": True, "wrong": False}.get(label, label)
+        label = {"right": True, "wrong": False}.get(str(label), label)
         if label is not None and not isinstance(label, bool):
             raise ValueError(f"label {label!r}: must be right, wrong, true or false")
         if row.get("critique") is not None:
@@ -108,8 +107,7 @@ def load_demonstrations(path, held_out=()):
 
 
 STEP = re.compile(r"<<([^<>=]{1,60})=([^<>=]{1,20})>>")  # GSM8K's annotation of a step: <<48/2=24>>
-OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
-OPERATORS[ast.Div] = operator.truediv
+OPERATORS = {ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.Div: truediv}
 
 
 def calculate(expression, changed):

@@ -24,8 +24,10 @@ def exits(program, *args):
     """Run a program of the command line: what the user got wrong ends it with one line."""
     try:
         program(*args)
-    except (InputError, OSError) as error:
+    except (InputError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def one_line(error):
@@ -55,13 +57,10 @@ def read_jsonl(path, check):
     """[check(object)] for the lines of a JSONL file; blank lines are passed over.
 
     `check` raises ValueError or KeyError on an object that it cannot use. Raises InputError with
-    file and line number.
+    file and line number, OSError where there is no such file.
     """
     rows = []
-    try:
-        lines = Path(path).read_bytes().splitlines()  # bytes: \n, \r\n and \r end a line, no others
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
+    lines = Path(path).read_bytes().splitlines()  # bytes: \n, \r\n and \r end a line, no others
     for number, line in enumerate(lines, 1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")

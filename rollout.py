@@ -53,8 +53,8 @@ def timed(model, kind):
 def spent():
     """What has been added to SPENT since the last call, as metrics; `padding` is the share of the
     tokens computed that nobody needed."""
-    padding = 1 - SPENT.pop("tokens/useful", 1) / SPENT.pop("tokens/computed", 1)
-    metrics = dict(SPENT, padding=padding)
+    metrics = Counter(SPENT)
+    metrics["padding"] = 1 - metrics.pop("tokens/useful", 1) / metrics.pop("tokens/computed", 1)
     SPENT.clear()
     return metrics
 
@@ -82,21 +82,19 @@ def load_policy(name, device=None, precision=None):
     `model.generate` sample another policy than the one trained. Raises InputError.
     """
     path = TOY if str(name) == "toy" else name
+    how = dict(dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     try:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise InputError(f"device {str(device)!r}: {one_line(error)}") from error
-    how = dict(dtype=torch.float32, use_safetensors=True, output_loading_info=True)
-    try:
         model, report = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, **how)
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # whatever the library makes of a broken folder
-        raise InputError(f"cannot load model {str(name)!r}: {one_line(error)}") from error
-    for kind in ("missing", "unexpected", "mismatched"):
-        if report[kind + "_keys"]:  # the library would fill them at random, or drop them
-            found = ", ".join(sorted(map(str, report[kind + "_keys"])))[:200]
-            raise InputError(f"model {str(name)!r}: {kind} weights: {found}")
+        where = f"model {str(name)!r} on device {str(device)!r}"
+        raise InputError(f"cannot load {where}: {one_line(error)}") from error
+    for kind, keys in report.items():
+        if keys:  # the library would fill them at random, or drop them
+            found = ", ".join(sorted(map(str, keys)))[:200]
+            raise InputError(f"model {str(name)!r}: {kind.replace('_', ' ')}: {found}")
     known, rows = len(tokenizer), model.get_input_embeddings().num_embeddings
     if known > rows:
         raise InputError(f"model {str(name)!r}: {known} tokens in its tokenizer, {rows} embeddings")
@@ -131,15 +129,15 @@ def prepare(model):
 
 
 def agrees(model):
-    """Does the sampler find the log-probs of a plain pass? Models differ in what attention gets."""
+    """Does the sampler find the log-probs of a scoring pass, in which the library's attention is at
+    work? Models differ in what attention gets."""
     stop = torch.tensor([], dtype=torch.long, device=model.device)
-    close = []
     with contextlib.suppress(Exception):
-        for s in sample_rows(model, [[1], [2, 1]], torch.zeros(2, 3), 0.0, stop):
-            logits = model(torch.tensor([s.prompt + s.tokens], device=model.device)).logits
-            plain = logits[0, len(s.prompt) - 1 : -1].float().log_softmax(-1).amax(-1)
-            close.append(torch.allclose(plain.cpu(), torch.tensor(s.logprobs), atol=1e-3))
-    return len(close) == 2 and all(close)
+        noise = torch.zeros(2, 3, device=model.device)
+        samples = sample_rows(model, [[1], [2, 1]], noise, 0.0, stop)
+        drawn = torch.tensor([s.logprobs for s in samples])
+        return torch.allclose(torch.stack(logprobs(model, samples)).cpu(), drawn, atol=1e-3)
+    return False
 
 
 def stop_set(model, tokenizer):
@@ -150,11 +148,10 @@ def stop_set(model, tokenizer):
     for config in (model.config, model.generation_config, tokenizer):
         eos = config.eos_token_id
         stops.update(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
-    if tokenizer.chat_template:
-        with contextlib.suppress(InputError):  # a template that wants more than these two turns
-            behind = render(tokenizer, PROBE[:2]).split(PROBE[1]["content"])[1:]
-            ids = tokenizer("".join(behind), add_special_tokens=False).input_ids
-            stops.update([i for i in ids if i in tokenizer.all_special_ids][:1])
+    with contextlib.suppress(InputError):  # a template that wants more than these two turns
+        behind = render(tokenizer, PROBE[:2]).split(PROBE[1]["content"])[1:]
+        ids = tokenizer("".join(behind), add_special_tokens=False).input_ids
+        stops.update([i for i in ids if i in tokenizer.all_special_ids][:1])
     return sorted(stops)
 
 
@@ -179,19 +176,19 @@ def context_length(model):
 
 ROLES = ("user", "assistant", "user")
 PROBE = [{"role": role, "content": f"\u2460probe{i}\u2461"} for i, role in enumerate(ROLES)]
+PLAIN = (  # for a tokenizer without a chat template
+    "{{ bos_token }}{% for m in messages %}{{ m.role | capitalize }}:\n{{ m.content }}"
+    "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
+)
 
 
 def render(tokenizer, messages, **options):
-    """A conversation as text, through the chat template; a plain form where there is none."""
-    if not tokenizer.chat_template:
-        end = tokenizer.eos_token or ""
-        turns = [f"{m['role'].capitalize()}:\n{m['content']}" for m in messages]
-        turns = [t + end if m["role"] == "assistant" else t for t, m in zip(turns, messages)]
-        return "\n\n".join([*turns, "Assistant:\n"])
+    """A conversation as text, through the chat template; a plain one where there is none."""
     options["enable_thinking"] = False  # for the templates that know it
     fixed = "{% macro strftime_now(form) %}01 Jan 2026{% endmacro %}"  # the same prompt tomorrow
     try:
-        options["chat_template"] = fixed + tokenizer.chat_template
+        options["chat_template"] = fixed + (tokenizer.chat_template or PLAIN)
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)
     except Exception as error:  # a template is a program and may raise anything
         raise InputError(f"the chat template: {one_line(error)}") from error
@@ -209,8 +206,8 @@ def turn_marks(tokenizer, template):
     text = render(tokenizer, PROBE, add_generation_prompt=True)
     between = re.split("|".join(m["content"] for m in PROBE), text)[1:]
     pieces = re.split("|".join(["\n", *map(re.escape, special)]), "\n".join(between))
-    pieces = {piece.strip() for piece in pieces}
-    marks = set(special) | {p for p in pieces if not p.replace(" ", "").isalnum() and p}
+    pieces = {p for p in map(str.strip, pieces) if p and not p.replace(" ", "").isalnum()}
+    marks = pieces.union(special)
     return re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))))
 
 
@@ -224,11 +221,8 @@ def encode_chat(tokenizer, messages):
     marks = turn_marks(tokenizer, tokenizer.chat_template)
     # by a sign that no mark holds: what stands before and behind must not become one
     clean = [m | {"content": marks.sub("\ufffd", m["content"])} for m in messages]
-    if tokenizer.chat_template:  # it brings its own BOS
-        text = render(tokenizer, clean, add_generation_prompt=True)
-        return tokenizer(text, add_special_tokens=False).input_ids
-    ids = tokenizer(render(tokenizer, clean)).input_ids
-    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids  # some close every text with EOS
+    text = render(tokenizer, clean, add_generation_prompt=True)  # with its own BOS
+    return tokenizer(text, add_special_tokens=False).input_ids
 
 
 def decode(tokenizer, sample):
@@ -379,21 +373,18 @@ def attempt(last, work, *args):
     torch.cuda.empty_cache()  # outside of `except`, where the error still holds on to the tensors
 
 
-def generate(
-    model, prompts, n=1, max_new_tokens=256, temperature=1.0, stop=None, seed=0, progress=None
-):
+def generate(model, prompts, n=1, max_new_tokens=256, temperature=1.0, stop=None, seed=0, bar=None):
     """Sample n completions for each prompt (a list of token ids); Samples in prompt-major order.
 
     temperature 0 is greedy. stop: ids that end a completion (None: the model's own stop set). Row
     i's j-th token is drawn with the j-th of row i's own random numbers, so that a seed gives the
     same tokens however the rows are cut into parts. Rows that do not fit the memory for caches are
-    sampled in parts, halved again should the device still run out. progress: called with the number
-    of rows done. A completion that reaches the end of the context is cut there. Raises InputError
-    for a prompt that is empty or leaves no room, or for bad settings.
+    sampled in parts, halved again should the device still run out. bar: a tqdm bar, counts rows. A
+    completion that reaches the end of the context is cut there. Raises InputError for a prompt that
+    is empty or leaves no room, or for bad settings.
     """
     if n < 1 or max_new_tokens < 1 or temperature < 0:
-        given = f"{n}, {max_new_tokens}, {temperature}"
-        raise InputError(f"generate needs n, max_new_tokens >= 1, temperature >= 0; got {given}")
+        raise InputError("generate needs n, max_new_tokens >= 1 and temperature >= 0")
     asked, context = [list(prompt) for prompt in prompts for _ in range(n)], context_length(model)
     for i, prompt in enumerate(prompts):
         if not 0 < len(prompt) < context:
@@ -401,7 +392,7 @@ def generate(
     ends = model.generation_config.eos_token_id if stop is None else stop
     stop = torch.tensor(ends, dtype=torch.long, device=model.device)
     random = torch.Generator().manual_seed(seed)
-    noise = torch.rand(len(asked), max_new_tokens, generator=random)
+    noise = torch.rand(len(asked), max_new_tokens, generator=random).to(model.device)
     todo = sorted(range(len(asked)), key=lambda row: (len(asked[row]), asked[row]))  # less padding
     samples, most = [None] * len(todo), max(1, len(todo))
     while todo:
@@ -416,8 +407,8 @@ def generate(
         for row, sample in zip(part, done):
             samples[row] = sample
         del todo[-size:]
-        if progress:
-            progress(size)
+        if bar:
+            bar.update(size)
     return samples
 
 
@@ -483,12 +474,9 @@ def choose(logits, noise, temperature, space=None):
 def sample_rows(model, prompts, noise, temperature, stop):
     """One part of `generate`: prefill, then token by token; rows that have ended leave."""
     device, count, steps = model.device, *noise.shape
-    room = [context_length(model) - len(prompt) for prompt in prompts]
-    limit, noise = torch.tensor(room, device=device), noise.to(device)
-    tokens = torch.zeros(count, steps, dtype=torch.long, device=device)
+    limit = torch.tensor([context_length(model) - len(p) for p in prompts], device=device)
+    tokens = torch.full((count, steps), -1, device=device)
     logprob = torch.zeros(count, steps, device=device)
-    length = torch.zeros(count, dtype=torch.long, device=device)
-    stopped = torch.zeros(count, dtype=torch.bool, device=device)
     rows = torch.arange(count, device=device)  # in the batch: rows of `tokens`
     alive = torch.ones(count, dtype=torch.bool, device=device)  # of those
     with autocast(model), timed(model, "prefill"):
@@ -504,9 +492,7 @@ def sample_rows(model, prompts, noise, temperature, stop):
             token, logp = choose(logits, noise[rows, t], temperature, space[: len(rows)])
             live = rows[alive]
             tokens[live, t], logprob[live, t] = token[alive], logp[alive]
-            length[live] += 1
-            stopped[live] = torch.isin(token[alive], stop)
-            alive = alive & ~stopped[rows] & (length[rows] < limit[rows])
+            alive = alive & ~torch.isin(token, stop) & (t + 1 < limit[rows])
             left = int(alive.sum())
             if left == 0 or t + 1 == steps:
                 break
@@ -515,8 +501,10 @@ def sample_rows(model, prompts, noise, temperature, stop):
                 rows, token, mask, alive = rows[alive], token[alive], mask[alive], alive[alive]
             logits, mask = decode_step(model, token, mask, cache)
             SPENT.update({"tokens/computed": len(rows), "tokens/useful": left})
-    ends = zip(prompts, tokens.tolist(), logprob.tolist(), length.tolist(), stopped.tolist())
-    return [Sample(prompt, ids[:size], logp[:size], end) for prompt, ids, logp, size, end in ends]
+    length = (tokens >= 0).sum(1, keepdim=True)
+    stopped = torch.isin(tokens.gather(1, length - 1), stop)
+    ends = zip(prompts, *(x.tolist() for x in (tokens, logprob, length, stopped)))
+    return [Sample(p, ids[:size], logp[:size], end) for p, ids, logp, [size], [end] in ends]
 
 
 # --------------------------------------------------------------------------------------- scoring
@@ -545,8 +533,7 @@ def micro_batches(model, samples, parts=1):
     def cut(order):
         batches = []
         while order:
-            sizes = range(1, len(order) + 1)
-            fits = bisect.bisect(sizes, most, key=lambda size: cost(order[:size]))
+            fits = bisect.bisect(range(1, len(order) + 1), most, key=lambda n: cost(order[:n]))
             batches.append(order[: max(1, fits)])
             order = order[max(1, fits) :]
         return sum(map(cost, batches)), batches
@@ -602,8 +589,6 @@ def token_logprobs(model, states, tokens, temperature):
         return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(1)
 
     size = max(1, LOGITS // model.config.get_text_config().vocab_size)
-    if len(tokens) <= size:
-        return score_slice(states, tokens)
     slices = zip(states.split(size), tokens.split(size))
     return torch.cat([checkpoint(score_slice, *each, use_reentrant=False) for each in slices])
 
@@ -615,8 +600,8 @@ def main(name="toy"):
     [ours] = generate(model, [prompt], max_new_tokens=64, temperature=0)
     with torch.no_grad(), autocast(model):
         theirs = model.generate(left_pad([prompt], model.device)[0], max_new_tokens=64)[0]
-    print(decode(tokenizer, ours))
-    print(f"as model.generate: {prompt + ours.tokens == theirs.tolist()}")
+    same = prompt + ours.tokens == theirs.tolist()
+    print(f"{decode(tokenizer, ours)}\nas model.generate: {same}")
 
 
 if __name__ == "__main__":

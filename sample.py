@@ -78,7 +78,7 @@ def complete(policy, chats, n, seed, show=None):
     prompts = [encode_chat(tokenizer, chat) for chat in chats]
     fits = [prompt for prompt in prompts if len(prompt) < room]
     with tqdm(total=len(fits) * n, desc=show, disable=None if show else True, leave=False) as bar:
-        how = dict(temperature=policy.temperature, seed=seed, progress=bar.update)
+        how = dict(temperature=policy.temperature, seed=seed, bar=bar)
         done = iter(generate(policy.model, fits, n, policy.limit, **how))
     asked = [prompt for prompt in prompts for _ in range(n)]
     samples = [next(done) if len(p) < room else Sample(p, [], [], False) for p in asked]
@@ -100,11 +100,10 @@ def respond(policy, problems, n, seed, show=None):
 def criticise(policy, pairs, n, seed, show=None):
     """Second-order rollout: n critiques of each pair with their judgements; pair-major order."""
     chats = [critique(p.problem.question, p.response) for p in pairs]
-    episodes = []
-    for i, (sample, text) in enumerate(complete(policy, chats, n, seed, show)):
-        call = judgement(text) if sample.stopped else None
-        episodes.append(Episode(sample, text, "critique", pairs[i // n].problem, judged=call))
-    return episodes
+    done = complete(policy, chats, n, seed, show)
+    calls = [judgement(text) if sample.stopped else None for sample, text in done]
+    asked = [p.problem for p in pairs for _ in range(n)]
+    return [Episode(*d, "critique", p, judged=call) for d, p, call in zip(done, asked, calls)]
 
 
 def two_attempts(policy, problems, n, seed, show=None):
@@ -298,19 +297,18 @@ def check_lengths(policy, problems):
     for problem in sorted(problems, key=lambda p: -len(p.question))[:50]:
         size = len(encode_chat(policy.tokenizer, correct(problem.question, "0")))
         if size + policy.limit > room:
-            need = f"{size} of a prompt and --max-new-tokens {policy.limit}"
-            asked = f"for the question {problem.question[:60]!r}"
-            raise InputError(f"the model's context of {room} tokens is too short: {need} {asked}")
+            need = f"{size} and --max-new-tokens {policy.limit} for {problem.question[:60]!r}"
+            raise InputError(f"the model's context of {room} tokens is too short: {need}")
 
 
-def check_least(args, least):
-    """Refuse flags below their least value: {least: "names"}."""
-    for low, names in least.items():
-        for name in names.split():
-            value = getattr(args, name)
-            if value is not None and not low <= value < math.inf:
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag} {value}: must be at least {low} and finite")
+def check_numbers(args, may_be_zero):
+    """Refuse numbers of the command line that are not finite and above 0; where 0 has a sense, in
+    the flags `may_be_zero` (names with spaces between them), those below 0."""
+    for name, value in vars(args).items():
+        low = "at least 0" if name in may_be_zero.split() else "above 0"
+        good = type(value) not in (int, float) or 0 < value < math.inf
+        if not good and (value != 0 or low == "above 0"):
+            raise InputError(f"--{name.replace('_', '-')} {value}: must be finite and {low}")
 
 
 def parse_args(argv):
@@ -334,7 +332,7 @@ def parse_args(argv):
     add("--json", action="store_true", help="the numbers as one JSON object on the last line")
     args = parser.parse_args(argv)
     args.n = args.n if args.n is not None else 16 if args.vote else 4
-    check_least(args, {1: "n critiques size max_new_tokens", 0: "seed", 1e-9: "temperature"})
+    check_numbers(args, "seed")
     if args.vote and args.critiques >= args.n:
         raise InputError(f"--critiques {args.critiques}: must be less than --n {args.n}")
     if not (args.question or args.eval or args.vote):
@@ -359,10 +357,6 @@ def use(argv):
     check_lengths(policy, [*problems, Problem(args.question or "", "")])
     if args.question:
         show_question(policy, args.question, args.n, args.seed)
-    if args.data and (folder / "train.jsonl").exists():
-        trained = {p.question for p in reward.load_problems(folder / "train.jsonl")}
-        seen = sum(p.question in trained for p in problems)
-        print(f"{args.model} was trained on {seen} of these {len(problems)} problems")
     numbers = {}
     if args.eval:
         if not exam:
@@ -374,9 +368,8 @@ def use(argv):
         budgets = sorted({2**i for i in range(1, 20) if 2**i < args.n} | {args.n})
         table = vote(policy, problems, budgets, args.critiques, args.seed)
         *_, greedy = two_attempts(policy.greedy(), problems, 1, 0, "greedy")
-        spent = f"samples at temperature {args.temperature:g}"
         error = f"standard error up to {0.5 / len(problems) ** 0.5:.3f}"
-        print(f"\ngreedy: t1 {greedy['t1']:.3f}, t2 {greedy['t2']:.3f}; below {spent}, {error}")
+        print(f"\ngreedy: t1 {greedy['t1']:.3f}, t2 {greedy['t2']:.3f}; {error}")
         columns = {f"k={k}": {way: row.get(k) for way, row in table.items()} for k in budgets}
         print_table(f"accuracy by vote, {len(problems)} problems", columns)
         numbers |= table | {"greedy/t1": greedy["t1"], "greedy/t2": greedy["t2"]}

@@ -255,8 +255,8 @@ def test_seed_and_parts():
             raise torch.OutOfMemoryError("a small device")
         return real(model, prompts, *rest)
 
-    def tokens(seed=9, progress=None):
-        how = dict(n=4, max_new_tokens=20, stop=(2, 5), seed=seed, progress=progress)
+    def tokens(seed=9, bar=None):
+        how = dict(n=4, max_new_tokens=20, stop=(2, 5), seed=seed, bar=bar)
         samples = generate(model, prompts, **how)
         assert [s.prompt for s in samples] == [p for p in prompts for _ in range(4)]
         return [s.tokens for s in samples]
@@ -264,7 +264,7 @@ def test_seed_and_parts():
     whole = tokens()
     assert whole == tokens() != tokens(10) and whole[0] != whole[1]
     with patch(rollout, "rows_that_fit", lambda model, length, n: 7):
-        assert whole == tokens(progress=sizes.append) and sizes == [7, 7, 7, 7, 4]
+        assert whole == tokens(bar=mock.Mock(update=sizes.append)) and sizes == [7, 7, 7, 7, 4]
     with patch(rollout, "sample_rows", functools.partial(small_device, 5)):
         assert whole == tokens() and tried[:4] == [32, 16, 8, 4]
     with patch(rollout, "sample_rows", functools.partial(small_device, 0)):
@@ -411,9 +411,9 @@ def test_stop_set_is_the_union(tmp_path):
 def test_models_that_cannot_be_trained_are_refused(tmp_path):
     weights, name = base()[0].state_dict(), "model.norm.weight"
     norm = {key: w for key, w in weights.items() if key != name}
-    refused(f"missing weights|{name}", tmp_path / "a", state_dict=norm)
+    refused(f"missing keys|{name}", tmp_path / "a", state_dict=norm)
     extra = weights | {"model.extra.weight": torch.ones(3)}
-    refused("unexpected weights|model.extra.weight", tmp_path / "b", state_dict=extra)
+    refused("unexpected keys|model.extra.weight", tmp_path / "b", state_dict=extra)
     model, tokenizer = copy.deepcopy(base())
     model.resize_token_embeddings(300)
     refused(f"{len(tokenizer)}|300", tmp_path / "c", model)
@@ -807,8 +807,8 @@ def test_data_files(tmp_path):
     fails("data.jsonl:4:|utf-8", load, good.encode() + b'{"question": "\xff", "answer": "1"}\n')
     fails("data.jsonl:1:", load, b"\xff\xfe\x00")
     fails("data.jsonl|empty", load, "\n \n")
-    fails("none.jsonl|No such file", reward.load_problems, tmp_path / "none.jsonl")
-    fails(str(tmp_path), reward.load_problems, tmp_path)
+    fails("none.jsonl|No such file", reward.load_problems, tmp_path / "none.jsonl", kind=OSError)
+    fails(str(tmp_path), reward.load_problems, tmp_path, kind=OSError)
     pair = Pair(Problem("q", "1"), "r", True, 0.3)
     assert reward.to_pair(from_pair(pair)) == pair
     write(path, [pair, from_pair(pair) | {"label": "right"}])
@@ -1028,7 +1028,7 @@ def test_learner_out_of_memory_and_not_finite():
     close(seen, expected, 1e-5)
     episodes[9].sample.logprobs[0] = math.nan
     error = fails("gradient norm is nan", updated, episodes, kind=FloatingPointError)
-    assert error.args[1] is episodes[9]
+    assert error.episode is episodes[9]
     base()[0].zero_grad()
     few = episodes_of()[:4]  # far below a micro-batch's size: it is halved until one row is left
 
@@ -1307,9 +1307,9 @@ def raises(error):
     return mock.Mock(side_effect=error)
 
 
-def test_interruptions_lose_no_whole_step(tmp_path):
-    """Signals, errors in a recipe, in an evaluation, in an update: the last whole step is kept, and
-    the run goes on as if nothing had been."""
+def test_interruptions(tmp_path):
+    """Signals finish their step; after errors in a recipe, in an evaluation, in an update the last
+    checkpoint is whole; the run goes on as if nothing had been."""
     whole, _ = trained(tmp_path / "whole", SHORT)
     run, real, learn = tmp_path / "run", train.reward_critiques, train.learn
 
@@ -1326,9 +1326,9 @@ def test_interruptions_lose_no_whole_step(tmp_path):
         return learn(args, policy, optimizer, reference, episodes, step)
 
     for disturbance, outcome, step in [
-        (within(1, signals(signal.SIGINT, signal.SIGTERM)), "143", 0),  # the second leaves at once
-        (within(1, signals(signal.SIGTERM)), "143", 1),
-        (within(1, signals(signal.SIGINT)), "130", 2),
+        (within(1, signals(signal.SIGINT, signal.SIGTERM)), "143", 1),  # the second leaves at once
+        (within(1, signals(signal.SIGTERM)), "143", 2),
+        (within(1, signals(signal.SIGINT)), "130", 3),
         (patch(sample, "evaluate", raises(OverflowError("too good"))), "too good", 3),
         (within(2, raises(ZeroDivisionError("out of luck"))), "out of luck", 4),
         (within(1, raises(InputError("prompt 7"))), "error: prompt 7", 4),
@@ -1375,6 +1375,7 @@ def test_killed_while_saving(tmp_path):
 
 COUNTED = """
 import os, sys, torch, train
+torch.set_num_threads(1)
 count = int(sys.argv.pop(1))
 spared = iter([True] * (count - 1) + [False] * (count > 0))
 def counted(real):
@@ -1456,9 +1457,7 @@ def test_run_folders(tmp_path):
     fails("holds a run|--resume", go, "2")
     fails("--seed 0, not 5", go, "2 --resume --seed 5")
     fails("--n 2, not 3", go, "2 --resume --n 3")
-    write(data, problems(12, 4))
-    fails("--data|has changed", go, "2 --resume")
-    write(data, problems(12, 3))
+    write(data, problems(12, 4))  # a run goes on with the problems that it began with
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": 2, "left over": "from a step behind the checkpoint"}\n')
     rows, _ = go("2 --resume --eval-every 7")
@@ -1467,27 +1466,28 @@ def test_run_folders(tmp_path):
     again, printed = go("2 --resume")
     assert again == rows and "start" in printed and "end" in printed
     assert AutoModelForCausalLM.from_pretrained(run)
-    sizes = [len(lines(run / f"{name}.jsonl")) for name in ("train", "held_out", "exam")]
-    assert sizes == [12, 4, 4]
+    assert [len(lines(run / f"{name}.jsonl")) for name in ("held_out", "exam")] == [4, 4]
+    asked = [row["question"] for row in lines(run / "train.jsonl")]
+    assert asked == [p.question for p in problems(12, 3)]
     (run / "resume.pt").write_bytes(b"half")
     fails("resume.pt cannot be read", go, "2 --resume")
     torch.save({"format": 0}, run / "resume.pt")
-    fails("resume.pt is of another version", go, "2 --resume")
+    fails("resume.pt cannot be read|of another version", go, "2 --resume")
     with patch(os, "replace", raises(OSError("no space left"))):
         fails("no space left", go, "1", tmp_path / "full")
 
 
 def test_what_a_step_writes(tmp_path):
-    """Prompts that do not fit are skipped and counted; texts and warnings for a person to read."""
+    """Prompts that do not fit are skipped and counted; texts for a person to read."""
     flags = "--method g-rl --questions 3 --n 3 --steps 2 --eval-size 2 --max-new-tokens 3 --data"
     data = write(tmp_path / "data", [*problems(2), Problem("9+" * 300, "9")])
     run, how = tmp_path / "run", (flags, data)
     fails("context|9+9+9", trained, run, *how)
     assert not run.exists()
-    with patch(sample, "check_lengths", lambda *args, **how: None):
+    with patch(sample, "check_lengths", lambda *args: None):
         rows, printed = trained(run, *how)
     assert [row["skipped"] for row in rows[1:]] == [3, 3] and rows[1]["tokens"] == 18
-    assert rows[1]["truncated"] == 1 and "warning" in printed and "--max-new-tokens" in printed
+    assert rows[1]["truncated"] == 1 and "truncated 1" in printed and "--- response" in printed
     texts = lines(run / "samples.jsonl")
     assert [row["step"] for row in texts] == [1] * 3 + [2] * 3
     assert all(row["reward"] == 0 and row["prompt"] and not row["stopped"] for row in texts)
@@ -1508,8 +1508,8 @@ def test_flags():
     assert plain.no_std and not toy.no_std and plain.alpha == plain.stage1_steps == 0
     own = arguments("--data mine.jsonl")  # the toy's files go together
     assert (own.data, own.eval_data, own.exam, own.steps) == ("mine.jsonl", None, None, 20)
-    for flags, noted in (("", 0), ("--reward-right 0.6", 1), ("--balance reweight --no-std", 0)):
-        assert ("cancel" in printed_by(train.parse_args, flags)) == noted, flags
+    for flags in ("--reward-right 0.6", "--balance reweight", "--balance reweight --group batch"):
+        assert arguments(flags).no_std == ("batch" not in flags), "constants would cancel"
 
 
 REFUSED = """--method grpo => --method|grpo;--frobnicate => --frobnicate;--n 1 => --n 1
@@ -1624,7 +1624,6 @@ def test_sample_on_the_command_line(tmp_path):
     assert numbers == {key: value for key, value in rows[-1].items() if key.startswith("eval/")}
     both = write(tmp_path / "both", asked[:2] + problems(3, 8))
     text = used("--eval --json --size 4 --model", run, "--data", both)
-    assert "trained on 2 of these 4" in text
     assert json.loads(text.splitlines()[-1])["eval/size"] == 4
     for flags, budgets, weighted in (("--n 4 --critiques 3", "24", "4"), ("--n 6", "246", "246")):
         text = used("--vote --json --size 8 " + flags)

@@ -14,8 +14,7 @@ several devices, a value network, serving engines. Below: flags, loss, update, r
 """
 
 import argparse
-import hashlib
-import json
+import functools
 import math
 import os
 import random
@@ -33,7 +32,7 @@ import reward
 import rollout
 import sample
 from critique import correct, load_demonstrations
-from reward import InputError, from_pair, from_problem, one_line, to_pair
+from reward import InputError, exits, from_pair, from_problem, one_line, to_pair
 from rollout import TOY, demonstration, load_policy, micro_batches, score_rows, timed
 from sample import Episode, Policy, mean, seed_of
 
@@ -44,8 +43,7 @@ MAX_AWAY = 3.0  # nats: k3 is exponential in ref - logprobs, and one token could
 STATIC_QUESTIONS = 512  # that static pairs are sampled from, 10 responses each (paper: 10)
 
 # What differs from the defaults on the toy: a tiny model on tiny problems learns faster.
-TOY_FILES = dict(data="train.jsonl", eval_data="held_out.jsonl", exam="exam.jsonl")
-TOY_FILES = {name: str(TOY / file) for name, file in TOY_FILES.items()}  # unless there is --data
+TOY_FILES = {"data": "train.jsonl", "eval_data": "held_out.jsonl", "exam": "exam.jsonl"}
 TOY_SETTINGS = dict(steps=20, questions=64, lr=2e-4, kl=0.0, max_new_tokens=64, eval_size=512)
 TOY_SETTINGS["beta2"] = 0.25
 
@@ -59,18 +57,18 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.error = lambda message: sys.exit(f"error: {message}")
 
-    def add(name, default, help, type=None):
+    def add(name, default, help, kind=str):
         """One flag. A list names its choices, the first is the default."""
-        options, toy = {}, TOY_SETTINGS.get(name.replace("-", "_"))
+        how = {"type": kind if default is None else type(default)}
         if isinstance(default, list):
-            options, default = {"choices": list(filter(None, default))}, default[0]
-        if isinstance(default, bool):
-            options["action"] = "store_true"
-        elif not options:
-            options["type"] = type or (str if default is None else default.__class__)
-        note = "" if default in (None, False) else f" [{default}]"
+            how, default = {"choices": list(filter(None, default))}, default[0]
+        toy = TOY_SETTINGS.get(name.replace("-", "_"))
+        note = "" if default is None else f" [{default}]"
         note += "" if toy is None else f" [toy: {toy}]"
-        parser.add_argument("--" + name, default=default, help=help + note, **options)
+        parser.add_argument("--" + name, default=default, help=help + note, **how)
+
+    def switch(name, help):
+        parser.add_argument("--" + name, action="store_true", help=help)
 
     add("method", list(METHODS), "what is trained, see the README")
     add("model", "toy", "toy, a model folder or a hub id")
@@ -92,7 +90,7 @@ def parse_args(argv=None):
     add("device", None, "cpu, cuda, cuda:1, mps (else cuda where there is one)")
     add("precision", [None, "fp32", "bf16"], "of the arithmetic (else bf16 on cuda, else fp32)")
     add("out", "out", "folder of the run: model, metrics.jsonl, samples.jsonl, resume.pt")
-    add("resume", False, "go on with the run in --out: the same command and this flag")
+    switch("resume", "go on with the run in --out: the same command and this flag")
     add("eval-every", 10, "steps between evaluations with a checkpoint; both also at the end")
     add("eval-size", 256, "held-out problems, and pairs of the exam, in an evaluation")
     # GC-RL
@@ -104,7 +102,7 @@ def parse_args(argv=None):
     add("reward-right", 0.7, "of a right call on a right response (eq. 5: 0.6, eq. 6: 0.8)")
     add("reward-wrong", 0.7, "of a right call on a wrong response (eq. 5: 0.8, eq. 6: 0.6)")
     add("group", ["prompt", "question", "batch"], "the samples that a reward is compared with")
-    add("no-std", False, "advantages are not divided by the group's deviation")
+    switch("no-std", "advantages are not divided by the group's deviation")
     # SCoRe
     add("alpha", 10.0, "weight of the shaping alpha (r(y2) - r(y1)) in Stage II (paper: 10)")
     add("beta1", 0.01, "KL weight on both attempts, of multi-turn too (paper: 0.01)")
@@ -112,20 +110,17 @@ def parse_args(argv=None):
     add("stage1-steps", None, "of --steps, those of Stage I (else half)", int)
     known, _ = parser.parse_known_args(argv)
     if known.model == "toy":
-        parser.set_defaults(**TOY_SETTINGS, **({} if known.data else TOY_FILES))
+        files = {} if known.data else {name: f"{TOY / file}" for name, file in TOY_FILES.items()}
+        parser.set_defaults(**TOY_SETTINGS, **files)
     return settle(parser.parse_args(argv))
 
 
-AT_LEAST = {
-    1: "questions n updates max_new_tokens pairs cache eval_every eval_size",
-    0: "steps kl clip seed denoise reward_right reward_wrong alpha beta1 beta2 stage1_steps",
-    1e-12: "lr cold_start_lr temperature",
-}
+MAY_BE_ZERO = "steps kl clip seed denoise reward_right reward_wrong alpha beta1 beta2 stage1_steps"
 
 
 def settle(args):
     """Fill in what depends on other flags; refuse what cannot work before any work is done."""
-    sample.check_least(args, AT_LEAST)
+    sample.check_numbers(args, MAY_BE_ZERO)
     if args.n == 1 and args.group != "batch" and args.method not in SUPERVISED:
         raise InputError("--n 1: a single sample has nothing to be compared with; use 2 or more")
     if args.method == "score" and (args.stage1_steps or 0) > args.steps:
@@ -134,10 +129,10 @@ def settle(args):
     args.critique_data = args.critique_data or ("static" if args.method == "c-rl" else "dynamic")
     if args.method == "multi-turn":  # SCoRe without its two ideas
         args.alpha, args.stage1_steps = 0.0, 0
+    # Divided by its deviation, a prompt's group is the same whatever the constants of its rewards.
     constants = (args.balance, args.reward_right, args.reward_wrong) != ("filter", 0.7, 0.7)
-    if constants and args.group == "prompt" and not args.no_std:
-        print("note: --group prompt, divided by its deviation: the constants of eqs. 2-6 cancel")
-    args.no_std = args.no_std or METHODS[args.method] is score  # see `score` for why
+    cancelled = constants and args.group == "prompt"
+    args.no_std = args.no_std or cancelled or METHODS[args.method] is score  # see `score` for why
     return args
 
 
@@ -183,7 +178,6 @@ def accumulate(model, episodes, cuts, tokens, clip, temperature, reference):
         old = [torch.tensor(e.sample.logprobs or r.tolist()) for e, r in zip(part, rows)]
         new, old = pad_sequence(rows, True), pad_sequence(old, True).to(device)
         mask = pad_sequence([torch.ones_like(r, dtype=torch.bool) for r in rows], True)
-        weights = torch.tensor([[e.advantage, e.kl] for e in part], device=device)
         ref, held = old if reference is model else None, [e.sample for e in part if e.kl > 0]
         if reference not in (None, model) and held:
             with torch.no_grad():
@@ -192,7 +186,9 @@ def accumulate(model, episodes, cuts, tokens, clip, temperature, reference):
             ref = pad_sequence(ref, True)
         if ref is not None:
             ref = torch.minimum(ref, new + MAX_AWAY)
-        advantage, kl = weights.T[..., None]
+        advantage, kl = torch.tensor([(e.advantage, e.kl) for e in part], device=device).T[
+            ..., None
+        ]
         loss, clipped, k3 = grpo_loss(new, old, advantage, mask, clip, ref, kl)
         (loss * (mask.sum() / tokens)).backward()
         log_ratio = (new - old).detach().masked_fill(~mask, 0.0).abs()
@@ -212,7 +208,7 @@ def gradient(model, optimizer, episodes, *how):
     """`accumulate`, in smaller micro-batches if the device runs out of memory, and clipping. How
     small is kept with the optimizer, so that a resumed run cuts alike. Returns (sums, norm).
 
-    A norm that is not finite raises FloatingPointError(message, the first episode that gives one).
+    A norm that is not finite raises FloatingPointError, its `episode` the first that gives one.
     """
     kept, sums = optimizer.param_groups[0], None
     while sums is None:
@@ -230,7 +226,9 @@ def gradient(model, optimizer, episodes, *how):
             accumulate(model, [e], [[0]], *how)
             if not all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None):
                 break
-        raise FloatingPointError(f"the gradient norm is {norm}; a smaller --lr may help", e)
+        error = FloatingPointError(f"the gradient norm is {norm}; a smaller --lr may help")
+        error.episode = e
+        raise error
     return sums, norm
 
 
@@ -258,12 +256,9 @@ def update(model, optimizer, episodes, updates, rng, clip=0.2, temperature=1.0, 
         norms.append(norm)
         first = first or sums
         total.update(sums)
-    metrics = {
-        "ratio/max_log": first["max"],
-        "ratio/mean_log": first["distance"] / first["tokens"],
-        "ratio/clipped": total["clipped"] / total["tokens"],
-        "grad_norm": mean(norms),
-    }
+    metrics = {"ratio/max_log": first["max"], "grad_norm": mean(norms)}
+    metrics["ratio/mean_log"] = first["distance"] / first["tokens"]
+    metrics["ratio/clipped"] = total["clipped"] / total["tokens"]
     for name in total:
         if reference is not None and name.startswith("kl/"):
             metrics[name] = total[name] / total["tokens/" + name.removeprefix("kl/")]
@@ -348,7 +343,8 @@ def score(args, policy, step, problems, *_):
     """
     seed = seed_of(args.seed, step, "attempts")
     first, second, metrics = sample.two_attempts(policy, problems, args.n, seed)
-    stage = 1 if step <= args.stage1_steps else 2
+    half = args.steps // 2
+    stage = 1 if step <= (half if args.stage1_steps is None else args.stage1_steps) else 2
     for a, b in zip(first, second):
         a.group = ("attempt 1", *group_key(args, a.problem))
         b.group = ("attempt 2", *group_key(args, a.problem))
@@ -404,12 +400,10 @@ def learn(args, policy, optimizer, reference, episodes, step):
         e.advantage = advantage
     spread = {e.group for e in episodes if e.advantage != 0}
     tokens = sum(len(e.sample.tokens) for e in episodes)
-    metrics = {
-        "groups/no_spread": mean(group not in spread for group in set(groups)),
-        "truncated": mean(not e.sample.stopped for e in episodes),
-        # E[-log p] under p is the entropy: the sampler's log-probs estimate it without bias
-        "entropy": -sum(sum(e.sample.logprobs) for e in episodes) / tokens,
-    }
+    metrics = {"groups/no_spread": mean(group not in spread for group in set(groups))}
+    metrics["truncated"] = mean(not e.sample.stopped for e in episodes)
+    # E[-log p] under p is the entropy: the sampler's log-probs estimate it without bias
+    metrics["entropy"] = -sum(sum(e.sample.logprobs) for e in episodes) / tokens
     for role in dict.fromkeys(e.role for e in episodes):
         metrics["length/" + role] = mean(len(e.sample.tokens) for e in episodes if e.role == role)
     if reference is not None and step == 1:  # it is the reference's own rollout
@@ -420,26 +414,23 @@ def learn(args, policy, optimizer, reference, episodes, step):
 def cold_start(args, model, samples):
     """Supervised learning of demonstrations before RL: a short warm-up, then linear decay."""
     passes, size = COLD_START
-    steps, queue = math.ceil(passes * len(samples) / size), []
+    steps = math.ceil(passes * len(samples) / size)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
     rng = random.Random(seed_of(args.seed, "cold start"))
-    with tqdm(range(steps), desc="cold start", disable=None) as bar:
-        for step in bar:
-            while len(queue) < size:
-                queue += rng.sample(samples, len(samples))
-            batch, queue = queue[:size], queue[size:]
-            rate = min(1, (step + 1) / (0.1 * steps)) * (1 - step / steps)
-            optimizer.param_groups[0]["lr"] = args.cold_start_lr * rate
-            given = [Episode(s, "", "given", None, advantage=1.0) for s in batch]
-            loss = update(model, optimizer, given, 1, rng)["loss"]
-            bar.set_postfix(loss=f"{loss:.3f}")
-            if step in (0, steps - 1) or (step + 1) % max(1, steps // 10) == 0:
-                tqdm.write(f"cold start {step + 1}/{steps}: loss {loss:.3f} nats per token")
+    for step in tqdm(range(steps), "cold start", disable=None):
+        batch = batch_of(samples, step + 1, args.seed, size)
+        rate = min(1, (step + 1) / (0.1 * steps)) * (1 - step / steps)
+        optimizer.param_groups[0]["lr"] = args.cold_start_lr * rate
+        given = [Episode(s, "", "given", None, advantage=1.0) for s in batch]
+        loss = update(model, optimizer, given, 1, rng)["loss"]
+        if step == 0 or (step + 1) % max(1, steps // 10) == 0:
+            tqdm.write(f"cold start {step + 1}/{steps}: loss {loss:.3f} nats per token")
 
 
 # --------------------------------------------------------------------------------------- the run
 
-FORMAT = 2  # of resume.pt
+FORMAT = 3  # of resume.pt
+torch.serialization.add_safe_globals([reward.Problem, reward.Pair])  # all that it holds of ours
 BEFORE_CHECKPOINT = {"start", "resume.pt.partial"}  # what a run writes before its first resume.pt
 MAY_CHANGE = ("steps", "resume", "device", "eval_every", "out")  # flags, when a run goes on
 
@@ -456,10 +447,10 @@ def open_run(args):
         raise InputError(f"--out {out}: holds a run; go on by --resume, or name another folder")
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
+        if state["format"] != FORMAT:
+            raise ValueError("it is of another version of this program")
+    except Exception as error:  # a file that is cut, or of another program
         raise InputError(f"--resume: {path} cannot be read: {one_line(error)}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise InputError(f"--resume: {path} is of another version of this program")
     for name, value in vars(args).items():
         if name not in MAY_CHANGE and state["flags"].get(name) != value:
             flag, before = name.replace("_", "-"), state["flags"].get(name)
@@ -477,8 +468,7 @@ def save_state(out, state, model, optimizer):
             os.fsync(file.fileno())
         os.replace(out / "resume.pt.partial", out / "resume.pt")
     except (OSError, RuntimeError) as error:
-        reason = f"no checkpoint written, the last is whole: {one_line(error)}"
-        raise InputError(f"{out}: {reason}") from error
+        raise InputError(f"{out}: {one_line(error)}; the last checkpoint is whole") from error
 
 
 def load_data(args):
@@ -501,14 +491,15 @@ def load_data(args):
     return problems, held_out, exam, examples
 
 
-def batch_of(problems, step, seed, count):
-    """The problems of a step: pass after pass over all of them, each in an order of its own."""
-    places = [divmod(i, len(problems)) for i in range((step - 1) * count, step * count)]
-    orders = {}
-    for epoch in dict(places):
-        rng = random.Random(seed_of(seed, "epoch", epoch))
-        orders[epoch] = rng.sample(problems, len(problems))
-    return [orders[epoch][place] for epoch, place in places]
+@functools.lru_cache(2)
+def order_of(seed, epoch, count):
+    return random.Random(seed_of(seed, "epoch", epoch)).sample(range(count), count)
+
+
+def batch_of(items, step, seed, count):
+    """The items of a step: pass after pass over all of them, each in an order of its own."""
+    places = [divmod(i, len(items)) for i in range((step - 1) * count, step * count)]
+    return [items[order_of(seed, epoch, len(items))[place]] for epoch, place in places]
 
 
 def first_pairs(args, policy, problems, held_out, exam):
@@ -539,8 +530,6 @@ def show_step(row, steps):
     """One step as a line of text, under the names of metrics.jsonl."""
     shown = [f"{name} {row[name]:.3g}" for name in SHOWN.split() if row.get(name) is not None]
     tqdm.write(f"step {row['step']}/{steps}  " + "  ".join(shown))
-    if row.get("truncated", 0) > 0.5:
-        tqdm.write("warning: more than half were cut at --max-new-tokens and count as wrong")
 
 
 def sample_row(policy, step, e):
@@ -550,9 +539,9 @@ def sample_row(policy, step, e):
     return row | {"reward": e.reward, "advantage": e.advantage}
 
 
-def show_samples(policy, step, episodes):
+def show_samples(out, policy, step, episodes):
     """The texts of a step: of each role one group, one that has spread if any has. Prints the first
-    text of each; returns rows for samples.jsonl."""
+    text of each; returns the rows that it adds to samples.jsonl."""
     rows = []
     for role in dict.fromkeys(e.role for e in episodes):
         some = [e for e in episodes if e.role == role]
@@ -561,6 +550,7 @@ def show_samples(policy, step, episodes):
         rows += [sample_row(policy, step, e) for e in group]
         text = sample.printable(f"{group[0].problem.question}\n{group[0].text}")
         tqdm.write(f"--- {role}, reward {group[0].reward:g}:\n{text}")
+    reward.write_jsonl(out / "samples.jsonl", rows, "a")
     return rows
 
 
@@ -570,35 +560,30 @@ def catch_signals():
 
     def on_signal(number, frame):
         if seen:
-            raise SystemExit(128 + number)
+            sys.exit(128 + number)
         seen.append(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
     return seen
 
 
 def begin_run(args):
-    """Everything that can be refused is refused here; then the policy that the run starts from, or
-    goes on with. Returns (policy, optimizer, state, problems, held_out)."""
-    out, flags, state = Path(args.out), dict(vars(args)), open_run(args)
-    problems, held_out, exam, examples = load_data(args)
-    data = json.dumps([from_problem(p) for p in problems + held_out]).encode()
-    digest = hashlib.sha256(data).hexdigest()
-    if state and state["data"] != digest:
-        raise InputError(f"--resume: --data {args.data} has changed since the run in {out} began")
+    """Everything that can be refused is refused here. Returns (policy, optimizer, state) that the
+    run starts from, or goes on with."""
+    out, state = Path(args.out), open_run(args)
     source = out / "start" if state else args.model
+    problems, held_out, exam, examples = ((),) * 4 if state else load_data(args)
     model, tokenizer = load_policy(source, args.device, args.precision)
     policy = Policy(model, tokenizer, args.max_new_tokens, args.temperature)
     model.generation_config.max_new_tokens = args.max_new_tokens
-    sample.check_lengths(policy, problems + held_out)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), betas=(0.9, 0.95), weight_decay=0.0, fused=True
-    )
+    how = dict(betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), **how)
     if state:
         model.load_state_dict(state.pop("weights"))
         optimizer.load_state_dict(state.pop("optimizer"))
-        return policy, optimizer, state, problems, held_out
+        return policy, optimizer, state
+    sample.check_lengths(policy, problems + held_out)
     samples = [demonstration(tokenizer, *example) for example in examples]
     longest = max((len(s.prompt + s.tokens) for s in samples), default=0)
     if longest > (room := rollout.context_length(model)):
@@ -607,109 +592,84 @@ def begin_run(args):
     if samples:
         cold_start(args, model, samples)
     rollout.save_policy(model, tokenizer, out / "start")
-    stage1 = args.steps // 2 if args.stage1_steps is None else args.stage1_steps
-    # Weights, optimizer, cache, rows (metrics.jsonl) and texts (samples.jsonl) are those after
-    # `step` whole steps; row: the last one's metrics while they wait to be evaluated and written;
-    # static: None until the starting policy has been asked for its pairs (exam, static).
-    state = dict(format=FORMAT, flags=flags, data=digest, stage1_steps=stage1, seconds=0.0, step=0)
-    state |= dict(row={"step": 0}, rows=[], texts=[], cache=[], static=None)
-    state["exam"] = list(map(from_pair, exam))
+    exam, static = first_pairs(args, policy, problems, held_out, exam)
+    # Weights, optimizer, cache, metrics and samples are those before `step`. What was read and
+    # sampled at the start is kept: a run goes on with that, whatever has become of the files.
+    state = dict(format=FORMAT, flags=vars(args), step=0, seconds=0.0, metrics=[], samples=[])
+    state |= dict(cache=[], problems=problems, held_out=held_out, exam=exam, static=static)
     save_state(out, state, model, optimizer)
-    return policy, optimizer, state, problems, held_out
+    return policy, optimizer, state
+
+
+def take_step(args, policy, optimizer, reference, cache, static, step, problems):
+    """Sample by the method's recipe, then learn. Returns (episodes, metrics)."""
+    rollout.spent()  # by an evaluation
+    with timed(policy.model, "sample"):
+        episodes, metrics = METHODS[args.method](args, policy, step, problems, cache, static)
+    fit = [e for e in episodes if e.sample.tokens]  # the prompts of others did not
+    try:
+        with timed(policy.model, "update"):
+            metrics |= learn(args, policy, optimizer, reference, fit, step) if fit else {}
+    except FloatingPointError as error:
+        path = Path(args.out) / "not_finite.jsonl"
+        reward.write_jsonl(path, [sample_row(policy, step, error.episode)])
+        raise InputError(f"step {step}: {error}; its sample is in {path}") from error
+    spent, tokens = rollout.spent(), sum(len(e.sample.tokens) for e in fit)
+    sampling, updating = spent["seconds/sample"], spent["seconds/update"]
+    spent["seconds/rewards"] = sampling - spent["seconds/prefill"] - spent["seconds/decode"]
+    metrics |= {"skipped": len(episodes) - len(fit), "tokens": tokens}
+    return fit, metrics | {"tokens/s": tokens / (sampling + updating)} | spent
 
 
 def train(args):
     """One run, from the flags to the final table."""
     out, begin = Path(args.out), time.time()
-    policy, optimizer, state, problems, held_out = begin_run(args)
+    policy, optimizer, state = begin_run(args)
     model, begin = policy.model, begin - state["seconds"]
+    problems, held_out, exam, static = map(state.get, ("problems", "held_out", "exam", "static"))
     size = f"{model.num_parameters():,} parameters on {model.device}; {len(problems)} problems"
     print(f"{args.method} on {args.model}: {size}, {len(held_out)} held out; {out}", flush=True)
-    args.stage1_steps = state["stage1_steps"]
-    exam, static = (list(map(to_pair, state[name] or [])) for name in ("exam", "static"))
-    if state["static"] is None:
-        exam, static = first_pairs(args, policy, problems, held_out, exam)
-        state["exam"], state["static"] = (list(map(from_pair, x)) for x in (exam, static))
     capacity = max(args.cache, len(static) + args.pairs)
-    cache = reward.PairCache(map(to_pair, state["cache"]), capacity)
-    weights = {gcrl: args.kl, score: max(args.beta1, args.beta2 if args.stage1_steps else 0)}
-    reference = None
-    if weights.get(METHODS[args.method], 0) > 0:
-        reference, _ = load_policy(out / "start", args.device, args.precision)
-
-    written = {"train": map(from_problem, problems), "held_out": map(from_problem, held_out)}
-    written |= {"exam": state["exam"], "metrics": state["rows"], "samples": state["texts"]}
-    for name, rows in written.items():  # steps behind the checkpoint are done again
+    cache = reward.PairCache(state["cache"], capacity)
+    weights = {gcrl: args.kl, score: max(args.beta1, args.beta2 * (args.stage1_steps != 0))}
+    given = out / "start", args.device, args.precision
+    reference = load_policy(*given)[0] if weights.get(METHODS[args.method]) else None
+    files = {"train": map(from_problem, problems), "held_out": map(from_problem, held_out)}
+    files |= {"exam": map(from_pair, exam)} | {name: state[name] for name in ("metrics", "samples")}
+    for name, rows in files.items():  # steps behind the checkpoint are done again
         reward.write_jsonl(out / "partial", rows)
         os.replace(out / "partial", out / f"{name}.jsonl")
-    stop, whole = catch_signals(), True  # whole: are the weights those of state["step"]?
-    bar = tqdm(total=args.steps, desc=args.method, disable=None)
-    try:
-        while True:
-            step, row = state["step"], state["row"]
-            bar.update(step - bar.n)
-            due = step in (0, args.steps) or step % args.eval_every == 0
-            if row is not None:
-                if due:
-                    row |= sample.evaluate(policy, held_out, exam)
-                state["seconds"] = row["seconds"] = time.time() - begin
-                show_step(row, args.steps)
-                reward.write_jsonl(out / "metrics.jsonl", [row], "a")
-                state["rows"].append(row)
-                state["row"] = None
-                if due or stop:
-                    save_state(out, state, model, optimizer)
-            if stop or step >= args.steps:
-                break
-            rollout.spent()  # by the evaluation
-            step, start = step + 1, time.time()
+
+    how = args, policy, optimizer, reference, cache, static
+    stop, first, last = catch_signals(), state["step"], args.steps
+    for step in tqdm(range(first, last + 1), args.method, last + 1, initial=first, disable=None):
+        row, due = {"step": step}, step in (0, last) or step % args.eval_every == 0
+        if step > 0:  # step 0 is the evaluation before the first
             asked = batch_of(problems, step, args.seed, args.questions)
-            episodes, row = METHODS[args.method](args, policy, step, asked, cache, static)
-            count, middle, whole = len(episodes), time.time(), False
-            episodes = [e for e in episodes if e.sample.tokens]  # the prompts of others did not fit
-            row = {"step": step} | row | {"skipped": count - len(episodes)}
-            if episodes:
-                row |= learn(args, policy, optimizer, reference, episodes, step)
-            tokens, end = sum(len(e.sample.tokens) for e in episodes), time.time()
-            row |= {"seconds/sample": middle - start, "seconds/update": end - middle}
-            row |= {"tokens": tokens, "tokens/s": tokens / (end - start)} | rollout.spent()
-            sampled = row.get("seconds/prefill", 0) + row.get("seconds/decode", 0)
-            row["seconds/rewards"] = middle - start - sampled
-            if episodes and (step in (1, args.steps) or step % args.eval_every == 0):
-                texts = show_samples(policy, step, episodes)
-                reward.write_jsonl(out / "samples.jsonl", texts, "a")
-                state["texts"] += texts
-            state |= {"step": step, "row": row}
-            state["cache"], whole = list(map(from_pair, cache)), True
-    except FloatingPointError as error:
-        reason, episode = error.args
-        reward.write_jsonl(out / "not_finite.jsonl", [sample_row(policy, step, episode)])
-        where = f"its sample is in {out / 'not_finite.jsonl'}, the last checkpoint is whole"
-        raise InputError(f"step {step}: {reason}; {where}") from error
-    except Exception:
-        if whole:  # nothing is lost but what the failed step had sampled
+            episodes, metrics = take_step(*how, step, asked)
+            row |= metrics
+            if episodes and (due or step == 1):
+                state["samples"] += show_samples(out, policy, step, episodes)
+        if due:
+            row |= sample.evaluate(policy, held_out, exam)
+        state["seconds"] = row["seconds"] = time.time() - begin
+        show_step(row, last)
+        reward.write_jsonl(out / "metrics.jsonl", [row], "a")
+        state["metrics"].append(row)
+        state |= {"step": step + 1, "cache": list(cache)}
+        if due or stop:
             save_state(out, state, model, optimizer)
-        raise
-    bar.close()
-    if stop and state["step"] < args.steps:
-        print(f"stopped after step {state['step']}; go on with the same command and --resume")
-        sys.exit(128 + stop[0])
+        if stop and step < last:
+            print(f"stopped after step {step}; go on with the same command and --resume")
+            sys.exit(128 + stop[0])
     rollout.save_policy(model, policy.tokenizer, out)
-    evaluated = [row for row in state["rows"] if "eval/generation" in row]
-    columns = {"start": evaluated[0], "end": evaluated[-1]}
-    sample.print_table(f"{args.method}, seed {args.seed}", columns)
+    rows = [row for row in state["metrics"] if "eval/generation" in row]
+    sample.print_table(f"{args.method}, seed {args.seed}", {"start": rows[0], "end": rows[-1]})
     print(f"wall time {time.time() - begin:.0f} s; try: python sample.py --model {out} --eval")
 
 
 def main(argv=None):
-    try:
-        train(parse_args(argv))
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except FloatingPointError as error:  # of the cold start: nothing to go back to
-        sys.exit(f"error: cold start: {error.args[0]}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    exits(lambda: train(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Make the toy again: the model folder, train.jsonl, held_out.jsonl and exam.jsonl.
 
-    python -m toy.make [FOLDER]       (minutes on two cores; the same bits on the same machine)
+    python -m toy.make [FOLDER]       (minutes; the same bits on the same machine)
 
 Last-digit arithmetic with precedence, one step a line. The teacher whose demonstrations the model
 learns knows the method, and three quarters of the 300 facts (`7*8` ends in 6). The others he mostly
@@ -122,12 +122,7 @@ TEMPLATE = (
 
 def make_tokenizer():
     """A byte-level BPE like those of real models: prompts in whole words, single digits."""
-    level = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": True,
-    }
+    level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
     digits = {"type": "Digits", "individual_digits": True}
     blank = {"version": "1.0", "added_tokens": [], "decoder": level}
     blank["model"] = {"type": "BPE", "vocab": {}, "merges": []}
@@ -159,10 +154,8 @@ class Both(torch.optim.Optimizer):
         self.param_groups = self.muon.param_groups + self.adam.param_groups
 
     def scale(self, factor):
-        self.muon.param_groups[0]["lr"], self.adam.param_groups[0]["lr"] = (
-            0.02 * factor,
-            3e-3 * factor,
-        )
+        self.muon.param_groups[0]["lr"] = 0.02 * factor
+        self.adam.param_groups[0]["lr"] = 3e-3 * factor
 
     def step(self):
         self.muon.step()
@@ -177,23 +170,21 @@ def make(folder):
     """Everything that the folder holds. The model is right half of the time; RL goes on from it."""
     folder, tokenizer = Path(folder), make_tokenizer()
     torch.manual_seed(0)
-    config = dict(
-        hidden_size=128, intermediate_size=384, num_hidden_layers=2, num_attention_heads=4
-    )
+    torch.set_num_threads(1)  # the same bits on one core and on many
     end = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    config |= dict(max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None, **end)
+    config = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=2, bos_token_id=None)
+    config |= dict(num_attention_heads=4, max_position_embeddings=512, tie_word_embeddings=True)
+    config |= end
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **config)).eval()
     model.generation_config = GenerationConfig(**end, max_new_tokens=64)
     optimizer, rng = Both(model), random.Random(0)
-    with tqdm(range(STEPS), desc="making the toy", disable=None) as bar:
-        for step in bar:
-            optimizer.scale(min(1, (step + 1) / 20, (STEPS - step) / (0.2 * STEPS)))
-            batch = [demonstration(tokenizer, *demonstrate(rng)) for _ in range(BATCH)]
-            given = [Episode(sample, "", "given", None, advantage=1.0) for sample in batch]
-            loss = update(model, optimizer, given, 1, rng)["loss"]
-            bar.set_postfix(loss=f"{loss:.3f}")
-            if (step + 1) % 20 == 0:
-                tqdm.write(f"toy {step + 1}/{STEPS}: loss {loss:.3f} nats per token")
+    for step in tqdm(range(STEPS), "making the toy", disable=None):
+        optimizer.scale(min(1, (step + 1) / 20, (STEPS - step) / (0.2 * STEPS)))
+        batch = [demonstration(tokenizer, *demonstrate(rng)) for _ in range(BATCH)]
+        given = [Episode(sample, "", "given", None, advantage=1.0) for sample in batch]
+        loss = update(model, optimizer, given, 1, rng)["loss"]
+        if (step + 1) % 20 == 0:
+            tqdm.write(f"toy {step + 1}/{STEPS}: loss {loss:.3f} nats per token")
     folder.mkdir(parents=True, exist_ok=True)
     save_policy(model, tokenizer, folder)
     held_out = problems(HELD_OUT, random.Random(2), held_out=True)
