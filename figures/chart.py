@@ -1,11 +1,12 @@
 """Line charts as SVG without a plotting library: three in a row, legible in light and dark mode."""
 
-import contextlib
 import math
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from html import escape
 from pathlib import Path
+
+from reward import InputError
 
 WIDE, HIGH, LEFT, TOP = 296, 190, 56, 30  # the plotted area of a chart and its margins
 CELL_WIDE, CELL_HIGH, MARGIN = 376, 284, 16
@@ -17,15 +18,6 @@ def command(doc, out):
     parser.error = lambda message: sys.exit(f"error: {message}")
     parser.add_argument("--out", default=out, help=f"where the picture goes [{out}]")
     return parser
-
-
-@contextlib.contextmanager
-def one_line_errors():
-    """What a user can mend ends the program with one line and status 1, not with a traceback."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 def ticks(low, high, count, whole=False):
@@ -116,12 +108,12 @@ def line_charts(path, charts, title):
 
     charts: [(title, label of the x axis, {series name: runs}), ...]; runs: [[(x, y), ...], ...],
     drawn as their mean with a band from the least to the greatest where there are several. Series
-    and charts without a point are left out. Raises ValueError rather than write over a file that
+    and charts without a point are left out. Raises InputError rather than write over a file that
     is not an SVG, OSError where nothing can be written.
     """
     path, filled, pens = Path(path), [], {}
     if path.is_file() and not path.read_bytes().lstrip().startswith(b"<svg"):
-        raise ValueError(f"{path}: not an SVG; it is not written over")
+        raise InputError(f"{path}: not an SVG; it is not written over")
     for name, label, series in charts:
         bands = {key: points for key, runs in series.items() if (points := band(runs))}
         if bands:

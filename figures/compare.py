@@ -26,7 +26,8 @@ import os
 import re
 from pathlib import Path
 
-from figures.chart import command, line_charts, one_line_errors
+from figures.chart import command, line_charts
+from reward import InputError, exits
 
 MAIN = ["generation", "critique", "t1", "t2", "delta", "i_to_c", "c_to_i"]
 CURVES = ["eval/generation", "eval/critique", "eval/t2", "eval/delta", "t1", "t2", "delta", "kept"]
@@ -46,7 +47,7 @@ def read_metrics(folder):
                 found = {key: row[key] for key in row if key.startswith("eval/")}
                 evaluations += [{"step": row["step"], **found}] if found else []
     if not evaluations:
-        raise ValueError(f"{path}: no evaluation in it")
+        raise InputError(f"{path}: no evaluation in it")
     return rows, evaluations
 
 
@@ -110,16 +111,19 @@ def compare(folders, picture):
     return last
 
 
-def main(argv=None):
+def use(argv):
     parser = command(__doc__, "compare.svg")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a folder with a metrics.jsonl")
     parser.add_argument("--json", action="store_true", help="last line: {run: last evaluation}")
     args = parser.parse_args(argv)
-    with one_line_errors():
-        last = compare(args.runs, args.out)
+    last = compare(args.runs, args.out)
     print(f"picture: {args.out}")
     if args.json:
         print(json.dumps(last))
+
+
+def main(argv=None):
+    exits(use, argv)
 
 
 if __name__ == "__main__":

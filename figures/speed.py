@@ -9,14 +9,13 @@ once, completions with their stop token) at the rate of a large matrix product i
 
 import argparse
 import statistics
-import sys
 import time
 
 import torch
 
 import train
 from critique import critique, solve
-from reward import InputError, load_problems
+from reward import exits, load_problems
 from rollout import autocast, encode_chat, generate, left_pad, load_policy
 from sample import Policy, respond
 
@@ -65,6 +64,10 @@ def step(policy, problems, flags, spread):
 
 
 def main(argv=None):
+    exits(use, argv)
+
+
+def use(argv):
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("model", nargs="?", default="toy", help="as --model of train.py [toy]")
@@ -92,7 +95,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    main()

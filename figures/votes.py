@@ -10,7 +10,8 @@ do not begin with vote/ are ignored.
 import json
 from pathlib import Path
 
-from figures.chart import command, line_charts, one_line_errors
+from figures.chart import command, line_charts
+from reward import InputError, exits
 
 
 def read_votes(path):
@@ -22,21 +23,24 @@ def read_votes(path):
             if key.startswith("vote/"):
                 votes[key] = [(int(k), float(v)) for k, v in line.items() if v is not None]
     except (LookupError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: its last line is no JSON object of votes") from error
+        raise InputError(f"{path}: its last line is no JSON object of votes") from error
     if not any(votes.values()):
-        raise ValueError(f"{path}: no votes on its last line")
+        raise InputError(f"{path}: no votes on its last line")
     return votes
 
 
-def main(argv=None):
+def use(argv):
     parser = command(__doc__, "votes.svg")
     parser.add_argument("file", metavar="FILE.json", help="its last line is a JSON object of votes")
     args = parser.parse_args(argv)
-    with one_line_errors():
-        series = {key.removeprefix("vote/"): [line] for key, line in read_votes(args.file).items()}
-        chart = ("accuracy by vote", "samples per problem", series)
-        line_charts(args.out, [chart], "Self-correction at inference")
+    series = {key.removeprefix("vote/"): [line] for key, line in read_votes(args.file).items()}
+    chart = ("accuracy by vote", "samples per problem", series)
+    line_charts(args.out, [chart], "Self-correction at inference")
     print(f"picture: {args.out}")
+
+
+def main(argv=None):
+    exits(use, argv)
 
 
 if __name__ == "__main__":
