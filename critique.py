@@ -170,7 +170,7 @@ def demonstrate(problem, rng):
 
     cut = [found.start() for found in STEP.finditer(work)][broken]  # what stands before is true
     given, follows = STEP.sub("", work[:cut]), STEP.sub("", work[cut:])
-    follows = re.sub(r"\d[\d,]*(?:\.\d+)?", renumber, follows)
+    follows = re.sub(r"\d+(?:,\d{3})*(?:\.\d+)?", renumber, follows)
 
     def row(text, final, checks, call):
         response = f"{text.strip()}\nThe answer is \\boxed{{{final}}}."

@@ -110,12 +110,11 @@ def to_pair(row):
     response, right = text_field(row, "response"), row["label"]
     if not isinstance(right, bool):
         raise ValueError("field 'label' must be true or false")
-    return Pair(to_problem(row), response, right, float(row.get("accuracy", 0.5)))
+    return Pair(to_problem(row), response, right)
 
 
 def from_pair(pair):
-    row = {"response": pair.response, "label": pair.right, "accuracy": pair.accuracy}
-    return from_problem(pair.problem) | row
+    return from_problem(pair.problem) | {"response": pair.response, "label": pair.right}
 
 
 GSM8K = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/"
@@ -352,7 +351,7 @@ def reweighted_reward(judged, right, accuracy):
 
 
 def denoising_reward(judged, refined):
-    """Eq. 4, added to eq. 2: with k of m refined responses right, 0.1 k/m if the response was
+    """Eq. 4, added to eq. 2 or 3: with k of m refined responses right, 0.1 k/m if the response was
     judged right, 0.7 k/m if judged wrong: a critique that says `wrong` must help to mend it.
 
     refined: the outcomes R of the m responses that were sampled with the critique in view.

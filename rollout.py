@@ -218,7 +218,7 @@ def encode_chat(tokenizer, messages):
     critique's prompt, and a policy that writes `<|im_end|>` letter by letter must not be able to
     close its own quotation. Raises InputError where the chat template raises anything.
     """
-    marks = turn_marks(tokenizer, tokenizer.chat_template)
+    marks = turn_marks(tokenizer, str(tokenizer.chat_template))
     # by a sign that no mark holds: what stands before and behind must not become one
     clean = [m | {"content": marks.sub("\ufffd", m["content"])} for m in messages]
     text = render(tokenizer, clean, add_generation_prompt=True)  # with its own BOS
@@ -244,8 +244,8 @@ class SharedLayer(DynamicLayer):
     """One layer's keys and values: the prompts' [prompts, heads, length, head_dim], once for all
     rows that go on from one, and the rows' own [rows, heads, added, head_dim].
 
-    The library's layer copies everything at every token; this one writes into room that `branch`
-    made for all that may come, time first, so that what a token writes lies together.
+    The library's layer copies everything at every token; this one writes into room that is made
+    for all that may come, time first, so that what a token writes lies together.
     """
 
     def __init__(self, most):
@@ -430,7 +430,7 @@ def to_logits(model, states):
 
 
 def prefill(model, prompts, cache):
-    """Run the model over each distinct prompt once; for rows that go on from them (see `branch`).
+    """Run the model over each distinct prompt once; for rows that go on from them.
 
     Returns the last position's states [distinct prompts, width], the mask [distinct prompts,
     longest prompt] and the owner [rows]: the place of each of `prompts` among the distinct ones.

@@ -250,12 +250,11 @@ def vote(policy, problems, budgets, critiques, seed):
     pairs = [Pair(e.problem, e.text, e.reward == 1) for e in first_of(each)]
     checks = criticise(policy, pairs, critiques, seed_of(seed, "vote", "critiques"), "critiques")
     weights = [mean(c.judged is True for c in part) for part in by_problem(checks, critiques)]
-    weighted = list(zip(first_of(each), weights))
 
     ballots = {  # way: what a vote costs in samples, and each problem's [(episode, weight), ...]
         "parallel": (1, [[(e, 1.0) for e in group] for group in answers]),
         "parallel, corrected": (2, by_problem([(e, 1.0) for e in second], most // 2)),
-        "critique-weighted": (1 + critiques, by_problem(weighted, each)),
+        "critique-weighted": (1 + critiques, by_problem(list(zip(first_of(each), weights)), each)),
     }
 
     def right(ballot):
@@ -306,8 +305,7 @@ def check_numbers(args, may_be_zero):
     the flags `may_be_zero` (names with spaces between them), those below 0."""
     for name, value in vars(args).items():
         low = "at least 0" if name in may_be_zero.split() else "above 0"
-        good = type(value) not in (int, float) or 0 < value < math.inf
-        if not good and (value != 0 or low == "above 0"):
+        if type(value) in (int, float) and not 0 < value < math.inf and (value or low == "above 0"):
             raise InputError(f"--{name.replace('_', '-')} {value}: must be finite and {low}")
 
 
@@ -321,7 +319,7 @@ def parse_args(argv):
     add("--eval", action="store_true", help="evaluate: answers, second attempts, critiques")
     add("--vote", action="store_true", help="vote at budgets of up to --n samples a problem")
     add("--data", help="gsm8k (its test file) or a JSONL file [MODEL/held_out.jsonl]")
-    add("--exam", help="JSONL file of critique pairs for --eval [MODEL/exam.jsonl, else sampled]")
+    add("--exam", help="JSONL file of critique pairs for --eval [MODEL's own; of --data: sampled]")
     add("--size", type=int, help="use the first N problems", metavar="N")
     add("--n", type=int, help="critiques of a question [4]; the largest budget of --vote [16]")
     add("--critiques", type=int, default=1, help="critiques of each answer in --vote [1]")
@@ -349,8 +347,9 @@ def use(argv):
         if not args.data and not (folder / "held_out.jsonl").exists():
             raise InputError(f"{folder} has no held_out.jsonl: name the problems by --data FILE")
         problems = reward.load_problems(args.data or folder / "held_out.jsonl", "test")[: args.size]
-    if args.exam or (args.eval and not args.data and (folder / "exam.jsonl").exists()):
-        exam = reward.read_jsonl(args.exam or folder / "exam.jsonl", to_pair)
+    own = folder / "exam.jsonl"  # without a line where no question had right and wrong responses
+    if args.exam or (args.eval and not args.data and own.exists() and own.stat().st_size):
+        exam = reward.read_jsonl(args.exam or own, to_pair)
     model, tokenizer = load_policy(args.model, args.device)
     limit = args.max_new_tokens or model.generation_config.max_new_tokens or 512
     policy = Policy(model, tokenizer, limit, args.temperature)

@@ -809,7 +809,7 @@ def test_data_files(tmp_path):
     fails("data.jsonl|empty", load, "\n \n")
     fails("none.jsonl|No such file", reward.load_problems, tmp_path / "none.jsonl", kind=OSError)
     fails(str(tmp_path), reward.load_problems, tmp_path, kind=OSError)
-    pair = Pair(Problem("q", "1"), "r", True, 0.3)
+    pair = Pair(Problem("q", "1"), "r", True)
     assert reward.to_pair(from_pair(pair)) == pair
     write(path, [pair, from_pair(pair) | {"label": "right"}])
     fails("data.jsonl:2|label", reward.read_jsonl, path, reward.to_pair)
@@ -1440,7 +1440,7 @@ def test_run_folders(tmp_path):
     run, data = tmp_path / "run", write(tmp_path / "data", problems(12, 3))
 
     def go(text, out=run):
-        flags = "--method g-rl --questions 2 --n 2 --eval-size 4 --steps "
+        flags = "--method score --questions 2 --n 2 --eval-size 4 --steps "
         return trained(out, flags + text, "--data", data)
 
     (tmp_path / "file").touch()
@@ -1456,14 +1456,15 @@ def test_run_folders(tmp_path):
     assert [row["step"] for row in go("1")[0]] == [0, 1]
     fails("holds a run|--resume", go, "2")
     fails("--seed 0, not 5", go, "2 --resume --seed 5")
-    fails("--n 2, not 3", go, "2 --resume --n 3")
+    fails("--steps 1, not 0", go, "0 --resume")
     write(data, problems(12, 4))  # a run goes on with the problems that it began with
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": 2, "left over": "from a step behind the checkpoint"}\n')
-    rows, _ = go("2 --resume --eval-every 7")
-    assert [row["step"] for row in rows] == [0, 1, 2] and "eval/t1" in rows[2]
+    rows, _ = go("4 --resume --eval-every 7")
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4] and "eval/t1" in rows[4]
+    assert {row["stage"] for row in rows[1:]} == {2}, "Stage I is half of the one step asked first"
     (run / "model.safetensors").unlink()
-    again, printed = go("2 --resume")
+    again, printed = go("4 --resume")
     assert again == rows and "start" in printed and "end" in printed
     assert AutoModelForCausalLM.from_pretrained(run)
     assert [len(lines(run / f"{name}.jsonl")) for name in ("held_out", "exam")] == [4, 4]
@@ -1508,8 +1509,8 @@ def test_flags():
     assert plain.no_std and not toy.no_std and plain.alpha == plain.stage1_steps == 0
     own = arguments("--data mine.jsonl")  # the toy's files go together
     assert (own.data, own.eval_data, own.exam, own.steps) == ("mine.jsonl", None, None, 20)
-    for flags in ("--reward-right 0.6", "--balance reweight", "--balance reweight --group batch"):
-        assert arguments(flags).no_std == ("batch" not in flags), "constants would cancel"
+    for flags, noted in (("", 0), ("--reward-right 0.6", 1), ("--balance reweight", 1)):
+        assert ("cancel" in printed_by(train.parse_args, flags)) == noted, flags
 
 
 REFUSED = """--method grpo => --method|grpo;--frobnicate => --frobnicate;--n 1 => --n 1

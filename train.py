@@ -39,7 +39,7 @@ from sample import Episode, Policy, mean, seed_of
 WARMUP = 3  # steps in which the learning rate rises to --lr
 GRAD_CLIP = 1.0  # largest gradient norm
 COLD_START = 3, 32  # passes over the demonstrations, demonstrations an optimizer step
-MAX_AWAY = 3.0  # nats: k3 is exponential in ref - logprobs, and one token could rule an update
+MAX_AWAY = 3.0  # nats, most of ref - logprobs: k3 is exponential in it, one token could rule all
 STATIC_QUESTIONS = 512  # that static pairs are sampled from, 10 responses each (paper: 10)
 
 # What differs from the defaults on the toy: a tiny model on tiny problems learns faster.
@@ -129,10 +129,10 @@ def settle(args):
     args.critique_data = args.critique_data or ("static" if args.method == "c-rl" else "dynamic")
     if args.method == "multi-turn":  # SCoRe without its two ideas
         args.alpha, args.stage1_steps = 0.0, 0
-    # Divided by its deviation, a prompt's group is the same whatever the constants of its rewards.
-    constants = (args.balance, args.reward_right, args.reward_wrong) != ("filter", 0.7, 0.7)
-    cancelled = constants and args.group == "prompt"
-    args.no_std = args.no_std or cancelled or METHODS[args.method] is score  # see `score` for why
+    constants = args.balance == "reweight" or args.reward_right != 0.7 or args.reward_wrong != 0.7
+    if constants and args.group == "prompt" and not args.no_std:
+        print("note: --group prompt, divided by its deviation: constants of eqs. 3, 5, 6 cancel")
+    args.no_std = args.no_std or METHODS[args.method] is score  # see `score` for why
     return args
 
 
@@ -165,8 +165,8 @@ def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=N
 
 def accumulate(model, episodes, cuts, tokens, clip, temperature, reference):
     """Add the gradient of `episodes` to the model's, as a share of a batch of `tokens` tokens; in
-    micro-batches: cuts, lists of indices. reference: a model; the policy itself while it has
-    learned nothing, when its samples' log-probs are the reference's.
+    micro-batches: cuts, lists of indices. reference: a model; the policy itself in step 1, when the
+    log-probs that were sampled with are the reference's.
 
     Returns sums for the log. A given text has no log-probs from a sampler: its old ones are its
     current ones, so that ratio is 1 and the gradient that of the mean negative log-prob.
@@ -186,9 +186,7 @@ def accumulate(model, episodes, cuts, tokens, clip, temperature, reference):
             ref = pad_sequence(ref, True)
         if ref is not None:
             ref = torch.minimum(ref, new + MAX_AWAY)
-        advantage, kl = torch.tensor([(e.advantage, e.kl) for e in part], device=device).T[
-            ..., None
-        ]
+        advantage, kl = new.new_tensor([(e.advantage, e.kl) for e in part]).split(1, 1)
         loss, clipped, k3 = grpo_loss(new, old, advantage, mask, clip, ref, kl)
         (loss * (mask.sum() / tokens)).backward()
         log_ratio = (new - old).detach().masked_fill(~mask, 0.0).abs()
@@ -286,10 +284,11 @@ def gcrl(args, policy, step, problems, cache, static):
     """
     rng, episodes, metrics = random.Random(seed_of(args.seed, step, "pairs")), [], {}
     if args.method != "c-rl" or args.critique_data == "dynamic":
+        # with their rewards, eq. 1
         responses = sample.respond(policy, problems, args.n, seed_of(args.seed, step, "responses"))
         for e in responses:
             e.group = group_key(args, e.problem, "response")
-        metrics["response/accuracy"] = mean(e.reward for e in responses)  # eq. 1
+        metrics["response/accuracy"] = mean(e.reward for e in responses)
         if args.method != "c-rl":
             episodes += responses
     if args.method != "g-rl":
@@ -343,8 +342,7 @@ def score(args, policy, step, problems, *_):
     """
     seed = seed_of(args.seed, step, "attempts")
     first, second, metrics = sample.two_attempts(policy, problems, args.n, seed)
-    half = args.steps // 2
-    stage = 1 if step <= (half if args.stage1_steps is None else args.stage1_steps) else 2
+    stage = 1 if step <= args.stage1_steps else 2
     for a, b in zip(first, second):
         a.group = ("attempt 1", *group_key(args, a.problem))
         b.group = ("attempt 2", *group_key(args, a.problem))
@@ -452,8 +450,8 @@ def open_run(args):
     except Exception as error:  # a file that is cut, or of another program
         raise InputError(f"--resume: {path} cannot be read: {one_line(error)}") from error
     for name, value in vars(args).items():
-        if name not in MAY_CHANGE and state["flags"].get(name) != value:
-            flag, before = name.replace("_", "-"), state["flags"].get(name)
+        flag, before = name.replace("_", "-"), state["flags"].get(name)
+        if before != value and (name not in MAY_CHANGE or (name == "steps" and value < before)):
             raise InputError(f"--resume: the run in {out} has --{flag} {before}, not {value}")
     return state
 
@@ -472,8 +470,8 @@ def save_state(out, state, model, optimizer):
 
 
 def load_data(args):
-    """(training problems, held-out problems, exam, demonstrations); what is held out is in neither
-    of the others."""
+    """(training problems, held-out problems, exam, demonstrations). No held-out question is trained
+    on, and none of the exam."""
     problems, held_out = reward.load_split(args.data, args.eval_data, args.eval_size)
     exam, examples = [], []
     if args.exam:
@@ -502,13 +500,13 @@ def batch_of(items, step, seed, count):
     return [items[order_of(seed, epoch, len(items))[place]] for epoch, place in places]
 
 
-def first_pairs(args, policy, problems, held_out, exam):
+def first_pairs(args, policy, state):
     """(exam, static pairs) of the starting policy. The exam is fixed by the seed and that policy,
     unless there is one: --exam gives runs that start from different policies the same."""
-    static = []
+    problems, exam, static = state["problems"], state["exam"], []
     if not exam:
-        seed = seed_of(args.seed, "exam")
-        exam = sample.sample_pairs(policy, held_out, 8, args.eval_size, seed, show="critique pairs")
+        how = state["held_out"], 8, args.eval_size, seed_of(args.seed, "exam")
+        exam = sample.sample_pairs(policy, *how, show="critique pairs")
     critics = args.method in ("c-rl", "gc-rl") and args.critique_data == "static"
     if critics or args.method == "pair-sft":
         asked = batch_of(problems, 1, args.seed, min(len(problems), STATIC_QUESTIONS))
@@ -516,8 +514,9 @@ def first_pairs(args, policy, problems, held_out, exam):
         how = policy, asked, 10, 2 * len(asked), seed_of(args.seed, "static")
         static = sample.sample_pairs(*how, balance, "static pairs")
         if not static:
-            none = f"none of {len(asked)} questions had a right and a wrong response"
-            raise InputError(f"static pairs: {none}; the policy is too weak or strong for --data")
+            raise InputError(
+                f"no pairs: none of {len(asked)} questions had right and wrong answers"
+            )
     return exam, static
 
 
@@ -592,21 +591,20 @@ def begin_run(args):
     if samples:
         cold_start(args, model, samples)
     rollout.save_policy(model, tokenizer, out / "start")
-    exam, static = first_pairs(args, policy, problems, held_out, exam)
     # Weights, optimizer, cache, metrics and samples are those before `step`. What was read and
     # sampled at the start is kept: a run goes on with that, whatever has become of the files.
-    state = dict(format=FORMAT, flags=vars(args), step=0, seconds=0.0, metrics=[], samples=[])
-    state |= dict(cache=[], problems=problems, held_out=held_out, exam=exam, static=static)
+    state = dict(format=FORMAT, flags=vars(args).copy(), step=0, seconds=0.0, metrics=[])
+    state |= dict(samples=[], cache=[], problems=problems, held_out=held_out, exam=exam, static=[])
     save_state(out, state, model, optimizer)
     return policy, optimizer, state
 
 
-def take_step(args, policy, optimizer, reference, cache, static, step, problems):
+def one_step(args, policy, optimizer, reference, step, problems, cache, static):
     """Sample by the method's recipe, then learn. Returns (episodes, metrics)."""
     rollout.spent()  # by an evaluation
     with timed(policy.model, "sample"):
         episodes, metrics = METHODS[args.method](args, policy, step, problems, cache, static)
-    fit = [e for e in episodes if e.sample.tokens]  # the prompts of others did not
+    fit = [e for e in episodes if e.sample.tokens]  # of the others the prompts did not fit
     try:
         with timed(policy.model, "update"):
             metrics |= learn(args, policy, optimizer, reference, fit, step) if fit else {}
@@ -626,28 +624,32 @@ def train(args):
     out, begin = Path(args.out), time.time()
     policy, optimizer, state = begin_run(args)
     model, begin = policy.model, begin - state["seconds"]
+    if state["step"] == 0:
+        state["exam"], state["static"] = first_pairs(args, policy, state)
     problems, held_out, exam, static = map(state.get, ("problems", "held_out", "exam", "static"))
     size = f"{model.num_parameters():,} parameters on {model.device}; {len(problems)} problems"
     print(f"{args.method} on {args.model}: {size}, {len(held_out)} held out; {out}", flush=True)
-    capacity = max(args.cache, len(static) + args.pairs)
-    cache = reward.PairCache(state["cache"], capacity)
+    if args.stage1_steps is None:  # half of what the run was begun with
+        args.stage1_steps = state["flags"]["steps"] // 2
+    cache = reward.PairCache(state["cache"], max(args.cache, len(static) + args.pairs))
     weights = {gcrl: args.kl, score: max(args.beta1, args.beta2 * (args.stage1_steps != 0))}
-    given = out / "start", args.device, args.precision
-    reference = load_policy(*given)[0] if weights.get(METHODS[args.method]) else None
+    start = out / "start", args.device, args.precision
+    reference = load_policy(*start)[0] if weights.get(METHODS[args.method]) else None
     files = {"train": map(from_problem, problems), "held_out": map(from_problem, held_out)}
     files |= {"exam": map(from_pair, exam)} | {name: state[name] for name in ("metrics", "samples")}
     for name, rows in files.items():  # steps behind the checkpoint are done again
         reward.write_jsonl(out / "partial", rows)
         os.replace(out / "partial", out / f"{name}.jsonl")
 
-    how = args, policy, optimizer, reference, cache, static
     stop, first, last = catch_signals(), state["step"], args.steps
     for step in tqdm(range(first, last + 1), args.method, last + 1, initial=first, disable=None):
         row, due = {"step": step}, step in (0, last) or step % args.eval_every == 0
         if step > 0:  # step 0 is the evaluation before the first
             asked = batch_of(problems, step, args.seed, args.questions)
-            episodes, metrics = take_step(*how, step, asked)
-            row |= metrics
+            episodes, more = one_step(
+                args, policy, optimizer, reference, step, asked, cache, static
+            )
+            row |= more
             if episodes and (due or step == 1):
                 state["samples"] += show_samples(out, policy, step, episodes)
         if due:
@@ -659,9 +661,9 @@ def train(args):
         state |= {"step": step + 1, "cache": list(cache)}
         if due or stop:
             save_state(out, state, model, optimizer)
-        if stop and step < last:
-            print(f"stopped after step {step}; go on with the same command and --resume")
-            sys.exit(128 + stop[0])
+            if stop and step < last:
+                print(f"stopped after step {step}; go on with the same command and --resume")
+                sys.exit(128 + stop[0])
     rollout.save_policy(model, policy.tokenizer, out)
     rows = [row for row in state["metrics"] if "eval/generation" in row]
     sample.print_table(f"{args.method}, seed {args.seed}", {"start": rows[0], "end": rows[-1]})
