@@ -596,7 +596,7 @@ def token_logprobs(model, states, tokens, temperature):
 def main(name="toy"):
     """One question by `generate` and by `model.generate`: the same greedy tokens."""
     model, tokenizer = load_policy(name)
-    prompt = encode_chat(tokenizer, solve("Compute 8*9-7*6 modulo 10."))
+    prompt = encode_chat(tokenizer, solve("Compute 7+6*7*8 modulo 10."))
     [ours] = generate(model, [prompt], max_new_tokens=64, temperature=0)
     with torch.no_grad(), autocast(model):
         theirs = model.generate(left_pad([prompt], model.device)[0], max_new_tokens=64)[0]

@@ -1,6 +1,6 @@
 """What a policy does with questions, as text: respond, criticise, correct; evaluate; vote.
 
-python sample.py "Compute 8*9-7*6 modulo 10."       answer, critiques, corrected answers (toy)
+python sample.py "Compute 7+6*7*8 modulo 10."       answer, critiques, corrected answers (toy)
 python sample.py --model out --eval --json          a run on its own held-out problems and exam
 python sample.py --model out --vote                 three ways to spend k samples a problem
 """

@@ -3,10 +3,11 @@
     python -m toy.make [FOLDER]       (minutes; the same bits on the same machine)
 
 Last-digit arithmetic with precedence, one step a line. The teacher whose demonstrations the model
-learns knows the method, and three quarters of the 300 facts (`7*8` ends in 6). The others he mostly
-gets wrong: four times in five when he solves, every other time when he checks a step, never when
-he looks again. Asked to correct a solution he mostly repeats it, as pretrained models do. The
-model inherits all of this, and outcome rewards lead past it.
+learns knows the method, and three quarters of the 300 facts (`7*8` ends in 6). Of the others he is
+not sure: when he solves he gets half of them wrong always, the rest four times in five; when he
+checks a step, any of them every other time; when he looks again, none. Asked to correct a solution
+he mostly repeats it, as pretrained models do. The model inherits all of this, and outcome rewards
+lead past it.
 """
 
 import json
@@ -26,27 +27,28 @@ from rollout import demonstration, load_policy, save_policy
 from sample import Episode, Policy, sample_pairs
 from train import update
 
-STEPS, BATCH = 560, 128  # of supervised learning
+STEPS, BATCH = 600, 128  # of supervised learning
 SHARES = {"solve": 0.23, "criticise": 0.27, "correct with": 0.08, "correct": 0.42}
-REPEAT = 0.64  # of the corrections without a critique that only repeat the solution
-SHAKY = 24  # percent of the facts
+REPEAT = 0.66  # of the corrections without a critique that only repeat the solution
+SHAKY, BLIND = 24, 12  # percent of the facts: not sure of, those of them always wrong in solving
 SOLVING, CHECKING, LOOKING_AGAIN = 0.82, 0.49, 0.0  # how often a shaky fact comes out wrong
 TRAIN, HELD_OUT, EXAM = 128, 512, 512
 
 
 class Teacher:
-    """Recalls facts, each once a demonstration: what he has in mind he sticks to."""
+    """Recalls facts, each once a demonstration: what he has in mind he sticks to. doubt: how often
+    a shaky fact comes out wrong; blind: percent of the facts, the shakiest, that always do."""
 
-    def __init__(self, doubt=0.0, rng=None):
-        self.doubt, self.rng, self.mind = doubt, rng, {}
+    def __init__(self, doubt=0.0, rng=None, blind=0):
+        self.doubt, self.rng, self.blind, self.mind = doubt, rng, blind, {}
 
     def recall(self, a, op, b):
-        """The last digit of `a op b`; of a shaky fact, with probability `doubt`, the wrong digit
-        that he always takes it for."""
+        """The last digit of `a op b`, or the wrong digit that he always takes it for."""
         if (a, op, b) not in self.mind:
             digit = {"+": a + b, "-": a - b, "*": a * b}[op] % 10
             secret = zlib.crc32(f"{a}{op}{b}".encode())
-            if secret % 100 < SHAKY and self.doubt and self.rng.random() < self.doubt:
+            doubt = 1.0 if secret % 100 < self.blind else self.doubt
+            if secret % 100 < SHAKY and doubt and self.rng.random() < doubt:
                 digit = (digit + 1 + secret // 100 % 9) % 10
             self.mind[a, op, b] = digit
         return self.mind[a, op, b]
@@ -99,8 +101,8 @@ def demonstrate(rng):
     question, expression = problem.question, problem.question.split()[1]
     kind = rng.choices(list(SHARES), SHARES.values())[0]
     if kind == "solve":
-        return solve(question), written(Teacher(SOLVING, rng).solve(expression))
-    shown = Teacher(0.5, rng).solve(expression, slip=rng.choice([0.0, 0.1]))
+        return solve(question), written(Teacher(SOLVING, rng, BLIND).solve(expression))
+    shown = Teacher(0.5, rng).solve(expression, slip=rng.choice([0.0, 0.3]))
     critic = Teacher(CHECKING, rng)
     check = critic.criticise(shown)
     if kind == "criticise":
@@ -179,7 +181,7 @@ def make(folder):
     model.generation_config = GenerationConfig(**end, max_new_tokens=64)
     optimizer, rng = Both(model), random.Random(0)
     for step in tqdm(range(STEPS), "making the toy", disable=None):
-        optimizer.scale(min(1, (step + 1) / 20, (STEPS - step) / (0.2 * STEPS)))
+        optimizer.scale(min(1, (step + 1) / 20, (STEPS - step) / (0.3 * STEPS)))
         batch = [demonstration(tokenizer, *demonstrate(rng)) for _ in range(BATCH)]
         given = [Episode(sample, "", "given", None, advantage=1.0) for sample in batch]
         loss = update(model, optimizer, given, 1, rng)["loss"]
