@@ -1488,7 +1488,7 @@ def test_what_a_step_writes(tmp_path):
     with patch(sample, "check_lengths", lambda *args: None):
         rows, printed = trained(run, *how)
     assert [row["skipped"] for row in rows[1:]] == [3, 3] and rows[1]["tokens"] == 18
-    assert rows[1]["truncated"] == 1 and "truncated 1" in printed and "--- response" in printed
+    assert rows[1]["truncated"] == 1 and "--max-new-tokens" in printed and "--- response" in printed
     texts = lines(run / "samples.jsonl")
     assert [row["step"] for row in texts] == [1] * 3 + [2] * 3
     assert all(row["reward"] == 0 and row["prompt"] and not row["stopped"] for row in texts)

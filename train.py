@@ -515,7 +515,7 @@ def first_pairs(args, policy, state):
         static = sample.sample_pairs(*how, balance, "static pairs")
         if not static:
             raise InputError(
-                f"no pairs: none of {len(asked)} questions had right and wrong answers"
+                f"static pairs: 0 of {len(asked)} questions had right and wrong answers"
             )
     return exam, static
 
@@ -529,6 +529,8 @@ def show_step(row, steps):
     """One step as a line of text, under the names of metrics.jsonl."""
     shown = [f"{name} {row[name]:.3g}" for name in SHOWN.split() if row.get(name) is not None]
     tqdm.write(f"step {row['step']}/{steps}  " + "  ".join(shown))
+    if row.get("truncated", 0) > 0.5:
+        tqdm.write("warning: more than half were cut at --max-new-tokens and count as wrong")
 
 
 def sample_row(policy, step, e):
@@ -646,12 +648,10 @@ def train(args):
         row, due = {"step": step}, step in (0, last) or step % args.eval_every == 0
         if step > 0:  # step 0 is the evaluation before the first
             asked = batch_of(problems, step, args.seed, args.questions)
-            episodes, more = one_step(
-                args, policy, optimizer, reference, step, asked, cache, static
-            )
+            done, more = one_step(args, policy, optimizer, reference, step, asked, cache, static)
             row |= more
-            if episodes and (due or step == 1):
-                state["samples"] += show_samples(out, policy, step, episodes)
+            if done and (due or step == 1):
+                state["samples"] += show_samples(out, policy, step, done)
         if due:
             row |= sample.evaluate(policy, held_out, exam)
         state["seconds"] = row["seconds"] = time.time() - begin
