@@ -514,9 +514,7 @@ def first_pairs(args, policy, state):
         how = policy, asked, 10, 2 * len(asked), seed_of(args.seed, "static")
         static = sample.sample_pairs(*how, balance, "static pairs")
         if not static:
-            raise InputError(
-                f"static pairs: 0 of {len(asked)} questions had right and wrong answers"
-            )
+            raise InputError(f"static pairs: 0 of {len(asked)} questions had right and wrong ones")
     return exam, static
 
 
