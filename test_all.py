@@ -901,7 +901,7 @@ def gradient_of(episodes, temperature=1.0):
 
 def episodes_of(n=6, count=4, temperature=1.0):
     """Episodes of a real rollout of the toy with made-up advantages, some of them 0."""
-    done = sample.respond(toy_policy(temperature=temperature), problems(count, 5), n, 1)
+    done = sample.respond(toy_policy(temperature=temperature), problems(count, 3), n, 1)
     for i, e in enumerate(done):
         e.advantage = [1.0, -0.5, 0.0, 2.0][i % 4]
     return done
@@ -1109,7 +1109,7 @@ def test_two_attempts_and_evaluation_by_an_independent_path():
 
 
 def test_gcrl_recipes():
-    policy, asked, flags = toy_policy(), problems(8, 1), " --n 4 --questions 8 --pairs 6"
+    policy, asked, flags = toy_policy(), problems(8, 8), " --n 4 --questions 8 --pairs 6"
 
     def step(method, cache, static=()):
         args = arguments("--method " + method + flags)
