@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The runs behind the README's tables: seeds 0 to 3 of each method on the toy, two at a time on one
-# thread each, then the table and the picture. About an hour and a half on two cores.
+# thread each, then the table and the picture. A quarter of an hour on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 for seed in 0 1 2 3; do
