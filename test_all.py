@@ -1503,7 +1503,7 @@ def test_order_of_the_problems():
 
 def test_flags():
     toy, real, plain = map(arguments, ("", "--model x --method c-rl", "--method multi-turn"))
-    assert (toy.steps, toy.lr, toy.kl, toy.n, toy.pairs) == (20, 2e-4, 0.0, 8, 64)
+    assert (toy.steps, toy.lr, toy.kl, toy.n, toy.pairs) == (20, 1e-4, 0.0, 8, 64)
     assert (real.steps, real.lr, real.kl, real.beta2, real.data) == (200, 1e-6, 1e-3, 0.1, "gsm8k")
     assert real.critique_data == "static" and toy.critique_data == "dynamic"
     assert plain.no_std and not toy.no_std and plain.alpha == plain.stage1_steps == 0

@@ -44,7 +44,7 @@ STATIC_QUESTIONS = 512  # that static pairs are sampled from, 10 responses each 
 
 # What differs from the defaults on the toy: a tiny model on tiny problems learns faster.
 TOY_FILES = {"data": "train.jsonl", "eval_data": "held_out.jsonl", "exam": "exam.jsonl"}
-TOY_SETTINGS = dict(steps=20, questions=64, lr=2e-4, kl=0.0, max_new_tokens=64, eval_size=512)
+TOY_SETTINGS = dict(steps=20, questions=64, lr=1e-4, kl=0.0, max_new_tokens=64, eval_size=512)
 TOY_SETTINGS["beta2"] = 0.25
 
 
