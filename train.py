@@ -664,7 +664,8 @@ def train(args):
                 sys.exit(128 + stop[0])
     rollout.save_policy(model, policy.tokenizer, out)
     rows = [row for row in state["metrics"] if "eval/generation" in row]
-    sample.print_table(f"{args.method}, seed {args.seed}", {"start": rows[0], "end": rows[-1]})
+    start, end = ({k: row[k] for k in row if k.startswith("eval/")} for row in (rows[0], rows[-1]))
+    sample.print_table(f"{args.method}, seed {args.seed}", {"start": start, "end": end})
     print(f"wall time {time.time() - begin:.0f} s; try: python sample.py --model {out} --eval")
 
 
