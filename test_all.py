@@ -1286,7 +1286,7 @@ def test_reward_rises_in_every_method(tmp_path):
         assert any(not torch.equal(a, b) for a, b in weights)
 
 
-SHORT = "--steps 5 --eval-every 3 --questions 3 --n 4 --updates 1 --eval-size 2 --pairs 2 --kl 0.01"
+SHORT = "--steps 5 --eval-every 3 --questions 3 --n 4 --updates 1 --eval-size 2 --pairs 1 --kl 0.01"
 
 
 def same_runs(rows, expected, *folders):
