@@ -584,8 +584,7 @@ The answer is \\boxed{37}."""
 
 
 def test_demonstrations_from_worked_solutions(tmp_path):
-    assert critique.calculate("2+3*4-6/4", {}) == 12.5
-    assert critique.calculate("(2+3)*4", {3: 10}) == 48
+    assert critique.calculate("2+3*4-6/4", {}) == 12.5 == critique.calculate("2.5*3", {3: 5})
     for wrong in ("2**9", "1/0", "", "f(2)", "(", "2;3"):
         fails("no arithmetic", critique.calculate, wrong, {}, kind=ValueError)
     seen, checks = set(), "48/2 = 24: ok\n48+24 = 72: ok\n72*.5 = 36: ok\nConclusion: right"
@@ -608,11 +607,12 @@ def test_demonstrations_from_worked_solutions(tmp_path):
                 assert check == line.strip() + ": ok", (check, line)
                 tried += 1
     assert tried > 5
-    twice = "2*5 = <<2*5=10>>10\n5*2 = <<5*2=10>>10\n10+10 = <<10+10=20>>20\n#### 20"
+    twice = "2*5 = <<2*5=10>>10\n5*2 = <<5*2=10>>10\nor <<100*(10+10)=2000>>2,000, so\n#### 2000"
     for seed in range(20):
         with contextlib.suppress(ValueError):  # the first 10 broken, the second not
             _, bad = critique.demonstrate(Problem("q", twice), random.Random(seed))
             assert "\n5*2 = 10: ok" not in bad["critique"] or "2*5 = 10: ok" in bad["critique"]
+            assert ", so" in bad["response"] and "2,000" not in bad["response"], "tell-tale signs"
     for answer in ("none #### 3", "5-20 = <<5-20=-15>>-15\n#### -15", "<<1/3=0.33>>0.33 #### 0.33"):
         fails("", critique.demonstrate, Problem("q", answer), random.Random(0), kind=ValueError)
     rows = [Problem(f"{i} clips?", WORK if i else "#### 3") for i in range(20)]
@@ -1468,8 +1468,7 @@ def test_run_folders(tmp_path):
     assert again == rows and "start" in printed and "end" in printed
     assert AutoModelForCausalLM.from_pretrained(run)
     assert [len(lines(run / f"{name}.jsonl")) for name in ("held_out", "exam")] == [4, 4]
-    asked = [row["question"] for row in lines(run / "train.jsonl")]
-    assert asked == [p.question for p in problems(12, 3)]
+    assert reward.load_problems(run / "train.jsonl") == problems(12, 3)
     (run / "resume.pt").write_bytes(b"half")
     fails("resume.pt cannot be read", go, "2 --resume")
     torch.save({"format": 0}, run / "resume.pt")
@@ -1620,12 +1619,13 @@ def test_sample_on_the_command_line(tmp_path):
     run, asked = tmp_path / "run", problems(12, 3)
     flags = "--steps 1 --questions 4 --n 4 --eval-size 16 --data"
     rows, _ = trained(run, flags, write(tmp_path / "data", asked))
-    text = used("--eval --json --model", run)  # the run's own held-out problems, exam and limit
-    numbers = json.loads(text.splitlines()[-1])
+    # the run's own held-out problems, exam and limit
+    numbers = json.loads(used("--eval --json --model", run).splitlines()[-1])
+    (run / "exam.jsonl").write_text("")
+    assert "critique_p1" in used("--eval --size 4 --model", run), "an exam without a pair"
     assert numbers == {key: value for key, value in rows[-1].items() if key.startswith("eval/")}
     both = write(tmp_path / "both", asked[:2] + problems(3, 8))
-    text = used("--eval --json --size 4 --model", run, "--data", both)
-    assert json.loads(text.splitlines()[-1])["eval/size"] == 4
+    assert '"eval/size": 4' in used("--eval --json --size 4 --model", run, "--data", both)
     for flags, budgets, weighted in (("--n 4 --critiques 3", "24", "4"), ("--n 6", "246", "246")):
         text = used("--vote --json --size 8 " + flags)
         numbers = json.loads(text.splitlines()[-1])
@@ -1708,7 +1708,8 @@ def test_toy_problems_and_teacher():
     facts = [(a, op, b) for a in range(10) for op in "+-*" for b in range(10)]
     sure, shaky = make.Teacher(), make.Teacher(1.0, rng)
     wrong = [fact for fact in facts if sure.recall(*fact) != shaky.recall(*fact)]
-    assert len(wrong) == 78 and make.Teacher(0.0, rng).recall(*wrong[0]) == sure.recall(*wrong[0])
+    blind = make.Teacher(0.0, rng, make.BLIND)  # 33 of these facts are never right in solving
+    assert len(wrong) == 78 and sum(blind.recall(*f) != sure.recall(*f) for f in wrong) == 33
     for _ in range(500):
         messages, text = make.demonstrate(rng)
         assert not any(q in m["content"] for q in held_out for m in messages)
