@@ -60,8 +60,8 @@ def read_jsonl(path, check):
     file and line number, OSError where there is no such file.
     """
     rows = []
-    lines = Path(path).read_bytes().splitlines()  # bytes: \n, \r\n and \r end a line, no others
-    for number, line in enumerate(lines, 1):
+    # bytes: \n, \r\n and \r end a line, no others
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if text.strip():
@@ -385,8 +385,8 @@ class PairCache(deque):
     """The question-response cache: pairs wait here for the critic and leave when drawn.
 
     Bounded: beyond `maxlen` the oldest go first, since the policy has moved furthest from them.
-    A draw of more pairs than it holds returns all of them: nothing is
-    criticised twice, and the caller logs how many there were.
+    A draw of more pairs than it holds returns all of them: nothing is criticised twice, and the
+    caller logs how many there were.
     """
 
     def draw(self, count, rng):

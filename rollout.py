@@ -37,6 +37,7 @@ transformers.logging.disable_progress_bar()
 TOY = Path(__file__).parent / "toy"
 CPU_BYTES = 1 << 27  # see `memory`
 LOGITS = 1 << 24  # that scoring computes at once
+HEAD = 1 << 11  # rows of the output head that sampling on a CPU computes at once
 SPENT = Counter()  # seconds/KIND of work, tokens computed, tokens/useful: see `spent`
 
 
@@ -289,6 +290,8 @@ def by_owner(owner):
     """Rows, sorted by prompt, in a table with a line for each: `table` [prompts * widest] has the
     row in each place, 0 where there is none, and `place` [rows] is where each row stands."""
     sizes = torch.bincount(owner)
+    if len(sizes) * int(sizes.max()) == len(owner):
+        return slice(None), slice(None)  # full lines: the rows as they are
     rows, widest = torch.arange(len(owner), device=owner.device), int(sizes.max())
     place = owner * widest + rows - (sizes.cumsum(0) - sizes)[owner]
     table = torch.zeros(len(sizes) * widest, dtype=torch.long, device=owner.device)
@@ -320,7 +323,7 @@ def attend(module, query, keys, values, attention_mask, scaling=None, **how):
     shared = times_prompts(query, layer.prompts[0].transpose(2, 3), *layer.slots)
     scores = torch.cat([shared, query @ keys.transpose(2, 3)], -1)
     if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, -torch.inf)
+        scores.masked_fill_(~attention_mask, -torch.inf)
     weights = scores.softmax(-1).to(values.dtype)
     shared = times_prompts(weights[..., :size], layer.prompts[1], *layer.slots)
     return (shared + weights[..., size:] @ values).reshape(rows, 1, -1, values.shape[3]), None
@@ -336,11 +339,6 @@ def left_pad(rows, device):
     rows = [torch.tensor(row) for row in rows]
     pad = functools.partial(pad_sequence, batch_first=True, padding_side="left")
     return pad(rows).to(device), pad([torch.ones_like(row) for row in rows]).to(device)
-
-
-def positions(mask):
-    """Position ids of left-padded rows: the first real token is at 0."""
-    return (mask.cumsum(1) - 1).clamp(min=0)
 
 
 def memory(model):
@@ -425,8 +423,14 @@ def to_logits(model, states):
     """From what `forward` returned to logits; a plain head's in fp32 under autocast too: bf16 would
     double the distance between what sampler and learner take for a token's log-prob."""
     with torch.autocast(states.device.type, enabled=False):
-        plain = getattr(model, "plain_head", False)
-        return model.get_output_embeddings()(states.float()) if plain else states.float()
+        states, head = states.float(), model.get_output_embeddings()
+        if not getattr(model, "plain_head", False):
+            return states
+        large = len(head.weight) > HEAD and head.bias is None
+        if large and states.is_cpu and not states.requires_grad:
+            # few rows times a large matrix: faster the other way round, a slice at a time
+            return torch.cat([(part @ states.T).T for part in head.weight.split(HEAD)], 1)
+        return head(states)
 
 
 def prefill(model, prompts, cache):
@@ -437,7 +441,8 @@ def prefill(model, prompts, cache):
     """
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
     ids, mask = left_pad(list(place), model.device)
-    states = forward(model, ids, mask, positions(mask), 1, cache)[:, -1]
+    # positions: the first real token of a row is at 0
+    states = forward(model, ids, mask, (mask.cumsum(1) - 1).clamp(min=0), 1, cache)[:, -1]
     SPENT.update({"tokens/computed": ids.numel(), "tokens/useful": sum(map(len, place))})
     return states, mask, torch.tensor([place[tuple(p)] for p in prompts], device=model.device)
 
@@ -572,8 +577,8 @@ def score_rows(model, samples, temperature):
         states = states.index_select(0, owner)[:, None]
         if width > 1:
             mask = torch.cat([mask[owner], real[:, 1:].long()], 1)
-            place = positions(mask)[:, 1 - width :]
-            rest = forward(model, tokens[:, :-1], mask, place, width - 1, cache)
+            position = mask.cumsum(1)[:, 1 - width :] - 1
+            rest = forward(model, tokens[:, :-1], mask, position, width - 1, cache)
             states = torch.cat([states, rest], 1)
         SPENT.update({"tokens/computed": tokens.numel(), "tokens/useful": sum(lengths)})
         return token_logprobs(model, states[real], tokens[real], temperature).split(lengths)
@@ -599,9 +604,8 @@ def main(name="toy"):
     prompt = encode_chat(tokenizer, solve("Compute 7+6*7*8 modulo 10."))
     [ours] = generate(model, [prompt], max_new_tokens=64, temperature=0)
     with torch.no_grad(), autocast(model):
-        theirs = model.generate(left_pad([prompt], model.device)[0], max_new_tokens=64)[0]
-    same = prompt + ours.tokens == theirs.tolist()
-    print(f"{decode(tokenizer, ours)}\nas model.generate: {same}")
+        theirs = model.generate(left_pad([prompt], model.device)[0], max_new_tokens=64).tolist()
+    print(f"{decode(tokenizer, ours)}\nas model.generate: {theirs == [prompt + ours.tokens]}")
 
 
 if __name__ == "__main__":

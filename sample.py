@@ -111,10 +111,9 @@ def two_attempts(policy, problems, n, seed, show=None):
     the same order, and the table of both (see `attempts_table`)."""
     first, second = respond(policy, problems, n, seed, show), []
     chats = [correct(a.problem.question, a.text) for a in first]
-    for a, (sample, text) in zip(first, complete(policy, chats, 1, seed + 1, show)):
+    for a, (s, text) in zip(first, complete(policy, chats, 1, seed + 1, show)):
         a.role = "attempt 1"
-        r2 = outcome(sample, text, a.problem)
-        second.append(Episode(sample, text, "attempt 2", a.problem, r2))
+        second.append(Episode(s, text, "attempt 2", a.problem, outcome(s, text, a.problem)))
     return first, second, attempts_table(first, second)
 
 

@@ -83,7 +83,7 @@ def tiny(kind):
     config = getattr(transformers, kind.replace("Gemma3", "Gemma3Text") + "Config")
     model = AutoModelForCausalLM.from_config(config(vocab_size=97, **shape)).eval()
     for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3) if p.dim() > 1 else None
+        torch.nn.init.normal_(p, mean=p.mean().item(), std=0.3 if p.dim() > 1 else 0.1)
     model.get_input_embeddings().weight.data[0] = 0.0  # as that of a padding token may be
     rollout.prepare(model)
     return model
@@ -158,7 +158,7 @@ def arguments(text):
 
 # ---------------------------------------------------------------------------------------- rollout
 
-KINDS = ["Llama", "Qwen2", "Qwen3", "Mistral", "Gemma3", "GPT2"]
+KINDS = ["Llama", "Qwen2", "Qwen3", "Mistral", "Gemma3", "GPT2", "Phi"]
 KINDS += ["Gemma2", "Granite", "Bloom", "DiffLlama"]  # behind the head, or in attention, another
 
 
@@ -178,9 +178,11 @@ def test_greedy_tokens_equal_model_generate():
 def test_sampled_logprobs_equal_teacher_forcing_and_a_plain_forward_pass():
     for kind in KINDS:
         model = tiny(kind)
-        for temperature in (1.0, 0.7, 0.0):  # greedy tokens get the model's own log-probs
-            how = dict(n=3, max_new_tokens=25, stop=(2, 5, 7), seed=3, temperature=temperature)
-            samples = generate(model, ragged(), **how)
+        # greedy tokens get the model's own log-probs; a head of more than 32 tokens in slices
+        for temperature, large in ((1.0, 32), (0.7, 2048), (0.0, 32)):
+            how = dict(n=3, max_new_tokens=25, stop=range(20), seed=3, temperature=temperature)
+            with patch(rollout, "HEAD", large):
+                samples = generate(model, ragged(), **how)
             assert len({len(s.tokens) for s in samples}) > 1, "rows must end at different lengths"
             for s, scored in zip(samples, logprobs(model, samples, temperature)):
                 assert len(s.tokens) == len(s.logprobs) == len(scored)
@@ -681,17 +683,14 @@ def test_hostile_text_takes_linear_time():
         assert time.process_time() - start < 2, f"{text[:20]!r}..."
 
 
-PIECES = (
-    "Conclusion: right|\\boxed{|}|{|\\frac|####|answer is |**|1,234|-|.5|/|\n|\r\n|\ufeff|\x1b[2J"
-)
-PIECES += (
-    "|\x00|\u2028|'|[|]|(|)|$|%|^|_|\\text{|e9|1e999|\U0001f600|\u0663|\ud800|nan|\\|null|:|,|{}"
-)
+PIECES = "Conclusion: right|\\boxed{|}|{|\\frac|####|answer is |**|1,234|-|.5|/|\n|\r\n|\ufeff|"
+PIECES += "\x1b[2J|\x00|\u2028|'|[|]|(|)|$|%|^|_|\\text{|e9|1e999|\U0001f600|\u0663|\ud800|nan|\\|"
+PIECES += "null|:|,|{}"
 PIECES = [*PIECES.split("|"), "|", '"', '{"question": "1+1", "answer": "2"}', '{"answer": []}']
 
 
 def fuzz(folder, count):
-    """Random texts of up to 10 kB: no exception but InputError, none over 10 ms of processor time
+    """Random texts of up to 10 kB: no exception but InputError, none over 50 ms of processor time
     (best of three)."""
     rng, path = random.Random(0), folder / "fuzz.jsonl"
 
@@ -707,11 +706,11 @@ def fuzz(folder, count):
         text = text[:limit]
         for work in (judgement, read, lambda x: is_correct(x, "7"), lambda x: is_correct("7", x)):
             spent = []
-            while not spent or (spent[-1] > 0.01 and len(spent) < 3):
+            while not spent or (spent[-1] > 0.05 and len(spent) < 3):
                 start = time.process_time()
                 work(text)
                 spent.append(time.process_time() - start)
-            assert min(spent) < 0.01, (work, min(spent), text[:99])
+            assert min(spent) < 0.05, (work, min(spent), text[:99])
 
 
 def test_fuzz(tmp_path):
@@ -1144,7 +1143,7 @@ def test_gcrl_recipes():
         assert len({p.response for p in drawn} - {"cut"}) == pairs == len(drawn)
         assert all(p.right == (p.problem == asked[0]) and p.accuracy == 0.5 for p in drawn)
     # with whom a reward is compared
-    prompts = (asked[0], "r"), (asked[0], "c", "a"), (asked[0], "c", "b"), (asked[1], "r")
+    prompts = ("q", "r"), ("q", "c", "a"), ("q", "c", "b"), ("p", "r")
     for group, size in (("prompt", 4), ("question", 2), ("batch", 1)):
         args = arguments(f"--group {group}")
         assert len({train.group_key(args, *prompt) for prompt in prompts}) == size

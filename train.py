@@ -268,11 +268,10 @@ def update(model, optimizer, episodes, updates, rng, clip=0.2, temperature=1.0, 
 # ----------------------------------------------------------------------------------- the recipes
 
 
-def group_key(args, problem, *prompt):
-    """With whom a reward is compared, under --group: the samples of a prompt, all of a question, or
-    the whole batch."""
-    question = problem.question
-    return {"prompt": (question, *prompt), "question": (question,), "batch": ()}[args.group]
+def group_key(args, *prompt):
+    """With whom a reward is compared, under --group: the samples of a prompt (given as the question
+    and what else is in it), all of a question, or the whole batch."""
+    return {"prompt": prompt, "question": prompt[:1], "batch": ()}[args.group]
 
 
 def gcrl(args, policy, step, problems, cache, static):
@@ -287,7 +286,7 @@ def gcrl(args, policy, step, problems, cache, static):
         # with their rewards, eq. 1
         responses = sample.respond(policy, problems, args.n, seed_of(args.seed, step, "responses"))
         for e in responses:
-            e.group = group_key(args, e.problem, "response")
+            e.group = group_key(args, e.problem.question, "response")
         metrics["response/accuracy"] = mean(e.reward for e in responses)
         if args.method != "c-rl":
             episodes += responses
@@ -311,7 +310,7 @@ def gcrl(args, policy, step, problems, cache, static):
 def reward_critiques(args, policy, critiques, pairs, seed, metrics):
     """Eqs. 2-6 for critiques of `pairs`, one pair each."""
     for e, pair in zip(critiques, pairs):
-        e.group = group_key(args, pair.problem, "critique", pair.response)
+        e.group = group_key(args, pair.problem.question, "critique", pair.response)
         if args.balance == "reweight":
             e.reward = reward.reweighted_reward(e.judged, pair.right, pair.accuracy)
         else:
@@ -344,8 +343,8 @@ def score(args, policy, step, problems, *_):
     first, second, metrics = sample.two_attempts(policy, problems, args.n, seed)
     stage = 1 if step <= args.stage1_steps else 2
     for a, b in zip(first, second):
-        a.group = ("attempt 1", *group_key(args, a.problem))
-        b.group = ("attempt 2", *group_key(args, a.problem))
+        a.group = ("attempt 1", *group_key(args, a.problem.question))
+        b.group = ("attempt 2", *group_key(args, a.problem.question))
         a.kl = b.kl = args.beta1
         if stage == 1:
             a.kl += args.beta2
@@ -397,11 +396,10 @@ def learn(args, policy, optimizer, reference, episodes, step):
     for e, advantage in zip(episodes, values):
         e.advantage = advantage
     spread = {e.group for e in episodes if e.advantage != 0}
-    tokens = sum(len(e.sample.tokens) for e in episodes)
     metrics = {"groups/no_spread": mean(group not in spread for group in set(groups))}
     metrics["truncated"] = mean(not e.sample.stopped for e in episodes)
     # E[-log p] under p is the entropy: the sampler's log-probs estimate it without bias
-    metrics["entropy"] = -sum(sum(e.sample.logprobs) for e in episodes) / tokens
+    metrics["entropy"] = -mean(p for e in episodes for p in e.sample.logprobs)
     for role in dict.fromkeys(e.role for e in episodes):
         metrics["length/" + role] = mean(len(e.sample.tokens) for e in episodes if e.role == role)
     if reference is not None and step == 1:  # it is the reference's own rollout
