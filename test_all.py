@@ -1672,19 +1672,19 @@ def test_comparison(tmp_path):
             file.write('{"step": 2, "cut in the mid')
     words = ["gc-rl-*, 2 seeds", "a&b", "held out: generation", "in training: t1"]
     printed = draw(compare, picture, words, "--json", *runs)
-    table = [re.split(r" *\| *", line)[1:-1] for line in printed.splitlines() if "|" in line]
-    assert table[0] == ["last evaluation", "start", "gc-rl-0", "gc-rl-1", "a&b"]
-    assert ["generation", "0.250", "0.500", "0.750", "1.000"] in table
-    assert ["t2", "-", "-", "-", "-"] in table
-    assert ["generation", "0.625 (0.500 to 0.750)", "1.000"] in table
+    table = [re.split("  +", line) for line in printed.splitlines()]
+    assert ["last evaluation", "start", "gc-rl-0", "gc-rl-1", "a&b"] in table
+    assert ["eval/generation", "0.250", "0.500", "0.750", "1.000"] in table
+    assert ["eval/t2", "-", "-", "-", "-"] in table
+    assert ["eval/generation", "0.625 (0.500 to 0.750)", "1.000 (1.000 to 1.000)"] in table
     assert json.loads(printed.splitlines()[-1])[str(runs[1])]["eval/generation"] == 0.75
     picture.write_text("a text of mine")
     fails("c.svg", printed_by, compare.main, "--out", picture, runs[0])  # is not written over
     assert picture.read_text() == "a text of mine"
     out = "--out", tmp_path / "d.svg"
-    fails("error", printed_by, compare.main, "", *out, tmp_path / "no")
-    fails("error", printed_by, votes.main, "", *out, run / "metrics.jsonl")
-    fails("error", printed_by, votes.main, "", *out)
+    fails("no/metrics.jsonl", printed_by, compare.main, "", *out, tmp_path / "no", kind=OSError)
+    fails("metrics.jsonl|no JSON", printed_by, votes.main, "", *out, run / "metrics.jsonl")
+    fails("FILE.json", printed_by, votes.main, "", *out)
     assert not (tmp_path / "d.svg").exists()
 
 

@@ -64,10 +64,6 @@ def step(policy, problems, flags, spread):
 
 
 def main(argv=None):
-    exits(use, argv)
-
-
-def use(argv):
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("model", nargs="?", default="toy", help="as --model of train.py [toy]")
@@ -95,4 +91,4 @@ def use(argv):
 
 
 if __name__ == "__main__":
-    main()
+    exits(main)
