@@ -37,7 +37,7 @@ transformers.logging.disable_progress_bar()
 TOY = Path(__file__).parent / "toy"
 CPU_BYTES = 1 << 27  # see `memory`
 LOGITS = 1 << 24  # that scoring computes at once
-HEAD = 1 << 11  # rows of the output head that sampling on a CPU computes at once
+HEAD = 1 << 11  # rows of the output head's weight that a CPU multiplies at once, see `to_logits`
 SPENT = Counter()  # seconds/KIND of work, tokens computed, tokens/useful: see `spent`
 
 
@@ -287,12 +287,13 @@ class SharedLayer(DynamicLayer):
 
 
 def by_owner(owner):
-    """Rows, sorted by prompt, in a table with a line for each: `table` [prompts * widest] has the
-    row in each place, 0 where there is none, and `place` [rows] is where each row stands."""
+    """Rows in a table with a line for each prompt: `table` [prompts * widest] has the row in each
+    place, 0 where there is none, and `place` [rows] is where each row stands. owner [rows] must be
+    sorted. Where all prompts have equally many rows, these stand in place: both are slices."""
     sizes = torch.bincount(owner)
-    if len(sizes) * int(sizes.max()) == len(owner):
-        return slice(None), slice(None)  # full lines: the rows as they are
     rows, widest = torch.arange(len(owner), device=owner.device), int(sizes.max())
+    if len(sizes) * widest == len(owner):
+        return slice(None), slice(None)
     place = owner * widest + rows - (sizes.cumsum(0) - sizes)[owner]
     table = torch.zeros(len(sizes) * widest, dtype=torch.long, device=owner.device)
     table[place] = rows
@@ -426,9 +427,9 @@ def to_logits(model, states):
         states, head = states.float(), model.get_output_embeddings()
         if not getattr(model, "plain_head", False):
             return states
-        large = len(head.weight) > HEAD and head.bias is None
-        if large and states.is_cpu and not states.requires_grad:
-            # few rows times a large matrix: faster the other way round, a slice at a time
+        large = type(head) is torch.nn.Linear and len(head.weight) > HEAD and head.bias is None
+        if large and states.is_cpu and len(states) <= 256 and not states.requires_grad:
+            # weight @ states is faster than states @ weight, a slice at a time
             return torch.cat([(part @ states.T).T for part in head.weight.split(HEAD)], 1)
         return head(states)
 

@@ -198,7 +198,7 @@ def evaluate(policy, problems, exam):
 
 
 def print_table(title, columns):
-    """A line for each metric of any column {heading: {metric: number}}, under its own name."""
+    """A line for each metric of any column {heading: {metric: value}}, under its own name."""
     width = max(9, *(len(heading) + 2 for heading in columns))
     print(f"\n{title:32}" + "".join(f"{heading:>{width}}" for heading in columns))
     for name in dict.fromkeys(name for column in columns.values() for name in column):

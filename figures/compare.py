@@ -5,13 +5,15 @@
 RUN is a folder with a metrics.jsonl. Folders whose names differ only in a whole number at the end
 (gc-rl-0, gc-rl-1) are seeds of one method: one line in the picture, with a band from the least to
 the greatest. The table's columns are the first run before training (start) and every run at its
-last evaluation; its rows (`eval/...`), all on held-out problems and with greedy decoding:
+last evaluation; where methods have seeds, a second table has their mean, least and greatest. The
+rows (`eval/...`), all on held-out problems and with greedy decoding:
 
     generation             responses that are right
     critique               judgements that are right, on as many right responses as wrong ones
     critique_p1, _p2       the same on the right responses, on the wrong ones
     critique_precision     responses called right that are right
     critique_recall        right responses that are called right
+    critique_unreadable    critiques without a judgement
     t1, t2, delta          first attempts that are right, second attempts, t2 - t1
     i_to_c, c_to_i         wrong first and then right, right first and then wrong
     kept                   wrong first answers that the second attempt gives again
@@ -40,11 +42,11 @@ def read_metrics(folder):
     object with a step, is passed over."""
     path, rows = Path(folder) / "metrics.jsonl", []
     for line in path.read_bytes().splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+        with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):
             row = json.loads(line, parse_constant=lambda _: None)  # NaN is nothing to draw
-            rows.append({"step": int(row["step"])} | row)
+            rows.append(row | {"step": int(row["step"])})
     if not any("eval/generation" in row for row in rows):
-        raise InputError(f"{path}: no evaluation in it")
+        raise InputError(f"{path}: no eval/generation in it")
     return rows
 
 
@@ -67,9 +69,11 @@ def methods(names):
 
 
 def spread(values):
-    """The mean with the least and the greatest, as text; None of none."""
+    """The mean, as text with the least and the greatest where there are several values."""
     values = [value for value in values if value is not None]
-    return f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})" if values else None
+    if len(values) < 2:
+        return mean(values)
+    return f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def compare(folders, picture):
@@ -85,7 +89,7 @@ def compare(folders, picture):
     groups, charts, columns = methods(names), [], {}
     for method, seeds in groups.items():
         cells = {name: spread([last[seed].get(name) for seed in seeds]) for name in MAIN}
-        columns[method.rjust(len("0.000 (0.000 to 0.000)"))] = cells
+        columns[method.rjust(len("-0.001 (-0.002 to -0.001)"))] = cells  # as wide as a cell
     if len(groups) < len(runs):
         print_table("mean (least to greatest)", columns)
     for key in CURVES:

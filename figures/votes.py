@@ -24,7 +24,7 @@ def main(argv=None):
             if name.startswith("vote/"):
                 votes = [(int(k), float(share)) for k, share in row.items() if share is not None]
                 series[name.removeprefix("vote/")] = [votes]
-    except (LookupError, AttributeError, TypeError, ValueError) as error:
+    except (LookupError, AttributeError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{args.file}: its last line is no JSON object of votes") from error
     if not any(map(any, series.values())):
         raise InputError(f"{args.file}: no votes on its last line")
