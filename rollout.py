@@ -324,7 +324,7 @@ def attend(module, query, keys, values, attention_mask, scaling=None, **how):
     shared = times_prompts(query, layer.prompts[0].transpose(2, 3), *layer.slots)
     scores = torch.cat([shared, query @ keys.transpose(2, 3)], -1)
     if attention_mask is not None:
-        scores.masked_fill_(~attention_mask, -torch.inf)
+        scores += torch.where(attention_mask, 0.0, -torch.inf)
     weights = scores.softmax(-1).to(values.dtype)
     shared = times_prompts(weights[..., :size], layer.prompts[1], *layer.slots)
     return (shared + weights[..., size:] @ values).reshape(rows, 1, -1, values.shape[3]), None
