@@ -11,6 +11,7 @@ they differ in the prompt only.
 import bisect
 import contextlib
 import functools
+import inspect
 import re
 import sys
 import time
@@ -119,6 +120,8 @@ def prepare(model):
     """Set a model up: an output head to be used by itself, attention through `attend`. Where one is
     not to be had, scoring holds all logits at once, or rows get copies of their prompts."""
     model.eval()  # for good: dropout makes another policy
+    names = inspect.signature(model.forward).parameters  # `cache` since transformers 5.24
+    model.cache_name = "cache" if "cache" in names else "past_key_values"
     ids, library = torch.arange(8, device=model.device)[None], model.config._attn_implementation
     with contextlib.suppress(Exception):  # is the head all that is behind the states?
         states = model.base_model(ids).last_hidden_state
@@ -414,7 +417,8 @@ def generate(model, prompts, n=1, max_new_tokens=256, temperature=1.0, stop=None
 def forward(model, ids, mask, position, keep, cache):
     """What the output head reads at the last `keep` positions [rows, keep, width]. Of a model that
     does more behind its head (a soft cap) these are its logits: see `to_logits`."""
-    how = dict(attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True)
+    how = dict(attention_mask=mask, position_ids=position, use_cache=True)
+    how[model.cache_name] = cache
     if getattr(model, "plain_head", False):
         return model.base_model(ids, **how).last_hidden_state[:, -keep:]
     return model(ids, logits_to_keep=keep, **how).logits

@@ -365,7 +365,7 @@ def test_autocast():
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
     def look(module, args, how, out):
-        for cache in how["past_key_values"].layers:
+        for cache in how[model.cache_name].layers:
             logits = rollout.to_logits(model, out.last_hidden_state)
             seen.add((logits.dtype, cache.keys.dtype, cache.values.dtype))
 

@@ -23,7 +23,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from critique import correct, critique, solve
 from reward import Problem, from_pair, from_problem, write_jsonl
-from rollout import demonstration, load_policy, save_policy
+from rollout import demonstration, load_policy, prepare, save_policy
 from sample import Episode, Policy, sample_pairs
 from train import update
 
@@ -176,9 +176,10 @@ def make(folder):
     end = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     config = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=2, bos_token_id=None)
     config |= dict(num_attention_heads=4, max_position_embeddings=512, tie_word_embeddings=True)
-    config |= end
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **config)).eval()
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **config, **end))
     model.generation_config = GenerationConfig(**end, max_new_tokens=64)
+    prepare(model)
+    model.plain_head = False  # the committed folder was made so
     optimizer, rng = Both(model), random.Random(0)
     for step in tqdm(range(STEPS), "making the toy", disable=None):
         optimizer.scale(min(1, (step + 1) / 20, (STEPS - step) / (0.3 * STEPS)))
