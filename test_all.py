@@ -178,11 +178,14 @@ def test_greedy_tokens_equal_model_generate():
 def test_sampled_logprobs_equal_teacher_forcing_and_a_plain_forward_pass():
     for kind in KINDS:
         model = tiny(kind)
-        # greedy tokens get the model's own log-probs; a head of more than 32 tokens in slices
-        for temperature, large in ((1.0, 32), (0.7, 2048), (0.0, 32)):
+        # greedy tokens get the model's own log-probs; with weights of more than 32 numbers packed
+        for temperature, large in ((1.0, 32), (0.7, 1 << 16), (0.0, 32)):
             how = dict(n=3, max_new_tokens=25, stop=range(20), seed=3, temperature=temperature)
-            with patch(rollout, "HEAD", large):
+            product = mock.Mock(wraps=rollout.times_packed)
+            with mock.patch.multiple(rollout, LARGE=large, times_packed=product):
                 samples = generate(model, ragged(), **how)
+            assert product.called == (large == 32 and torch.backends.mkldnn.is_available())
+            assert not any("forward" in vars(layer) for layer in model.modules()), "all undone"
             assert len({len(s.tokens) for s in samples}) > 1, "rows must end at different lengths"
             for s, scored in zip(samples, logprobs(model, samples, temperature)):
                 assert len(s.tokens) == len(s.logprobs) == len(scored)
@@ -248,8 +251,7 @@ def test_pad_token_is_of_no_account():
 
 def test_seed_and_parts():
     """A seed gives the same tokens, in parts too, as memory or an error forces them."""
-    model, prompts, sizes, tried = tiny("Mistral"), ragged(), [], []
-    real = rollout.sample_rows
+    model, prompts, sizes, tried, real = tiny("Mistral"), ragged(), [], [], rollout.sample_rows
 
     def small_device(room, model, prompts, *rest):
         tried.append(len(prompts))
@@ -258,8 +260,7 @@ def test_seed_and_parts():
         return real(model, prompts, *rest)
 
     def tokens(seed=9, bar=None):
-        how = dict(n=4, max_new_tokens=20, stop=(2, 5), seed=seed, bar=bar)
-        samples = generate(model, prompts, **how)
+        samples = generate(model, prompts, 4, 20, stop=(2, 5), seed=seed, bar=bar)
         assert [s.prompt for s in samples] == [p for p in prompts for _ in range(4)]
         return [s.tokens for s in samples]
 
@@ -269,8 +270,9 @@ def test_seed_and_parts():
         assert whole == tokens(bar=mock.Mock(update=sizes.append)) and sizes == [7, 7, 7, 7, 4]
     with patch(rollout, "sample_rows", functools.partial(small_device, 5)):
         assert whole == tokens() and tried[:4] == [32, 16, 8, 4]
-    with patch(rollout, "sample_rows", functools.partial(small_device, 0)):
+    with mock.patch.multiple(rollout, LARGE=0, sample_rows=functools.partial(small_device, 0)):
         fails("a small device", tokens, kind=torch.OutOfMemoryError)
+    assert not any("forward" in vars(layer) for layer in model.modules()), "no weight stays packed"
 
 
 def test_sizes_of_batches_by_hand():
@@ -360,27 +362,28 @@ def test_shared_cache_by_hand():
 
 
 def test_autocast():
-    """Under bf16 arithmetic the weights are fp32, the cache bf16, the logits a product in fp32."""
+    """Under bf16 arithmetic the weights are fp32, the cache bf16, the logits a product in fp32;
+    the same with weights packed, where the CPU has bf16."""
     (model, tokenizer), seen = load_policy("toy", "cpu", "bf16"), set()
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
     def look(module, args, how, out):
-        for cache in how[model.cache_name].layers:
-            logits = rollout.to_logits(model, out.last_hidden_state)
-            seen.add((logits.dtype, cache.keys.dtype, cache.values.dtype))
+        seen.update((x.keys.dtype, x.values.dtype) for x in how[model.cache_key].layers)
 
     hook = model.base_model.register_forward_hook(look, with_kwargs=True)
     prompts = [encode_chat(tokenizer, solve(p.question)) for p in problems(8)]
-    samples = generate(model, prompts, n=4, max_new_tokens=40)
+    samples = generate(model, prompts, 2, 40)
+    with patch(rollout, "LARGE", 32):
+        samples += generate(model, prompts, 2, 40)
     hook.remove()
-    assert seen == {(torch.float32, torch.bfloat16, torch.bfloat16)}
-    rows = zip(samples, logprobs(model, samples))
-    away = torch.cat([row - torch.tensor(s.logprobs) for s, row in rows]).abs()
-    assert 0 < away.mean() < 0.02, "sampler and learner compute alike"
+    assert seen == {(torch.bfloat16, torch.bfloat16)}
+    drawn = torch.tensor([p for s in samples for p in s.logprobs])
+    away = (torch.cat(logprobs(model, samples)) - drawn).abs().mean()
+    assert 0 < away < 0.02, "sampler and learner compute alike"
     hidden, head = torch.randn(2, 128, dtype=torch.bfloat16), model.get_output_embeddings()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with rollout.autocast(model), torch.no_grad():
         logits = rollout.to_logits(model, hidden)
-    close(logits.detach(), (hidden.float() @ head.weight.T).detach(), 1e-5)
+    close(logits, (hidden.float() @ head.weight.T).detach(), 1e-5)
 
 
 def refused(words, folder, model=None, tokenizer=None, **options):

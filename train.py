@@ -14,7 +14,6 @@ several devices, a value network, serving engines. Below: flags, loss, update, r
 """
 
 import argparse
-import functools
 import math
 import os
 import random
@@ -487,15 +486,12 @@ def load_data(args):
     return problems, held_out, exam, examples
 
 
-@functools.lru_cache(2)
-def order_of(seed, epoch, count):
-    return random.Random(seed_of(seed, "epoch", epoch)).sample(range(count), count)
-
-
 def batch_of(items, step, seed, count):
     """The items of a step: pass after pass over all of them, each in an order of its own."""
     places = [divmod(i, len(items)) for i in range((step - 1) * count, step * count)]
-    return [items[order_of(seed, epoch, len(items))[place]] for epoch, place in places]
+    rngs = {epoch: random.Random(seed_of(seed, "epoch", epoch)) for epoch, _ in places}
+    order = {epoch: rng.sample(items, len(items)) for epoch, rng in rngs.items()}
+    return [order[epoch][place] for epoch, place in places]
 
 
 def first_pairs(args, policy, state):
@@ -574,8 +570,7 @@ def begin_run(args):
     model, tokenizer = load_policy(source, args.device, args.precision)
     policy = Policy(model, tokenizer, args.max_new_tokens, args.temperature)
     model.generation_config.max_new_tokens = args.max_new_tokens
-    how = dict(betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    optimizer = torch.optim.AdamW(model.parameters(), **how)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0, fused=True)
     if state:
         model.load_state_dict(state.pop("weights"))
         optimizer.load_state_dict(state.pop("optimizer"))
