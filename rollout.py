@@ -430,7 +430,7 @@ def to_logits(model, states):
 @contextlib.contextmanager
 def packed(model):
     """Inside the block large weights lie as a CPU reads them best, in oneDNN's layout: there
-    products with few rows take 0.5 to 0.8 of their time. For sampling: gradients and updates do not
+    products with few rows take 0.5 to 0.9 of their time. For sampling: gradients and updates do not
     reach the copies."""
     layers = [m for m in model.modules() if type(m) is torch.nn.Linear and m.weight.numel() > LARGE]
     usable = model.device.type == "cpu" and torch.backends.mkldnn.is_available()
