@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache, DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa
 from transformers.masking_utils import sdpa_mask
 
 from critique import solve
@@ -38,7 +38,7 @@ transformers.logging.disable_progress_bar()
 TOY = Path(__file__).parent / "toy"
 CPU_BYTES = 1 << 27  # see `memory`
 LOGITS = 1 << 24  # that scoring computes at once
-LARGE = 1 << 16  # numbers in a weight from which on a CPU gains by another layout, see `packed`
+LARGE = 1 << 16  # a weight of more numbers than this is laid out anew on a CPU, see `packed`
 SPENT = Counter()  # seconds/KIND of work, tokens computed, tokens/useful: see `spent`
 
 
@@ -290,9 +290,7 @@ def by_owner(owner):
     sizes = torch.bincount(owner)
     rows, widest = torch.arange(len(owner), device=owner.device), int(sizes.max())
     place = owner * widest + rows - (sizes.cumsum(0) - sizes)[owner]
-    table = torch.zeros(len(sizes) * widest, dtype=torch.long, device=owner.device)
-    table[place] = rows
-    return table, place
+    return owner.new_zeros(len(sizes) * widest).scatter(0, place, rows), place
 
 
 def times_prompts(rows, prompts, table, place):
@@ -305,22 +303,22 @@ def times_prompts(rows, prompts, table, place):
     return result.reshape(-1, *result.shape[2:])[place]
 
 
-def attend(module, query, keys, values, mask, scaling=None, **how):
+def attend(module, query, keys, values, attention_mask, scaling=None, **how):
     """Attention of transformers' models: in decoding over the prompt's keys, which its rows share,
     and over the row's own; else the library's. query [rows, query heads, 1, head_dim], keys and
     values [rows, heads, added, head_dim], mask [rows, 1, 1, length]: paddings, windows."""
     layer = getattr(keys, "layer", None)
     if layer is None:
-        return sdpa_attention_forward(module, query, keys, values, mask, scaling=scaling, **how)
+        return sdpa(module, query, keys, values, attention_mask, scaling=scaling, **how)
     rows, size = len(query), layer.prompts[0].shape[2]
     query = query.reshape(rows, keys.shape[1], -1, query.shape[3])  # by the head that they read
     query = (query * (query.shape[3] ** -0.5 if scaling is None else scaling)).to(values.dtype)
     shared = times_prompts(query, layer.prompts[0].mT, *layer.slots)
-    # in the other order a CPU copies the bf16 keys first
+    # in the other order a CPU copies bf16 keys first; elsewhere either will do
     own = (keys @ query.mT).mT if keys.dtype == torch.bfloat16 else query @ keys.mT
     scores = torch.cat([shared, own], -1)
-    if mask is not None:
-        scores += torch.where(mask, 0.0, -torch.inf)
+    if attention_mask is not None:
+        scores += torch.where(attention_mask, 0.0, -torch.inf)
     weights = scores.softmax(-1).to(values.dtype)
     shared = times_prompts(weights[..., :size], layer.prompts[1], *layer.slots)
     return (shared + weights[..., size:] @ values).reshape(rows, 1, -1, values.shape[3]), None
@@ -431,21 +429,23 @@ def to_logits(model, states):
 def packed(model):
     """Inside the block large weights lie as a CPU reads them best, in oneDNN's layout: there
     products with few rows take 0.5 to 0.9 of their time. For sampling: gradients and updates do not
-    reach the copies."""
+    reach the copies, and in `seconds/prefill` is the time to make them."""
     layers = [m for m in model.modules() if type(m) is torch.nn.Linear and m.weight.numel() > LARGE]
     usable = model.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    head = model.plain_head and model.get_output_embeddings()  # in fp32: see `to_logits`
     with contextlib.ExitStack() as undo:
         with timed(model, "prefill"), contextlib.suppress(RuntimeError):  # of a CPU without bf16
             for layer in layers if usable else []:
-                kind = torch.float32 if layer is model.get_output_embeddings() else model.arithmetic
+                kind = torch.float32 if layer is head else model.arithmetic
                 weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.to(kind))
                 layer.forward = functools.partial(times_packed, weight, layer.bias)
-                undo.callback(delattr, layer, "forward")
+                undo.callback(vars(layer).pop, "forward", None)
         yield
 
 
 def times_packed(weight, bias, rows):
     """What torch.nn.Linear gives, of a weight that `packed` has laid out."""
+    bias = bias if bias is None else bias.to(weight.dtype)
     return torch.ops.mkldnn._linear_pointwise(rows.to(weight.dtype), weight, bias, "none", [], "")
 
 
@@ -555,10 +555,9 @@ def micro_batches(model, samples, parts=1):
             order = order[max(1, fits) :]
         return sum(map(cost, batches)), batches
 
-    every = range(len(samples))
-    by_prompt = sorted(every, key=lambda i: (len(prompts[i]), prompts[i], lengths[i]))
-    by_length = sorted(every, key=lambda i: (len(prompts[i]) + lengths[i], lengths[i]))
-    return min(cut(by_prompt), cut(by_length))[1]
+    by_prompt = sorted(range(len(samples)), key=lambda i: (len(prompts[i]), prompts[i], lengths[i]))
+    by_size = sorted(range(len(samples)), key=lambda i: (len(prompts[i]) + lengths[i], lengths[i]))
+    return min(cut(by_prompt), cut(by_size))[1]
 
 
 def logprobs(model, samples, temperature=1.0) -> list[torch.Tensor]:
