@@ -1,139 +1,300 @@
 """Train a policy to answer, to criticise answers and to correct itself, by GRPO on outcome rewards.
 
-One step of every method: sample n completions for each prompt, reward them, compare them inside
-their group, and move the policy towards the better ones. A method is a recipe: a function that says
-which prompts are built and which rewards are given. Sampling, advantages, loss and update are the
-same for all; supervised learning is the same update on given tokens with advantage 1.
+What is maximised, over all tokens of all completions that the policy samples:
+
+    mean of  min(ratio A, clip(ratio, 1 - clip, 1 + clip) A)  -  kl k3        (grpo_loss)
+    A      = (reward - mean of its group) / deviation of its group            (reward.advantages)
+    ratio  = p(token) now / p(token) when it was sampled;  k3: distance to the starting policy
+
+A method is a recipe: which prompts are built, which rewards are given. All else is the same for all
+methods. What departs from GRPO as published (arXiv 2402.03300), and why:
+
+- The mean is over tokens and not first over each completion, as in DAPO and verl: otherwise a token
+  of a long completion would count less than one of a short completion.
+- Groups without spread have no gradient and are not computed; their tokens count in the mean.
+- SCoRe's advantages are not divided by the deviation (see `score`).
+- The reference counts as at most MAX_AWAY nats above the policy on any token.
+- Supervised learning is the same update: a given text has advantage 1 and ratio 1.
 
     python train.py                        GC-RL on the embedded toy model, minutes on two cores
     python train.py --method score         SCoRe on the toy
     python train.py --model Qwen/Qwen2.5-0.5B-Instruct --data gsm8k --out runs/gsm8k
 
-GC-RL: arXiv 2602.22765, SCoRe: arXiv 2409.12917, GRPO: arXiv 2402.03300. Left out, to stay short:
-several devices, a value network, serving engines. Below: flags, loss, update, recipes, the run.
+GC-RL: arXiv 2602.22765, SCoRe: arXiv 2409.12917. Below: recipes, loss and update, flags, the run.
 """
 
 import argparse
+import functools
 import math
-import os
 import random
-import signal
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-import reward
-import rollout
-import sample
-from critique import correct, load_demonstrations
-from reward import InputError, exits, from_pair, from_problem, one_line, to_pair
-from rollout import TOY, demonstration, load_policy, micro_batches, score_rows, timed
-from sample import Episode, Policy, mean, seed_of
+from critique import correct
+from details.data import (
+    InputError,
+    load_split,
+    read_jsonl,
+    run_command,
+    to_pair,
+    write_jsonl,
+)
+from details.demonstrations import load_demonstrations
+from details.fast import micro_batches, unless_memory_runs_out
+from details.policy import TOY, context_length, save_policy
+from details.runs import (
+    FORMAT,
+    Meter,
+    batch_of,
+    catch_signals,
+    open_run,
+    print_table,
+    sample_row,
+    save_state,
+    seed_of,
+    show_samples,
+    show_step,
+    write_files,
+)
+from reward import (
+    PairCache,
+    advantages,
+    critique_reward,
+    denoising_reward,
+    filter_pairs,
+    random_pairs,
+    response_reward,
+    reweighted_reward,
+    shaped_reward,
+)
+from rollout import (
+    Episode,
+    Policy,
+    criticise,
+    demonstration,
+    load_policy,
+    pairs_by_question,
+    refine,
+    respond,
+    score_part,
+    two_attempts,
+)
+from sample import (
+    attempts_table,
+    check_lengths,
+    check_numbers,
+    evaluate,
+    judgement_table,
+    mean,
+    sample_pairs,
+)
 
 WARMUP = 3  # steps in which the learning rate rises to --lr
 GRAD_CLIP = 1.0  # largest gradient norm
-COLD_START = 3, 32  # passes over the demonstrations, demonstrations an optimizer step
-MAX_AWAY = 3.0  # nats, most of ref - logprobs: k3 is exponential in it, one token could rule all
-STATIC_QUESTIONS = 512  # that static pairs are sampled from, 10 responses each (paper: 10)
+MAX_AWAY = 3.0  # nats: k3 is exponential in ref - logprobs, one token could rule all
+COLD_START_PASSES = 3  # over the demonstrations
+COLD_START_BATCH = 32  # demonstrations an optimizer step
+STATIC_QUESTIONS = 512  # that static pairs are sampled from
+STATIC_RESPONSES = 10  # to each of them (paper: 10)
 
-# What differs from the defaults on the toy: a tiny model on tiny problems learns faster.
-TOY_FILES = {"data": "train.jsonl", "eval_data": "held_out.jsonl", "exam": "exam.jsonl"}
-TOY_SETTINGS = dict(steps=20, questions=64, lr=1e-4, kl=0.0, max_new_tokens=64, eval_size=512)
-TOY_SETTINGS["beta2"] = 0.25
-
-
-# ----------------------------------------------------------------------------------------- flags
-
-
-def parse_args(argv=None):
-    """The command line; bad values end the program with one line."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.error = lambda message: sys.exit(f"error: {message}")
-
-    def add(name, default, help, kind=str):
-        """One flag. A list names its choices, the first is the default."""
-        how = {"type": kind if default is None else type(default)}
-        if isinstance(default, list):
-            how, default = {"choices": list(filter(None, default))}, default[0]
-        toy = TOY_SETTINGS.get(name.replace("-", "_"))
-        note = "" if default is None else f" [{default}]"
-        note += "" if toy is None else f" [toy: {toy}]"
-        parser.add_argument("--" + name, default=default, help=help + note, **how)
-
-    def switch(name, help):
-        parser.add_argument("--" + name, action="store_true", help=help)
-
-    add("method", list(METHODS), "what is trained, see the README")
-    add("model", "toy", "toy, a model folder or a hub id")
-    add("data", None, "JSONL file with question and answer, or gsm8k [the toy's; gsm8k]")
-    add("eval-data", None, "held-out problems (else gsm8k's test file, or --data's last tenth)")
-    add("exam", None, "JSONL file of pairs for the critic's exam (else sampled at the start)")
-    add("cold-start", None, "JSONL file of demonstrations to be learned before RL")
-    add("cold-start-lr", 2e-5, "learning rate of the cold start")
-    add("steps", 200, "steps of RL (paper: 10 epochs)")
-    add("questions", 32, "questions a step (paper: 512)")
-    add("n", 8, "samples per prompt (paper: 5)")
-    add("updates", 4, "optimizer steps per rollout, whatever it holds (paper: 4)")
-    add("lr", 1e-6, "learning rate of AdamW, constant after a short warm-up (paper: 1e-6)")
-    add("kl", 1e-3, "g-rl, c-rl, gc-rl: weight of the KL to the starting policy (paper: 1e-3)")
-    add("clip", 0.2, "the ratio is clipped to 1 - clip, 1 + clip (paper: 0.2)")
-    add("temperature", 1.0, "of sampling; the log-probs are those of this distribution")
-    add("max-new-tokens", 512, "limit of a completion; cut ones count as wrong (paper: 4096)")
-    add("seed", 0, "of data order and sampling")
-    add("device", None, "cpu, cuda, cuda:1, mps (else cuda where there is one)")
-    add("precision", [None, "fp32", "bf16"], "of the arithmetic (else bf16 on cuda, else fp32)")
-    add("out", "out", "folder of the run: model, metrics.jsonl, samples.jsonl, resume.pt")
-    switch("resume", "go on with the run in --out: the same command and this flag")
-    add("eval-every", 10, "steps between evaluations with a checkpoint; both also at the end")
-    add("eval-size", 256, "held-out problems, and pairs of the exam, in an evaluation")
-    # GC-RL
-    add("balance", ["filter", "reweight", "none"], "one right, one wrong; eq. 3; random pairs")
-    add("critique-data", [None, "static", "dynamic"], "pairs (else c-rl static, gc-rl dynamic)")
-    add("pairs", None, "pairs criticised, traces of pair-sft, a step (else --questions)", int)
-    add("cache", 1024, "capacity of the pair cache in pairs; the oldest leave first")
-    add("denoise", 0, "refined responses for each critique, eq. 4 (0: off; paper: 1)")
-    add("reward-right", 0.7, "of a right call on a right response (eq. 5: 0.6, eq. 6: 0.8)")
-    add("reward-wrong", 0.7, "of a right call on a wrong response (eq. 5: 0.8, eq. 6: 0.6)")
-    add("group", ["prompt", "question", "batch"], "the samples that a reward is compared with")
-    switch("no-std", "advantages are not divided by the group's deviation")
-    # SCoRe
-    add("alpha", 10.0, "weight of the shaping alpha (r(y2) - r(y1)) in Stage II (paper: 10)")
-    add("beta1", 0.01, "KL weight on both attempts, of multi-turn too (paper: 0.01)")
-    add("beta2", 0.1, "KL weight on first attempts in Stage I, on top (paper: 0.1, 0.25)")
-    add("stage1-steps", None, "of --steps, those of Stage I (else half)", int)
-    known, _ = parser.parse_known_args(argv)
-    if known.model == "toy":
-        files = {} if known.data else {name: f"{TOY / file}" for name, file in TOY_FILES.items()}
-        parser.set_defaults(**TOY_SETTINGS, **files)
-    return settle(parser.parse_args(argv))
+# ----------------------------------------------------------------------------------- the recipes
+#
+# Every recipe is called with the same arguments: the flags, the policy, the step and its problems,
+# the pair cache and the static pairs. It returns the episodes to learn from, and metrics.
 
 
-MAY_BE_ZERO = "steps kl clip seed denoise reward_right reward_wrong alpha beta1 beta2 stage1_steps"
+def gc_rl(args, policy, step, problems, cache, static):
+    """GC-RL (2602.22765, Figure 2): responses and critiques of them, one update for both."""
+    # First-order rollout, rewarded by eq. 1.
+    responses = rewarded_responses(args, policy, step, problems)
+    # Data filter and cache.
+    pairs = pairs_to_criticise(args, step, responses, cache, static)
+    # Second-order rollout, rewarded by eqs. 2 to 6.
+    critiques, metrics = rewarded_critiques(args, policy, step, pairs)
+    metrics["response/accuracy"] = mean(e.right for e in responses)
+    metrics["cache/size"] = len(cache)
+    return responses + critiques, metrics
 
 
-def settle(args):
-    """Fill in what depends on other flags; refuse what cannot work before any work is done."""
-    sample.check_numbers(args, MAY_BE_ZERO)
-    if args.n == 1 and args.group != "batch" and args.method not in SUPERVISED:
-        raise InputError("--n 1: a single sample has nothing to be compared with; use 2 or more")
-    if args.method == "score" and (args.stage1_steps or 0) > args.steps:
-        raise InputError(f"--stage1-steps {args.stage1_steps}: --steps is only {args.steps}")
-    args.data, args.pairs = args.data or "gsm8k", args.pairs or args.questions
-    args.critique_data = args.critique_data or ("static" if args.method == "c-rl" else "dynamic")
-    if args.method == "multi-turn":  # SCoRe without its two ideas
-        args.alpha, args.stage1_steps = 0.0, 0
-    constants = args.balance == "reweight" or args.reward_right != 0.7 or args.reward_wrong != 0.7
-    if constants and args.group == "prompt" and not args.no_std:
-        print("note: --group prompt, divided by its deviation: constants of eqs. 3, 5, 6 cancel")
-    args.no_std = args.no_std or METHODS[args.method] is score  # see `score` for why
-    return args
+def g_rl(args, policy, step, problems, cache, static):
+    """Plain RL: the first stage alone."""
+    responses = rewarded_responses(args, policy, step, problems)
+    return responses, {"response/accuracy": mean(e.right for e in responses)}
 
+
+def c_rl(args, policy, step, problems, cache, static):
+    """The critic alone. Responses are sampled for dynamic pairs only, and they are not trained."""
+    responses = []
+    if args.critique_data == "dynamic":
+        responses = rewarded_responses(args, policy, step, problems)
+    pairs = pairs_to_criticise(args, step, responses, cache, static)
+    critiques, metrics = rewarded_critiques(args, policy, step, pairs)
+    metrics["response/accuracy"] = mean(e.right for e in responses)
+    metrics["cache/size"] = len(cache)
+    return critiques, metrics
+
+
+def rewarded_responses(args, policy, step, problems):
+    """First-order rollout: n responses to each question. Eq. 1: is the answer right?"""
+    responses = respond(policy, problems, args.n, seed_of(args.seed, step, "responses"))
+    for e in responses:
+        e.reward = outcome_reward(e)
+        e.group = group_key(args.group, e.problem.question, "response")
+        e.kl = args.kl
+    return responses
+
+
+def outcome_reward(episode):
+    """Eq. 1. A response that was cut has no final answer."""
+    if not episode.sample.stopped:
+        return 0.0
+    return response_reward(episode.text, episode.problem.answer)
+
+
+def pairs_to_criticise(args, step, responses, cache, static):
+    """Dynamic pairs come from the policy's own responses of this step, static ones are fixed. Both
+    wait in the cache until they are drawn, each once."""
+    rng = random.Random(seed_of(args.seed, step, "pairs"))
+    if args.critique_data == "dynamic":
+        # Data filter: of each question that has both, one right and one wrong response.
+        choose = filter_pairs if args.balance == "filter" else random_pairs
+        cache.extend(choose(pairs_by_question(responses, args.n), rng))
+    elif len(cache) < args.pairs:  # another pass over the static pairs
+        cache.extend(rng.sample(static, len(static)))
+    return cache.draw(args.pairs, rng)
+
+
+def rewarded_critiques(args, policy, step, pairs):
+    """Second-order rollout: n critiques of each pair. Eqs. 2 to 6: is the judgement right?"""
+    seed = seed_of(args.seed, step, "critiques")
+    critiques = criticise(policy, pairs, args.n, seed)
+    for e in critiques:
+        if args.balance == "reweight":
+            # Eq. 3: both labels carry the same weight though one of them is rare.
+            e.reward = reweighted_reward(e.says_right, e.pair.right, e.pair.accuracy)
+        else:
+            # Eq. 2, by default; eqs. 5 and 6 have other constants.
+            e.reward = critique_reward(
+                e.says_right, e.pair.right, args.reward_right, args.reward_wrong
+            )
+        e.group = group_key(args.group, e.problem.question, "critique", e.pair.response)
+        e.kl = args.kl
+    metrics = {"critique/pairs": len(pairs)}
+    for name, value in judgement_table(critiques).items():
+        metrics[f"critique/{name}"] = value
+
+    # Eq. 4: does the critique help to mend the response?
+    if args.denoise:
+        readable = [e for e in critiques if e.says_right is not None]
+        # The refined responses give a reward and are not trained.
+        refined = refine(policy, readable, args.denoise, seed + 1)
+        outcomes = [e.right for e in refined]
+        for place, e in enumerate(readable):
+            own = outcomes[place * args.denoise : (place + 1) * args.denoise]
+            e.reward += denoising_reward(e.says_right, own)
+        metrics["refined/accuracy"] = mean(outcomes)
+    metrics["critique/reward"] = mean(e.reward for e in critiques)
+    return critiques, metrics
+
+
+def group_key(group, question, *rest_of_prompt):
+    """Episodes with the same key share one baseline: the samples of a prompt, all of a question, or
+    the whole batch (--group)."""
+    if group == "prompt":
+        return (question, *rest_of_prompt)
+    if group == "question":
+        return (question,)
+    return ()
+
+
+def score(args, policy, step, problems, cache, static):
+    """SCoRe (2409.12917): Stage I teaches the second attempt alone, Stage II both.
+
+    Each attempt is credited with its own reward and compared with the same attempts at the same
+    question. Advantages are not divided by the deviation: r(y1) is settled when y2 is drawn, so on
+    average the shaping is a weight of 1 + alpha on the second attempt, and a division would bring
+    every alpha to about the same size.
+    """
+    first, second, metrics = rewarded_attempts(args, policy, step, problems)
+    if step <= args.stage1_steps:
+        # Stage I: the second attempt is rewarded, the first is held to the base by a strong KL.
+        metrics["stage"] = 1
+        for a in first:
+            a.reward = 0.0  # no spread in the group, so no advantage
+            a.kl += args.beta2
+    else:
+        # Stage II: both are rewarded, and the second is paid for what it changes.
+        metrics["stage"] = 2
+        for a, b in zip(first, second):
+            b.reward = shaped_reward(a.reward, b.reward, args.alpha)
+    return first + second, metrics
+
+
+def multi_turn(args, policy, step, problems, cache, static):
+    """SCoRe without its two ideas: both attempts are rewarded alike, from the first step on."""
+    first, second, metrics = rewarded_attempts(args, policy, step, problems)
+    return first + second, metrics | {"stage": 2}
+
+
+def rewarded_attempts(args, policy, step, problems):
+    """n first attempts at each question and a second attempt after each. Eq. 1 for both."""
+    seed = seed_of(args.seed, step, "attempts")
+    first, second = two_attempts(policy, problems, args.n, seed)
+    for e in first + second:
+        e.reward = outcome_reward(e)
+        e.group = (e.role, *group_key(args.group, e.problem.question))
+        e.kl = args.beta1
+    return first, second, attempts_table(first, second)
+
+
+def star(args, policy, step, problems, cache, static):
+    """STaR: learn the sampled traces that end right, their first attempts too where right. Traces
+    are sampled anew from the current policy at each step."""
+    first, second, metrics = rewarded_attempts(args, policy, step, problems)
+    learned = []
+    for a, b in zip(first, second):
+        # A right first attempt whose second is wrong is no trace.
+        if b.right:
+            learned += [a, b] if a.right else [b]
+    for e in learned:
+        e.sample.given = True  # from here on a text like any other
+        e.kl = 0.0
+    return learned, metrics | {"traces": sum(b.right for b in second)}
+
+
+def pair_sft(args, policy, step, problems, cache, static):
+    """Pair-SFT: learn a right response as the second attempt after a wrong one, both the starting
+    policy's own."""
+    # The filter leaves right, wrong, right, wrong, ...
+    couples = list(zip(static[::2], static[1::2]))
+    rng = random.Random(seed_of(args.seed, step, "traces"))
+    learned = []
+    for right, wrong in rng.sample(couples, min(args.pairs, len(couples))):
+        chat = correct(right.problem.question, wrong.response)
+        given = demonstration(policy.tokenizer, chat, right.response)
+        e = Episode(given, right.response, "attempt 2", right.problem, right=True, reward=1.0)
+        learned.append(e)
+    return learned, {"traces": len(learned)}
+
+
+METHODS = {
+    "gc-rl": gc_rl,
+    "g-rl": g_rl,
+    "c-rl": c_rl,
+    "score": score,
+    "multi-turn": multi_turn,
+    "star": star,
+    "pair-sft": pair_sft,
+}
+UNDIVIDED = ("score", "multi-turn")  # advantages, by the group's deviation: see `score`
+SUPERVISED = ("star", "pair-sft")
 
 # ------------------------------------------------------------------------------- loss and update
 
@@ -149,9 +310,11 @@ def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=N
     length] and zero where masked.
     """
     mask = mask.bool()
-    log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)  # before exp: inf * 0 is nan
+    # Masked before exp, not after: inf * 0 is nan.
+    log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)
     ratio = log_ratio.exp()
     bounded = ratio.clamp(1 - clip, 1 + clip)
+    # The smaller of the two: beyond the clip nothing is gained by moving on.
     loss = -torch.minimum(ratio * advantages, bounded * advantages)
     clipped = mask & (bounded * advantages < ratio * advantages)
     k3 = torch.zeros_like(ratio)
@@ -159,511 +322,556 @@ def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=N
         away = (ref_logprobs - logprobs).masked_fill(~mask, 0.0)
         k3 = away.exp() - away - 1
         loss = loss + kl * k3
-    return loss.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1), clipped, k3.detach()
+    mean = loss.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+    return mean, clipped, k3.detach()
 
 
-def accumulate(model, episodes, cuts, tokens, clip, temperature, reference):
-    """Add the gradient of `episodes` to the model's, as a share of a batch of `tokens` tokens; in
-    micro-batches: cuts, lists of indices. reference: a model; the policy itself in step 1, when the
-    log-probs that were sampled with are the reference's.
+class NotFinite(FloatingPointError):
+    """A gradient that is not finite, and the mini-batch that gave it."""
 
-    Returns sums for the log. A given text has no log-probs from a sampler: its old ones are its
-    current ones, so that ratio is 1 and the gradient that of the mean negative log-prob.
+    def __init__(self, norm, episodes):
+        super().__init__(f"the gradient norm is {norm}; a smaller --lr may help")
+        self.episodes = episodes
+
+
+def update(
+    model,
+    optimizer,
+    episodes,
+    rng,
+    updates=1,
+    clip=0.2,
+    temperature=1.0,
+    std=True,
+    reference=None,
+    meter=None,
+):
+    """One policy update, from the rewards of one rollout to new weights; returns metrics.
+
+    It takes `updates` optimizer steps, each on its share of the prompts, against the log-probs that
+    their completions were sampled with. reference: the model of the KL. In step 1 it is the policy
+    itself; then the log-probs that were sampled with are the reference's.
+
+    `ratio/max_log` and `ratio/mean_log` are |log ratio| before the first optimizer step: how far
+    the learner is from the sampler. Raises NotFinite.
     """
-    sums, device = Counter(), model.device
-    for part in cuts:
-        part = [episodes[i] for i in part]
-        rows = score_rows(model, [e.sample for e in part], temperature)
-        old = [torch.tensor(e.sample.logprobs or r.tolist()) for e, r in zip(part, rows)]
-        new, old = pad_sequence(rows, True), pad_sequence(old, True).to(device)
-        mask = pad_sequence([torch.ones_like(r, dtype=torch.bool) for r in rows], True)
-        ref, held = old if reference is model else None, [e.sample for e in part if e.kl > 0]
-        if reference not in (None, model) and held:
+    meter = meter or Meter()
+    # Advantages: rewards are compared inside groups. A given text is learned as it stands.
+    drawn = [e for e in episodes if not e.sample.given]
+    values = advantages([e.reward for e in drawn], [e.group for e in drawn], std)
+    values = iter(values.tolist())
+    for e in episodes:
+        e.advantage = 1.0 if e.sample.given else next(values)
+    metrics = rollout_metrics(drawn)
+
+    totals = Counter()
+    norms = []
+    first = None  # sums of the first mini-batch
+    parts = 1
+    for batch in mini_batches(episodes, updates, rng):
+        # What gives no gradient is not computed but counts in the token mean: the gradient is the
+        # same, the time is not.
+        tokens = sum(len(e.sample.tokens) for e in batch)
+        learned = [e for e in batch if e.advantage != 0 or e.kl > 0] or batch[:1]
+        with meter.timed("forward_backward", model):
+            # In smaller micro-batches where memory runs out.
+            sums = None
+            while sums is None:
+                cuts = micro_batches(model, [e.sample for e in learned], parts)
+                again = len(cuts) < len(learned)
+                sums = unless_memory_runs_out(
+                    again,
+                    accumulate,
+                    model,
+                    learned,
+                    cuts,
+                    tokens,
+                    clip,
+                    temperature,
+                    reference,
+                    meter,
+                )
+                if sums is None:
+                    parts *= 2
+                    model.zero_grad()
+            norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP))
+        if not math.isfinite(norm):
+            raise NotFinite(norm, learned)
+        with meter.timed("optimizer", model):
+            optimizer.step()
+            optimizer.zero_grad()
+        norms.append(norm)
+        totals.update(sums)
+        first = first or sums
+
+    metrics["grad_norm"] = mean(norms)
+    metrics["ratio/max_log"] = first["max"]
+    metrics["ratio/mean_log"] = first["distance"] / first["tokens"]
+    metrics["ratio/clipped"] = totals["clipped"] / totals["tokens"]
+    for name in totals:
+        if name.startswith("kl/"):
+            metrics[name] = totals[name] / totals[name.replace("kl/", "tokens/")]
+    # Of given texts the mean negative log-prob, in nats a token, is worth a look. GRPO's loss is
+    # not: it says how far the policy has moved in this update, not how good it is.
+    if not drawn:
+        metrics["loss"] = totals["nll"] / totals["tokens"]
+    return metrics
+
+
+def accumulate(model, episodes, cuts, tokens, clip, temperature, reference, meter):
+    """Loss and backward, one micro-batch after the other: adds the gradient of a mini-batch of
+    `tokens` tokens to the model's. cuts: the places of each one's episodes. Returns sums for the
+    metrics."""
+    sums = Counter()
+    for cut in cuts:
+        part = [episodes[place] for place in cut]
+        samples = [e.sample for e in part]
+        # Log-probs now, all tensors [episodes, longest completion].
+        rows = score_part(model, samples, temperature, meter)
+        new = pad_sequence(rows, batch_first=True)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).bool()
+        # Log-probs when they were sampled.
+        old = []
+        for sample, row in zip(samples, rows):
+            old.append(row.detach() if sample.given else row.new_tensor(sample.logprobs))
+        old = pad_sequence(old, batch_first=True)
+        # The reference's.
+        ref = None
+        if reference is model:
+            ref = old
+        elif reference is not None:
             with torch.no_grad():
-                known = iter(score_rows(reference, held, temperature))
-            ref = [next(known) if e.kl > 0 else r.detach() for e, r in zip(part, rows)]
-            ref = pad_sequence(ref, True)
+                ref = pad_sequence(score_part(reference, samples, temperature, meter), True)
         if ref is not None:
             ref = torch.minimum(ref, new + MAX_AWAY)
-        advantage, kl = new.new_tensor([(e.advantage, e.kl) for e in part]).split(1, 1)
+
+        # One advantage and one weight of the KL for all tokens of a completion.
+        advantage = new.new_tensor([[e.advantage] for e in part])
+        kl = new.new_tensor([[e.kl] for e in part])
         loss, clipped, k3 = grpo_loss(new, old, advantage, mask, clip, ref, kl)
-        (loss * (mask.sum() / tokens)).backward()
+        # The loss is the mean over this micro-batch; its share in the mean over the mini-batch:
+        share = mask.sum() / tokens
+        (loss * share).backward()
+
+        # For the metrics.
         log_ratio = (new - old).detach().masked_fill(~mask, 0.0).abs()
         sums["max"] = max(sums["max"], log_ratio.max().item())
         sums["distance"] += log_ratio.sum().item()
         sums["clipped"] += clipped.sum().item()
         sums["tokens"] += mask.sum().item()
         sums["nll"] -= new.detach().masked_fill(~mask, 0.0).sum().item()
-        for e, size in zip(part, k3.sum(1).tolist()):
-            if e.kl > 0:  # else it was not computed
-                sums["kl/" + e.role] += size
-                sums["tokens/" + e.role] += len(e.sample.tokens)
+        if ref is not None:
+            for e, total in zip(part, k3.sum(1).tolist()):
+                sums[f"kl/{e.role}"] += total
+                sums[f"tokens/{e.role}"] += len(e.sample.tokens)
     return sums
 
 
-def gradient(model, optimizer, episodes, *how):
-    """`accumulate`, in smaller micro-batches if the device runs out of memory, and clipping. How
-    small is kept with the optimizer, so that a resumed run cuts alike. Returns (sums, norm).
-
-    A norm that is not finite raises FloatingPointError, its `episode` the first that gives one.
-    """
-    kept, sums = optimizer.param_groups[0], None
-    while sums is None:
-        parts = kept.setdefault("parts", 1)
-        cuts = micro_batches(model, [e.sample for e in episodes], parts)
-        single = len(cuts) == len(episodes)
-        sums = rollout.attempt(single, accumulate, model, episodes, cuts, *how)
-        if sums is None:
-            kept["parts"] = 2 * parts
-            model.zero_grad()
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP))
-    if not math.isfinite(norm):
-        for e in episodes:
-            model.zero_grad()
-            accumulate(model, [e], [[0]], *how)
-            if not all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None):
-                break
-        error = FloatingPointError(f"the gradient norm is {norm}; a smaller --lr may help")
-        error.episode = e
-        raise error
-    return sums, norm
-
-
-def update(model, optimizer, episodes, updates, rng, clip=0.2, temperature=1.0, reference=None):
-    """One policy update: `updates` optimizer steps over one rollout, each on its share of the
-    prompts, against the log-probs that their completions were sampled with. Returns metrics.
-
-    Episodes that give no gradient (no advantage and no KL) are not computed but count in the token
-    mean: the gradient is the same, the time is not. `ratio/max_log` and `ratio/mean_log` are
-    |log ratio| before the first optimizer step: how far the learner is from the sampler.
-    """
-    members, total, norms, first = {}, Counter(), [], None
+def mini_batches(episodes, updates, rng):
+    """Each optimizer step's share of the prompts, in random order, with all their completions."""
+    members = {}
     for e in episodes:
         members.setdefault(tuple(e.sample.prompt), []).append(e)
     prompts = rng.sample(list(members), len(members))
-    for chosen in [prompts[i::updates] for i in range(min(updates, len(prompts)))]:
-        batch = [e for prompt in chosen for e in members[prompt]]
-        tokens = sum(len(e.sample.tokens) for e in batch)
-        learn = [e for e in batch if e.advantage != 0 or e.kl > 0] or batch[:1]
-        with timed(model, "forward_backward"):
-            sums, norm = gradient(model, optimizer, learn, tokens, clip, temperature, reference)
-        with timed(model, "optimizer"):
-            optimizer.step()
-            optimizer.zero_grad()
-        norms.append(norm)
-        first = first or sums
-        total.update(sums)
-    metrics = {"ratio/max_log": first["max"], "grad_norm": mean(norms)}
-    metrics["ratio/mean_log"] = first["distance"] / first["tokens"]
-    metrics["ratio/clipped"] = total["clipped"] / total["tokens"]
-    for name in total:
-        if reference is not None and name.startswith("kl/"):
-            metrics[name] = total[name] / total["tokens/" + name.removeprefix("kl/")]
-    if not any(e.sample.logprobs for e in episodes):
-        metrics["loss"] = total["nll"] / total["tokens"]  # of given texts, in nats a token
-    return metrics
+    batches = []
+    # A prompt's completions stay together: they are its group, and its keys are computed once.
+    for start in range(min(updates, len(prompts))):
+        batch = []
+        for prompt in prompts[start::updates]:
+            batch += members[prompt]
+        batches.append(batch)
+    return batches
 
 
-# ----------------------------------------------------------------------------------- the recipes
-
-
-def group_key(args, *prompt):
-    """With whom a reward is compared, under --group: the samples of a prompt (given as the question
-    and what else is in it), all of a question, or the whole batch."""
-    return {"prompt": prompt, "question": prompt[:1], "batch": ()}[args.group]
-
-
-def gcrl(args, policy, step, problems, cache, static):
-    """GC-RL and its two halves (2602.22765, Figure 2): responses, data filter, cache, critiques;
-    one update for both.
-
-    g-rl trains the responses only; c-rl the critiques only (with static pairs it samples no
-    responses at all).
-    """
-    rng, episodes, metrics = random.Random(seed_of(args.seed, step, "pairs")), [], {}
-    if args.method != "c-rl" or args.critique_data == "dynamic":
-        # with their rewards, eq. 1
-        responses = sample.respond(policy, problems, args.n, seed_of(args.seed, step, "responses"))
-        for e in responses:
-            e.group = group_key(args, e.problem.question, "response")
-        metrics["response/accuracy"] = mean(e.reward for e in responses)
-        if args.method != "c-rl":
-            episodes += responses
-    if args.method != "g-rl":
-        if args.critique_data == "dynamic":
-            cache.extend(sample.draw_pairs(responses, args.n, args.balance, rng))
-        elif len(cache) < args.pairs:  # another pass over the static set
-            cache.extend(rng.sample(static, len(static)))
-        pairs = cache.draw(args.pairs, rng)
-        seed = seed_of(args.seed, step, "critiques")
-        critiques = sample.criticise(policy, pairs, args.n, seed)
-        asked = [pair for pair in pairs for _ in range(args.n)]
-        reward_critiques(args, policy, critiques, asked, seed + 1, metrics)
-        metrics |= {"critique/pairs": len(pairs), "cache/size": len(cache)}
-        episodes += critiques
-    for e in episodes:
-        e.kl = args.kl
-    return episodes, metrics
-
-
-def reward_critiques(args, policy, critiques, pairs, seed, metrics):
-    """Eqs. 2-6 for critiques of `pairs`, one pair each."""
-    for e, pair in zip(critiques, pairs):
-        e.group = group_key(args, pair.problem.question, "critique", pair.response)
-        if args.balance == "reweight":
-            e.reward = reward.reweighted_reward(e.judged, pair.right, pair.accuracy)
-        else:
-            constants = args.reward_right, args.reward_wrong
-            e.reward = reward.critique_reward(e.judged, pair.right, *constants)
-    table = sample.judge_table([e.judged for e in critiques], [pair.right for pair in pairs])
-    metrics |= {"critique/" + name: value for name, value in table.items()}
-    if args.denoise:  # the refined responses give a reward and are not trained on
-        read = [(e, p) for e, p in zip(critiques, pairs) if e.judged is not None]
-        chats = [correct(p.problem.question, p.response, e.text) for e, p in read]
-        refined, every = iter(sample.complete(policy, chats, args.denoise, seed)), []
-        for e, _ in read:
-            outcomes = [sample.outcome(*next(refined), e.problem) for _ in range(args.denoise)]
-            e.reward += reward.denoising_reward(e.judged, outcomes)
-            every += outcomes
-        metrics["refined/accuracy"] = mean(every)
-    metrics["critique/reward"] = mean(e.reward for e in critiques)
-
-
-def score(args, policy, step, problems, *_):
-    """SCoRe (2409.12917). Stage I rewards the second attempt alone and holds the first to the base
-    by a strong KL; Stage II rewards both, and pays the second for what it changes.
-
-    Each attempt is credited with its own reward and compared with the same attempts at the same
-    question. Advantages are not divided by the deviation: r(y1) is settled when y2 is drawn, so on
-    average the shaping is a weight of 1 + alpha on the second attempt, and a division would bring
-    every alpha to about the same size.
-    """
-    seed = seed_of(args.seed, step, "attempts")
-    first, second, metrics = sample.two_attempts(policy, problems, args.n, seed)
-    stage = 1 if step <= args.stage1_steps else 2
-    for a, b in zip(first, second):
-        a.group = ("attempt 1", *group_key(args, a.problem.question))
-        b.group = ("attempt 2", *group_key(args, a.problem.question))
-        a.kl = b.kl = args.beta1
-        if stage == 1:
-            a.kl += args.beta2
-            a.reward = 0.0  # no spread, so no advantage: KL only
-        else:
-            b.reward = reward.shaped_reward(a.reward, b.reward, args.alpha)
-    return first + second, {"stage": stage} | metrics
-
-
-def star(args, policy, step, problems, *_):
-    """STaR: learn the sampled traces that end right, their first attempts too where right. Traces
-    are sampled anew from the current policy at each step."""
-    seed = seed_of(args.seed, step, "attempts")
-    first, second, metrics = sample.two_attempts(policy, problems, args.n, seed)
-    traces = [(a, b) for a, b in zip(first, second) if b.reward == 1]
-    kept = [e for trace in traces for e in trace if e.reward == 1]
-    return kept, metrics | {"traces": len(traces)}
-
-
-def pair_sft(args, policy, step, problems, cache, static):
-    """Pair-SFT: learn a right response as the second attempt after a wrong one, both the starting
-    policy's own."""
-    couples = list(zip(static[::2], static[1::2]))  # the filter leaves right, wrong, right, wrong
-    rng = random.Random(seed_of(args.seed, step, "traces"))
-    kept = []
-    for right, wrong in rng.sample(couples, min(args.pairs, len(couples))):
-        chat = correct(right.problem.question, wrong.response)
-        given = demonstration(policy.tokenizer, chat, right.response)
-        kept.append(Episode(given, right.response, "attempt 2", right.problem, 1.0))
-    return kept, {"traces": len(kept)}
-
-
-METHODS = dict.fromkeys(("gc-rl", "g-rl", "c-rl"), gcrl)
-METHODS |= dict.fromkeys(("score", "multi-turn"), score) | {"star": star, "pair-sft": pair_sft}
-SUPERVISED = ("star", "pair-sft")
-
-
-def learn(args, policy, optimizer, reference, episodes, step):
-    """From a recipe's episodes to a policy update: groups, advantages, loss. Returns metrics."""
-    rng = random.Random(seed_of(args.seed, step, "mini-batches"))
-    optimizer.param_groups[0]["lr"] = args.lr * min(1, step / WARMUP)
-    how = [policy.model, optimizer, episodes, args.updates, rng, args.clip]
-    if args.method in SUPERVISED:
-        for e in episodes:
-            e.advantage, e.sample.logprobs = 1.0, []
-        return update(*how)
-    groups = [e.group for e in episodes]
-    values = reward.advantages([e.reward for e in episodes], groups, not args.no_std).tolist()
-    for e, advantage in zip(episodes, values):
-        e.advantage = advantage
+def rollout_metrics(episodes):
+    """What a rollout was like, its advantages given; nothing of no episodes."""
+    if not episodes:
+        return {}
+    groups = {e.group for e in episodes}
     spread = {e.group for e in episodes if e.advantage != 0}
-    metrics = {"groups/no_spread": mean(group not in spread for group in set(groups))}
-    metrics["truncated"] = mean(not e.sample.stopped for e in episodes)
-    # E[-log p] under p is the entropy: the sampler's log-probs estimate it without bias
-    metrics["entropy"] = -mean(p for e in episodes for p in e.sample.logprobs)
-    for role in dict.fromkeys(e.role for e in episodes):
-        metrics["length/" + role] = mean(len(e.sample.tokens) for e in episodes if e.role == role)
-    if reference is not None and step == 1:  # it is the reference's own rollout
-        reference = policy.model
-    return metrics | update(*how, args.temperature, reference)
+    metrics = {
+        "groups/no_spread": mean(group not in spread for group in groups),
+        "truncated": mean(not e.sample.stopped for e in episodes),
+        # E[-log p] under p is the entropy: the sampler's log-probs estimate it without bias.
+        "entropy": -mean(p for e in episodes for p in e.sample.logprobs),
+    }
+    for role in {e.role for e in episodes}:
+        metrics[f"length/{role}"] = mean(len(e.sample.tokens) for e in episodes if e.role == role)
+    return metrics
 
 
 def cold_start(args, model, samples):
     """Supervised learning of demonstrations before RL: a short warm-up, then linear decay."""
-    passes, size = COLD_START
-    steps = math.ceil(passes * len(samples) / size)
+    steps = math.ceil(COLD_START_PASSES * len(samples) / COLD_START_BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
     rng = random.Random(seed_of(args.seed, "cold start"))
     for step in tqdm(range(steps), "cold start", disable=None):
-        batch = batch_of(samples, step + 1, args.seed, size)
+        batch = batch_of(samples, step + 1, args.seed, COLD_START_BATCH)
         rate = min(1, (step + 1) / (0.1 * steps)) * (1 - step / steps)
         optimizer.param_groups[0]["lr"] = args.cold_start_lr * rate
-        given = [Episode(s, "", "given", None, advantage=1.0) for s in batch]
-        loss = update(model, optimizer, given, 1, rng)["loss"]
+        episodes = [Episode(sample, "", "given", None) for sample in batch]
+        loss = update(model, optimizer, episodes, rng)["loss"]
         if step == 0 or (step + 1) % max(1, steps // 10) == 0:
             tqdm.write(f"cold start {step + 1}/{steps}: loss {loss:.3f} nats per token")
 
 
+# ----------------------------------------------------------------------------------------- flags
+
+# What differs on the toy: a tiny model on tiny problems learns faster.
+TOY_FILES = {
+    "data": f"{TOY}/train.jsonl",
+    "eval_data": f"{TOY}/held_out.jsonl",
+    "exam": f"{TOY}/exam.jsonl",
+}
+TOY_SETTINGS = {
+    "steps": 20,
+    "questions": 64,
+    "lr": 1e-4,
+    "kl": 0.0,
+    "max_new_tokens": 64,
+    "eval_size": 512,
+    "beta2": 0.25,
+}
+
+
+def parse_args(argv=None):
+    """The command line; bad values end the program with one line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.error = lambda message: sys.exit(f"error: {message}")
+
+    def add(name, default, help, kind=None, choices=None):
+        toy = TOY_SETTINGS.get(name.replace("-", "_"))
+        if default is not None:
+            help += f" [{default}]"
+        if toy is not None:
+            help += f" [toy: {toy}]"
+        kind = kind or type(default)
+        parser.add_argument("--" + name, default=default, help=help, type=kind, choices=choices)
+
+    def switch(name, help):
+        parser.add_argument("--" + name, action="store_true", help=help)
+
+    # What is run.
+    add("method", "gc-rl", "what is trained, see the README", choices=list(METHODS))
+    add("model", "toy", "toy, a model folder or a hub id")
+    add("data", None, "JSONL file with question and answer, or gsm8k [the toy's; gsm8k]", str)
+    add(
+        "eval-data", None, "held-out problems (else gsm8k's test file, or --data's last tenth)", str
+    )
+    add("exam", None, "JSONL file of pairs for the critic's exam (else sampled at the start)", str)
+    add("cold-start", None, "JSONL file of demonstrations to be learned before RL", str)
+    add("cold-start-lr", 2e-5, "learning rate of the cold start")
+    # How long, and how a step learns.
+    add("steps", 200, "steps of RL (paper: 10 epochs)")
+    add("questions", 32, "questions a step (paper: 512)")
+    add("n", 8, "samples per prompt (paper: 5)")
+    add("updates", 4, "optimizer steps per rollout, whatever it holds (paper: 4)")
+    add("lr", 1e-6, "learning rate of AdamW, constant after a short warm-up (paper: 1e-6)")
+    add("kl", 1e-3, "g-rl, c-rl, gc-rl: weight of the KL to the starting policy (paper: 1e-3)")
+    add("clip", 0.2, "the ratio is clipped to 1 - clip, 1 + clip (paper: 0.2)")
+    add("temperature", 1.0, "of sampling; the log-probs are those of this distribution")
+    add("max-new-tokens", 512, "limit of a completion; cut ones count as wrong (paper: 4096)")
+    # Where.
+    add("seed", 0, "of data order and sampling")
+    add("device", None, "cpu, cuda, cuda:1, mps (else cuda where there is one)", str)
+    add("precision", None, "of the arithmetic (else bf16 on cuda)", str, choices=["fp32", "bf16"])
+    add("out", "out", "folder of the run: model, metrics.jsonl, samples.jsonl, resume.pt")
+    switch("resume", "go on with the run in --out: the same command and this flag")
+    add("eval-every", 10, "steps between evaluations with a checkpoint; both also at the end")
+    add("eval-size", 256, "held-out problems, and pairs of the exam, in an evaluation")
+    # GC-RL: pairs, rewards of critiques, groups.
+    add(
+        "balance",
+        "filter",
+        "of the pairs: one right, one wrong response; eq. 3; any two responses",
+        choices=["filter", "reweight", "none"],
+    )
+    add(
+        "critique-data",
+        None,
+        "where pairs come from (else c-rl static, gc-rl dynamic)",
+        str,
+        choices=["static", "dynamic"],
+    )
+    add("pairs", None, "pairs criticised, traces of pair-sft, a step (else --questions)", int)
+    add("cache", 1024, "capacity of the pair cache in pairs; the oldest leave first")
+    add("denoise", 0, "refined responses for each critique, eq. 4 (0: off; paper: 1)")
+    add("reward-right", 0.7, "for judging a right response right (eq. 5: 0.6, eq. 6: 0.8)")
+    add("reward-wrong", 0.7, "for judging a wrong response wrong (eq. 5: 0.8, eq. 6: 0.6)")
+    add(
+        "group",
+        "prompt",
+        "the samples that a reward is compared with: of a prompt, a question, the batch",
+        choices=["prompt", "question", "batch"],
+    )
+    switch("no-std", "advantages are not divided by the group's deviation")
+    # SCoRe.
+    add("alpha", 10.0, "weight of the shaping alpha (r(y2) - r(y1)) in Stage II (paper: 10)")
+    add("beta1", 0.01, "KL weight on both attempts, of multi-turn too (paper: 0.01)")
+    add("beta2", 0.1, "KL weight on first attempts in Stage I, on top (paper: 0.1, 0.25)")
+    add("stage1-steps", None, "of --steps, those of Stage I (else half)", int)
+    # The toy brings its files and settings as defaults: what is asked for by name still wins.
+    known, _ = parser.parse_known_args(argv)
+    if known.model == "toy":
+        parser.set_defaults(**TOY_SETTINGS)
+        if not known.data:
+            parser.set_defaults(**TOY_FILES)
+    args = parser.parse_args(argv)
+    settle(args)
+    return args
+
+
+MAY_BE_ZERO = (
+    "steps",
+    "kl",
+    "clip",
+    "seed",
+    "denoise",
+    "reward_right",
+    "reward_wrong",
+    "alpha",
+    "beta1",
+    "beta2",
+    "stage1_steps",
+)
+
+
+def settle(args):
+    """Fill in what depends on other flags; refuse what cannot work before any work is done."""
+    check_numbers(args, MAY_BE_ZERO)
+    if args.n == 1 and args.group != "batch" and args.method not in SUPERVISED:
+        raise InputError("--n 1: a single sample has nothing to be compared with; use 2 or more")
+    if args.method == "score" and (args.stage1_steps or 0) > args.steps:
+        raise InputError(f"--stage1-steps {args.stage1_steps}: --steps is only {args.steps}")
+    args.data = args.data or "gsm8k"
+    args.pairs = args.pairs or args.questions
+    args.critique_data = args.critique_data or ("static" if args.method == "c-rl" else "dynamic")
+    # By themselves the constants of rewards make no difference: see reward.critique_reward.
+    constants = args.balance == "reweight" or args.reward_right != 0.7 or args.reward_wrong != 0.7
+    if constants and args.group == "prompt" and not args.no_std:
+        print("note: --group prompt, divided by its deviation: constants of eqs. 3, 5, 6 cancel")
+
+
 # --------------------------------------------------------------------------------------- the run
 
-FORMAT = 3  # of resume.pt
-torch.serialization.add_safe_globals([reward.Problem, reward.Pair])  # all that it holds of ours
-BEFORE_CHECKPOINT = {"start", "resume.pt.partial"}  # what a run writes before its first resume.pt
-MAY_CHANGE = ("steps", "resume", "device", "eval_every", "out")  # flags, when a run goes on
 
+def train(args):
+    """One run, from the flags to the final table."""
+    begin = time.time()
+    out = Path(args.out)
+    policy, optimizer, state = begin_run(args)
+    begin -= state["seconds"]
+    model = policy.model
+    problems = state["problems"]
+    if state["step"] == 0:
+        state["exam"], state["static"] = first_pairs(args, policy, state)
+    # Half of the steps that the run was begun with: Stage I stays where it was when it is extended.
+    if args.stage1_steps is None:
+        args.stage1_steps = state["flags"]["steps"] // 2
+    write_files(out, state)
+    size = f"{model.num_parameters():,} parameters on {model.device}"
+    count = f"{len(problems)} problems, {len(state['held_out'])} held out"
+    print(f"{args.method} on {args.model}: {size}; {count}; {out}", flush=True)
+    cache = PairCache(state["cache"], max(args.cache, len(state["static"]) + args.pairs))
 
-def open_run(args):
-    """The state saved in --out, None for a run that begins; refuses a folder that is in use."""
-    out, path = Path(args.out), Path(args.out) / "resume.pt"
-    if not path.exists():
-        found = set(os.listdir(out)) if out.is_dir() else {out.name} if out.exists() else set()
-        if found - BEFORE_CHECKPOINT:
-            raise InputError(f"--out {out}: holds files but no resume.pt; name another folder")
-        return None
-    if not args.resume:
-        raise InputError(f"--out {out}: holds a run; go on by --resume, or name another folder")
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        if state["format"] != FORMAT:
-            raise ValueError("it is of another version of this program")
-    except Exception as error:  # a file that is cut, or of another program
-        raise InputError(f"--resume: {path} cannot be read: {one_line(error)}") from error
-    for name, value in vars(args).items():
-        flag, before = name.replace("_", "-"), state["flags"].get(name)
-        if before != value and (name not in MAY_CHANGE or (name == "steps" and value < before)):
-            raise InputError(f"--resume: the run in {out} has --{flag} {before}, not {value}")
-    return state
+    @functools.cache  # in memory from the first step on that has a KL
+    def load_reference():
+        return load_policy(out / "start", args.device, args.precision)[0]
 
+    stop = catch_signals()
+    steps = range(state["step"], args.steps + 1)  # step 0 is the evaluation before the first
+    for step in tqdm(steps, args.method, args.steps + 1, initial=state["step"], disable=None):
+        row = {"step": step}
+        due = step in (0, args.steps) or step % args.eval_every == 0
 
-def save_state(out, state, model, optimizer):
-    """Write resume.pt: aside, flushed to disk, renamed. At no moment is there half of one."""
-    whole = state | {"weights": model.state_dict(), "optimizer": optimizer.state_dict()}
-    try:
-        with open(out / "resume.pt.partial", "wb") as file:
-            torch.save(whole, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(out / "resume.pt.partial", out / "resume.pt")
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{out}: {one_line(error)}; the last checkpoint is whole") from error
+        if step > 0:
+            # Sample.
+            asked = batch_of(problems, step, args.seed, args.questions)
+            meter = Meter()
+            with meter.timed("sample", model):
+                episodes, metrics = METHODS[args.method](
+                    args, replace(policy, meter=meter), step, asked, cache, state["static"]
+                )
+            # Learn. What has no tokens had a prompt that left no room in the context.
+            learned = [e for e in episodes if e.sample.tokens]
+            with meter.timed("update", model):
+                metrics |= learn(args, policy, optimizer, load_reference, learned, step, meter)
+            # Log.
+            metrics["skipped"] = len(episodes) - len(learned)
+            row |= metrics | costs(meter, learned)
+            if learned and (due or step == 1):
+                rows = show_samples(policy.tokenizer, step, learned)
+                write_jsonl(out / "samples.jsonl", rows, "a")
+                state["samples"] += rows
 
+        # Evaluate.
+        if due:
+            row |= evaluate(policy, state["held_out"], state["exam"])
+        row["seconds"] = time.time() - begin
+        show_step(row, args.steps)
+        write_jsonl(out / "metrics.jsonl", [row], "a")
+        state["metrics"].append(row)
 
-def load_data(args):
-    """(training problems, held-out problems, exam, demonstrations). No held-out question is trained
-    on, and none of the exam."""
-    problems, held_out = reward.load_split(args.data, args.eval_data, args.eval_size)
-    exam, examples = [], []
-    if args.exam:
-        trained = {p.question for p in problems}
-        pairs = reward.read_jsonl(args.exam, to_pair)
-        exam = [pair for pair in pairs if pair.problem.question not in trained]
-        if len(exam) < len(pairs):
-            print(f"{args.exam}: {len(pairs) - len(exam)} pairs left out, on questions in --data")
-        exam = exam[: args.eval_size // 2 * 2]
-    if args.cold_start:
-        unseen = {p.question for p in held_out} | {pair.problem.question for pair in exam}
-        examples, dropped = load_demonstrations(args.cold_start, unseen)
-        if dropped:
-            print(f"{args.cold_start}: {dropped} demonstrations left out: held out")
-    return problems, held_out, exam, examples
-
-
-def batch_of(items, step, seed, count):
-    """The items of a step: pass after pass over all of them, each in an order of its own."""
-    places = [divmod(i, len(items)) for i in range((step - 1) * count, step * count)]
-    rngs = {epoch: random.Random(seed_of(seed, "epoch", epoch)) for epoch, _ in places}
-    order = {epoch: rng.sample(items, len(items)) for epoch, rng in rngs.items()}
-    return [order[epoch][place] for epoch, place in places]
-
-
-def first_pairs(args, policy, state):
-    """(exam, static pairs) of the starting policy. The exam is fixed by the seed and that policy,
-    unless there is one: --exam gives runs that start from different policies the same."""
-    problems, exam, static = state["problems"], state["exam"], []
-    if not exam:
-        how = state["held_out"], 8, args.eval_size, seed_of(args.seed, "exam")
-        exam = sample.sample_pairs(policy, *how, show="critique pairs")
-    critics = args.method in ("c-rl", "gc-rl") and args.critique_data == "static"
-    if critics or args.method == "pair-sft":
-        asked = batch_of(problems, 1, args.seed, min(len(problems), STATIC_QUESTIONS))
-        balance = "filter" if args.method == "pair-sft" else args.balance
-        how = policy, asked, 10, 2 * len(asked), seed_of(args.seed, "static")
-        static = sample.sample_pairs(*how, balance, "static pairs")
-        if not static:
-            raise InputError(f"static pairs: 0 of {len(asked)} questions had right and wrong ones")
-    return exam, static
-
-
-SHOWN = "stage response/accuracy critique/p1 critique/p2 t1 t2 kept groups/no_spread truncated"
-SHOWN += " skipped traces loss ratio/max_log grad_norm seconds/sample seconds/update"
-SHOWN += " eval/generation eval/critique eval/t2 eval/delta"
-
-
-def show_step(row, steps):
-    """One step as a line of text, under the names of metrics.jsonl."""
-    shown = [f"{name} {row[name]:.3g}" for name in SHOWN.split() if row.get(name) is not None]
-    tqdm.write(f"step {row['step']}/{steps}  " + "  ".join(shown))
-    if row.get("truncated", 0) > 0.5:
-        tqdm.write("warning: more than half were cut at --max-new-tokens and count as wrong")
-
-
-def sample_row(policy, step, e):
-    """An episode for a person to read."""
-    row = {"step": step, "role": e.role, "prompt": policy.tokenizer.decode(e.sample.prompt)}
-    row |= {"completion": e.text, "stopped": e.sample.stopped}
-    return row | {"reward": e.reward, "advantage": e.advantage}
-
-
-def show_samples(out, policy, step, episodes):
-    """The texts of a step: of each role one group, one that has spread if any has. Prints the first
-    text of each; returns the rows that it adds to samples.jsonl."""
-    rows = []
-    for role in dict.fromkeys(e.role for e in episodes):
-        some = [e for e in episodes if e.role == role]
-        chosen = next((e.group for e in some if e.advantage), some[0].group)
-        group = [e for e in some if e.group == chosen][:8]
-        rows += [sample_row(policy, step, e) for e in group]
-        text = sample.printable(f"{group[0].problem.question}\n{group[0].text}")
-        tqdm.write(f"--- {role}, reward {group[0].reward:g}:\n{text}")
-    reward.write_jsonl(out / "samples.jsonl", rows, "a")
-    return rows
-
-
-def catch_signals():
-    """A list that gets the number of the first SIGINT or SIGTERM; the second leaves at once."""
-    seen = []
-
-    def on_signal(number, frame):
-        if seen:
-            sys.exit(128 + number)
-        seen.append(number)
-
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
-    return seen
+        # Save.
+        state |= {"step": step + 1, "seconds": row["seconds"], "cache": list(cache)}
+        if due or stop:
+            save_state(out, state, model, optimizer)
+        if stop and step < args.steps:
+            print(f"stopped after step {step}; go on with the same command and --resume")
+            sys.exit(128 + stop[0])
+    save_policy(model, policy.tokenizer, out)
+    show_result(args, state["metrics"])
+    print(f"wall time {time.time() - begin:.0f} s; try: python sample.py --model {out} --eval")
 
 
 def begin_run(args):
     """Everything that can be refused is refused here. Returns (policy, optimizer, state) that the
     run starts from, or goes on with."""
-    out, state = Path(args.out), open_run(args)
-    source = out / "start" if state else args.model
-    problems, held_out, exam, examples = ((),) * 4 if state else load_data(args)
+    out = Path(args.out)
+    saved = open_run(args)
+    if not saved:
+        problems, held_out, exam, examples = load_data(args)
+    source = out / "start" if saved else args.model
     model, tokenizer = load_policy(source, args.device, args.precision)
     policy = Policy(model, tokenizer, args.max_new_tokens, args.temperature)
-    model.generation_config.max_new_tokens = args.max_new_tokens
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0, fused=True)
-    if state:
-        model.load_state_dict(state.pop("weights"))
-        optimizer.load_state_dict(state.pop("optimizer"))
-        return policy, optimizer, state
-    sample.check_lengths(policy, problems + held_out)
+    if saved:
+        model.load_state_dict(saved.pop("weights"))
+        optimizer.load_state_dict(saved.pop("optimizer"))
+        return policy, optimizer, saved
+
+    # What does not fit the model's context is refused before the first file is written.
+    check_lengths(policy, problems + held_out)
     samples = [demonstration(tokenizer, *example) for example in examples]
     longest = max((len(s.prompt + s.tokens) for s in samples), default=0)
-    if longest > (room := rollout.context_length(model)):
+    room = context_length(model)
+    if longest > room:
         raise InputError(f"--cold-start: a demonstration has {longest} tokens, the context {room}")
     (out / "start").mkdir(parents=True, exist_ok=True)
     if samples:
         cold_start(args, model, samples)
-    rollout.save_policy(model, tokenizer, out / "start")
+    save_policy(model, tokenizer, out / "start")
     # Weights, optimizer, cache, metrics and samples are those before `step`. What was read and
     # sampled at the start is kept: a run goes on with that, whatever has become of the files.
-    state = dict(format=FORMAT, flags=vars(args).copy(), step=0, seconds=0.0, metrics=[])
-    state |= dict(samples=[], cache=[], problems=problems, held_out=held_out, exam=exam, static=[])
+    state = {
+        "format": FORMAT,
+        "flags": vars(args).copy(),
+        "step": 0,
+        "seconds": 0.0,
+        "metrics": [],
+        "samples": [],
+        "cache": [],
+        "problems": problems,
+        "held_out": held_out,
+        "exam": exam,
+        "static": [],
+    }
     save_state(out, state, model, optimizer)
     return policy, optimizer, state
 
 
-def one_step(args, policy, optimizer, reference, step, problems, cache, static):
-    """Sample by the method's recipe, then learn. Returns (episodes, metrics)."""
-    rollout.spent()  # by an evaluation
-    with timed(policy.model, "sample"):
-        episodes, metrics = METHODS[args.method](args, policy, step, problems, cache, static)
-    fit = [e for e in episodes if e.sample.tokens]  # of the others the prompts did not fit
+def load_data(args):
+    """(training problems, held-out problems, exam, demonstrations). No held-out question is trained
+    on, and none of the exam."""
+    problems, held_out = load_split(args.data, args.eval_data, args.eval_size)
+    exam = []
+    examples = []
+    if args.exam:
+        trained = {problem.question for problem in problems}
+        pairs = read_jsonl(args.exam, to_pair)
+        # Of trained questions the critic has seen the answers.
+        exam = [pair for pair in pairs if pair.problem.question not in trained]
+        if len(exam) < len(pairs):
+            print(f"{args.exam}: {len(pairs) - len(exam)} pairs left out, on questions in --data")
+        exam = exam[: args.eval_size // 2 * 2]
+    if args.cold_start:
+        unseen = {problem.question for problem in held_out}
+        unseen |= {pair.problem.question for pair in exam}
+        examples, left_out = load_demonstrations(args.cold_start, unseen)
+        if left_out:
+            print(f"{args.cold_start}: {left_out} demonstrations left out: held out")
+    return problems, held_out, exam, examples
+
+
+def first_pairs(args, policy, state):
+    """(exam, static pairs) of the starting policy. The exam is fixed by the seed and that policy,
+    unless there is one: --exam gives runs that start from different policies the same."""
+    exam = state["exam"]
+    if not exam:
+        seed = seed_of(args.seed, "exam")
+        held_out = state["held_out"]
+        exam = sample_pairs(policy, held_out, 8, args.eval_size, seed, show="critique pairs")
+    critic = args.method in ("c-rl", "gc-rl") and args.critique_data == "static"
+    if not critic and args.method != "pair-sft":
+        return exam, []
+    count = min(len(state["problems"]), STATIC_QUESTIONS)
+    static = sample_pairs(
+        policy,
+        batch_of(state["problems"], 1, args.seed, count),
+        STATIC_RESPONSES,
+        2 * count,
+        seed_of(args.seed, "static"),
+        random_pairs if critic and args.balance != "filter" else filter_pairs,
+        show="static pairs",
+    )
+    if not static:
+        raise InputError(f"static pairs: 0 of {count} questions had right and wrong ones")
+    return exam, static
+
+
+def learn(args, policy, optimizer, load_reference, episodes, step, meter):
+    """A step's policy update under the flags; nothing is learned of nothing."""
+    if not episodes:
+        return {}
+    reference = None
+    if any(e.kl > 0 for e in episodes):
+        # In step 1 the policy still is the reference.
+        reference = policy.model if step == 1 else load_reference()
+    optimizer.param_groups[0]["lr"] = args.lr * min(1, step / WARMUP)
     try:
-        with timed(policy.model, "update"):
-            metrics |= learn(args, policy, optimizer, reference, fit, step) if fit else {}
-    except FloatingPointError as error:
+        return update(
+            policy.model,
+            optimizer,
+            episodes,
+            random.Random(seed_of(args.seed, step, "mini-batches")),
+            updates=args.updates,
+            clip=args.clip,
+            temperature=args.temperature,
+            std=not args.no_std and args.method not in UNDIVIDED,
+            reference=reference,
+            meter=meter,
+        )
+    except NotFinite as error:
         path = Path(args.out) / "not_finite.jsonl"
-        reward.write_jsonl(path, [sample_row(policy, step, error.episode)])
-        raise InputError(f"step {step}: {error}; its sample is in {path}") from error
-    spent, tokens = rollout.spent(), sum(len(e.sample.tokens) for e in fit)
-    sampling, updating = spent["seconds/sample"], spent["seconds/update"]
-    spent["seconds/rewards"] = sampling - spent["seconds/prefill"] - spent["seconds/decode"]
-    metrics |= {"skipped": len(episodes) - len(fit), "tokens": tokens}
-    return fit, metrics | {"tokens/s": tokens / (sampling + updating)} | spent
+        write_jsonl(path, [sample_row(policy.tokenizer, step, e) for e in error.episodes])
+        raise InputError(f"step {step}: {error}; its mini-batch is in {path}") from error
 
 
-def train(args):
-    """One run, from the flags to the final table."""
-    out, begin = Path(args.out), time.time()
-    policy, optimizer, state = begin_run(args)
-    model, begin = policy.model, begin - state["seconds"]
-    if state["step"] == 0:
-        state["exam"], state["static"] = first_pairs(args, policy, state)
-    problems, held_out, exam, static = map(state.get, ("problems", "held_out", "exam", "static"))
-    size = f"{model.num_parameters():,} parameters on {model.device}; {len(problems)} problems"
-    print(f"{args.method} on {args.model}: {size}, {len(held_out)} held out; {out}", flush=True)
-    if args.stage1_steps is None:  # half of what the run was begun with
-        args.stage1_steps = state["flags"]["steps"] // 2
-    cache = reward.PairCache(state["cache"], max(args.cache, len(static) + args.pairs))
-    weights = {gcrl: args.kl, score: max(args.beta1, args.beta2 * (args.stage1_steps != 0))}
-    start = out / "start", args.device, args.precision
-    reference = load_policy(*start)[0] if weights.get(METHODS[args.method]) else None
-    files = {"train": map(from_problem, problems), "held_out": map(from_problem, held_out)}
-    files |= {"exam": map(from_pair, exam)} | {name: state[name] for name in ("metrics", "samples")}
-    for name, rows in files.items():  # steps behind the checkpoint are done again
-        reward.write_jsonl(out / "partial", rows)
-        os.replace(out / "partial", out / f"{name}.jsonl")
+def costs(meter, episodes):
+    """What a step has cost, as metrics."""
+    seconds = meter.seconds
+    seconds["rewards"] = seconds["sample"] - seconds["prefill"] - seconds["decode"]
+    tokens = sum(len(e.sample.tokens) for e in episodes)
+    metrics = {f"seconds/{kind}": value for kind, value in seconds.items()}
+    metrics["tokens"] = tokens
+    metrics["tokens/s"] = tokens / (seconds["sample"] + seconds["update"])
+    metrics["padding"] = meter.padding()
+    return metrics
 
-    stop, first, last = catch_signals(), state["step"], args.steps
-    for step in tqdm(range(first, last + 1), args.method, last + 1, initial=first, disable=None):
-        row, due = {"step": step}, step in (0, last) or step % args.eval_every == 0
-        if step > 0:  # step 0 is the evaluation before the first
-            asked = batch_of(problems, step, args.seed, args.questions)
-            done, more = one_step(args, policy, optimizer, reference, step, asked, cache, static)
-            row |= more
-            if done and (due or step == 1):
-                state["samples"] += show_samples(out, policy, step, done)
-        if due:
-            row |= sample.evaluate(policy, held_out, exam)
-        state["seconds"] = row["seconds"] = time.time() - begin
-        show_step(row, last)
-        reward.write_jsonl(out / "metrics.jsonl", [row], "a")
-        state["metrics"].append(row)
-        state |= {"step": step + 1, "cache": list(cache)}
-        if due or stop:
-            save_state(out, state, model, optimizer)
-            if stop and step < last:
-                print(f"stopped after step {step}; go on with the same command and --resume")
-                sys.exit(128 + stop[0])
-    rollout.save_policy(model, policy.tokenizer, out)
-    rows = [row for row in state["metrics"] if "eval/generation" in row]
-    start, end = ({k: row[k] for k in row if k.startswith("eval/")} for row in (rows[0], rows[-1]))
-    sample.print_table(f"{args.method}, seed {args.seed}", {"start": start, "end": end})
-    print(f"wall time {time.time() - begin:.0f} s; try: python sample.py --model {out} --eval")
+
+def show_result(args, rows):
+    """The evaluations at the start and at the end, side by side."""
+    columns = {}
+    for heading, row in (("start", rows[0]), ("end", rows[-1])):
+        columns[heading] = {k: v for k, v in row.items() if k.startswith("eval/")}
+    print_table(f"{args.method}, seed {args.seed}", columns)
 
 
 def main(argv=None):
-    exits(lambda: train(parse_args(argv)))
+    run_command(lambda: train(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from html import escape
 from pathlib import Path
 
-from reward import InputError
+from details.data import InputError
 
 WIDE, HIGH, LEFT, TOP = 296, 190, 56, 30  # the plotted area of a chart and its margins
 CELL_WIDE, CELL_HIGH, MARGIN = 376, 284, 16

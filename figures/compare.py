@@ -28,9 +28,10 @@ import os
 import re
 from pathlib import Path
 
+from details.data import InputError, run_command
+from details.runs import print_table
 from figures.chart import command, line_charts
-from reward import InputError, exits
-from sample import mean, print_table
+from sample import mean
 
 MAIN = ["eval/generation", "eval/critique", "eval/t1", "eval/t2", "eval/delta"]
 MAIN += ["eval/i_to_c", "eval/c_to_i"]
@@ -114,4 +115,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    exits(main)
+    run_command(main)

@@ -15,9 +15,11 @@ import torch
 
 import train
 from critique import critique, solve
-from reward import exits, load_problems
-from rollout import autocast, encode_chat, generate, left_pad, load_policy
-from sample import Policy, respond
+from details.data import load_problems, run_command
+from details.fast import left_pad
+from details.policy import autocast, encode_chat, setup_of
+from details.runs import Meter
+from rollout import Policy, generate, load_policy, respond
 
 
 def timed(work, *args, **how):
@@ -41,7 +43,7 @@ def sampling(role, model, peer, chats, tokenizer, args):
     """Print tokens/s of both, their ratio and the share of the roofline."""
     prompts = [encode_chat(tokenizer, chat) for chat in chats]
     once, size, found = sum(map(len, set(map(tuple, prompts)))), 2048, []
-    matrix = torch.randn(size, size, device=model.device).to(model.arithmetic)
+    matrix = torch.randn(size, size, device=model.device).to(setup_of(model).arithmetic)
     for seed in range(args.repeats):
         spent, samples = timed(generate, model, prompts, args.n, args.tokens, seed=seed)
         tokens = sum(len(s.tokens) for s in samples)
@@ -56,11 +58,12 @@ def sampling(role, model, peer, chats, tokenizer, args):
 
 def step(policy, problems, flags, spread):
     """Seconds of one g-rl step: sampling, update. spread: no group is without spread."""
-    begin, (episodes, _) = timed(train.gcrl, flags, policy, 1, problems, None, [])
+    begin, (episodes, _) = timed(train.g_rl, flags, policy, 1, problems, None, [])
     for i, e in enumerate(episodes):
         e.reward = i % 2 if spread else e.reward
     optimizer = torch.optim.AdamW(policy.model.parameters(), fused=True)
-    return begin, timed(train.learn, flags, policy, optimizer, None, episodes, 1)[0]
+    work = timed(train.learn, flags, policy, optimizer, None, episodes, 1, Meter())
+    return begin, work[0]
 
 
 def main(argv=None):
@@ -91,4 +94,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    exits(main)
+    run_command(main)

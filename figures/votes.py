@@ -1,37 +1,145 @@
-"""Draw the accuracy by vote against the samples that a problem is given.
+"""Three ways to spend k samples on a problem, each by majority vote, and a picture of them.
 
-    python sample.py --model OUT --vote --json > votes.json
-    python -m figures.votes votes.json [--out votes.svg]
+    python -m figures.votes MODEL [--data FILE] [--n 16] [--critiques 1] [--out votes.svg]
 
-The file's last line is a JSON object: {"vote/parallel": {"2": 0.7, "4": 0.75}, ...}. Its keys that
-do not begin with vote/ are ignored.
+parallel                k answers vote
+parallel, corrected     k/2 answers, each corrected once without a hint; the corrected ones vote
+critique-weighted       k/(1 + m) answers, each with m critiques; a vote weighs as much as the share
+                        of its critiques that call it right
+
+MODEL is a run's folder, whose held-out problems are used unless --data names others; or `toy`, a
+model folder, a hub id. One sampling serves all budgets k = 2, 4, ..., n: a smaller budget uses the
+first answers.
 """
 
 import json
 from pathlib import Path
 
+from critique import correct
+from details.answers import answer_key
+from details.data import InputError, Pair, load_problems, run_command
+from details.policy import TOY
+from details.runs import print_table, run_flags, seed_of
 from figures.chart import command, line_charts
-from reward import InputError, exits
+from rollout import Policy, answered, complete, criticise, load_policy, respond, two_attempts
+from sample import attempts_table, check_lengths, check_numbers, mean
+
+
+def majority_vote(texts, weights):
+    """The place of the text that the vote elects, None if no answer can be read.
+
+    Answers are counted by `answer_key`, each with its weight. Of equals the one that came first
+    wins; where all weights are 0 everybody votes with weight 1.
+    """
+    keys = [answer_key(text) for text in texts]
+    votes = {}
+    for key, weight in zip(keys, weights):
+        if key is not None:
+            votes[key] = votes.get(key, 0.0) + weight
+    if not votes:
+        return None
+    if not any(votes.values()):
+        return majority_vote(texts, [1.0] * len(texts))
+    return keys.index(max(votes, key=votes.get))  # max: the first of equals
+
+
+def elects_right(ballot):
+    """Is the response right that a ballot [(episode, weight), ...] elects?"""
+    texts = []
+    for episode, _ in ballot:
+        # A response that was cut has no answer to vote for.
+        texts.append(episode.text if episode.sample.stopped else "")
+    elected = majority_vote(texts, [weight for _, weight in ballot])
+    if elected is None:
+        return False
+    return ballot[elected][0].right
+
+
+def accuracies(ballots, cost, budgets):
+    """{k: accuracy} of the votes; a vote costs `cost` samples."""
+    found = {}
+    for k in budgets:
+        if k >= cost:
+            found[k] = mean(elects_right(ballot[: k // cost]) for ballot in ballots)
+    return found
+
+
+def vote(policy, problems, budgets, critiques, seed):
+    """{way: {k: accuracy}} of the three ways."""
+    most = max(budgets)
+    responses = respond(policy, problems, most, seed_of(seed, "vote"), "answers")
+    answers = in_groups(responses, most)
+
+    halves = [e for group in answers for e in group[: most // 2]]
+    chats = [correct(e.problem.question, e.text) for e in halves]
+    seed_corrections = seed_of(seed, "vote", "corrections")
+    corrected = []
+    for e, sample, text in complete(policy, halves, chats, 1, seed_corrections, "corrections"):
+        corrected.append(answered(e.problem, sample, text, "attempt 2"))
+
+    each = most // (1 + critiques)
+    judged = [e for group in answers for e in group[:each]]
+    pairs = [Pair(e.problem, e.text, e.right) for e in judged]
+    checks = criticise(policy, pairs, critiques, seed_of(seed, "vote", "critiques"), "critiques")
+    weighted = []
+    for e, own in zip(judged, in_groups(checks, critiques)):
+        weighted.append((e, mean(check.says_right is True for check in own)))
+
+    parallel = [[(e, 1.0) for e in group] for group in answers]
+    second = in_groups([(e, 1.0) for e in corrected], most // 2)
+    return {
+        "parallel": accuracies(parallel, 1, budgets),
+        "parallel, corrected": accuracies(second, 2, budgets),
+        "critique-weighted": accuracies(in_groups(weighted, each), 1 + critiques, budgets),
+    }
+
+
+def in_groups(items, size):
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def main(argv=None):
     parser = command(__doc__, "votes.svg")
-    parser.add_argument("file", metavar="FILE.json", help="its last line is a JSON object of votes")
-    args, series = parser.parse_args(argv), {}
-    lines = Path(args.file).read_bytes().strip().splitlines()
-    try:
-        for name, row in json.loads(lines[-1]).items():
-            if name.startswith("vote/"):
-                votes = [(int(k), float(share)) for k, share in row.items() if share is not None]
-                series[name.removeprefix("vote/")] = [votes]
-    except (LookupError, AttributeError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{args.file}: its last line is no JSON object of votes") from error
-    if not any(map(any, series.values())):
-        raise InputError(f"{args.file}: no votes on its last line")
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a run's folder, toy, a model folder or a hub id")
+    add("--data", help="gsm8k (its test file) or a JSONL file [MODEL/held_out.jsonl]")
+    add("--size", type=int, help="use the first N problems", metavar="N")
+    add("--n", type=int, default=16, help="the largest budget [16]")
+    add("--critiques", type=int, default=1, help="critiques of each answer [1]")
+    add("--temperature", type=float, default=1.0, help="[1.0]")
+    add("--max-new-tokens", type=int, help="limit of a completion [that of the run, else 512]")
+    add("--seed", type=int, default=0, help="[0]")
+    add("--device", help="cpu, cuda, mps [cuda where there is one]")
+    add("--json", action="store_true", help="the numbers as one JSON object on the last line")
+    args = parser.parse_args(argv)
+    check_numbers(args, ["seed"])
+    if args.critiques >= args.n:
+        raise InputError(f"--critiques {args.critiques}: must be less than --n {args.n}")
+    folder = TOY if args.model == "toy" else Path(args.model)
+    if not args.data and not (folder / "held_out.jsonl").exists():
+        raise InputError(f"{folder} has no held_out.jsonl: name the problems by --data FILE")
+    problems = load_problems(args.data or folder / "held_out.jsonl", "test")[: args.size]
+    model, tokenizer = load_policy(args.model, args.device)
+    limit = args.max_new_tokens or run_flags(folder).get("max_new_tokens", 512)
+    policy = Policy(model, tokenizer, limit, args.temperature)
+    check_lengths(policy, problems)
+
+    budgets = sorted({2**power for power in range(1, 20) if 2**power < args.n} | {args.n})
+    table = vote(policy, problems, budgets, args.critiques, args.seed)
+    first, second = two_attempts(policy.greedy(), problems, 1, 0, "greedy")
+    greedy = attempts_table(first, second)
+    error = f"standard error up to {0.5 / len(problems) ** 0.5:.3f}"
+    print(f"\ngreedy: t1 {greedy['t1']:.3f}, t2 {greedy['t2']:.3f}; {error}")
+    columns = {f"k={k}": {way: row.get(k) for way, row in table.items()} for k in budgets}
+    print_table(f"accuracy by vote, {len(problems)} problems", columns)
+    series = {way: [list(row.items())] for way, row in table.items()}
     chart = ("accuracy by vote", "samples per problem", series)
     line_charts(args.out, [chart], "Self-correction at inference")
     print(f"picture: {args.out}")
+    if args.json:
+        numbers = {f"vote/{way}": row for way, row in table.items()}
+        print(json.dumps(numbers | {"greedy/t1": greedy["t1"], "greedy/t2": greedy["t2"]}))
 
 
 if __name__ == "__main__":
-    exits(main)
+    run_command(main)

@@ -22,9 +22,10 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from critique import correct, critique, solve
-from reward import Problem, from_pair, from_problem, write_jsonl
-from rollout import demonstration, load_policy, prepare, save_policy
-from sample import Episode, Policy, sample_pairs
+from details.data import Problem, from_pair, from_problem, write_jsonl
+from details.policy import save_policy, setup_of
+from rollout import Episode, Policy, demonstration, load_policy
+from sample import sample_pairs
 from train import update
 
 STEPS, BATCH = 600, 128  # of supervised learning
@@ -178,14 +179,13 @@ def make(folder):
     config |= dict(num_attention_heads=4, max_position_embeddings=512, tie_word_embeddings=True)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **config, **end))
     model.generation_config = GenerationConfig(**end, max_new_tokens=64)
-    prepare(model)
-    model.plain_head = False  # the committed folder was made so
+    setup_of(model).plain_head = False  # the committed folder was made so
     optimizer, rng = Both(model), random.Random(0)
     for step in tqdm(range(STEPS), "making the toy", disable=None):
         optimizer.scale(min(1, (step + 1) / 20, (STEPS - step) / (0.3 * STEPS)))
         batch = [demonstration(tokenizer, *demonstrate(rng)) for _ in range(BATCH)]
-        given = [Episode(sample, "", "given", None, advantage=1.0) for sample in batch]
-        loss = update(model, optimizer, given, 1, rng)["loss"]
+        given = [Episode(sample, "", "given", None) for sample in batch]
+        loss = update(model, optimizer, given, rng)["loss"]
         if (step + 1) % 20 == 0:
             tqdm.write(f"toy {step + 1}/{STEPS}: loss {loss:.3f} nats per token")
     folder.mkdir(parents=True, exist_ok=True)
@@ -197,6 +197,7 @@ def make(folder):
     write_jsonl(folder / "train.jsonl", map(from_problem, problems(TRAIN, random.Random(1))))
     write_jsonl(folder / "held_out.jsonl", map(from_problem, held_out))
     write_jsonl(folder / "exam.jsonl", map(from_pair, exam))
+    (folder / "run.json").write_text(json.dumps({"max_new_tokens": 64}) + "\n")
     print(f"wrote {folder}: {model.num_parameters():,} parameters")
 
 

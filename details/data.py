@@ -1,0 +1,163 @@
+"""What programs read and write: problems, pairs, and the JSONL files that hold them.
+
+A line of a data file is one JSON object, as `{"question": "What is 6 * 7?", "answer": "42"}`. What
+cannot be used is an `InputError` that names the file and the line.
+"""
+
+import http.client
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from details.answers import is_readable
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used. The message is one line that says what is wrong, where."""
+
+
+def run_command(program, *args):
+    """Run a program of the command line: what the user got wrong ends it with one line."""
+    try:
+        program(*args)
+    except (InputError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def one_line(error):
+    """An exception's message on one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300]
+
+
+@dataclass(frozen=True)
+class Problem:
+    question: str
+    answer: str  # a number, an expression or text; `... #### 42` is understood
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question with a response to it, on its way to the critic."""
+
+    problem: Problem
+    response: str
+    right: bool  # its outcome, R(r) = 1
+    accuracy: float = 0.5  # E[R(r)] of the responses that it was drawn from, for eq. 3
+
+
+# ----------------------------------------------------------------------------------- JSONL files
+
+
+def read_jsonl(path, check):
+    """[check(object)] for the lines of a JSONL file; blank lines are passed over.
+
+    `check` raises ValueError or KeyError on an object that it cannot use. Raises InputError with
+    file and line number, OSError where there is no such file.
+    """
+    rows = []
+    # Bytes are split and not text: only \n, \r\n and \r end a line then.
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            if text.strip():
+                rows.append(check(json.loads(text)))
+        except KeyError as error:
+            raise InputError(f"{path}:{number}: no field {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}:{number}: {error}") from error
+    if not rows:
+        raise InputError(f"{path}: the file is empty")
+    return rows
+
+
+def write_jsonl(path, rows, mode="w"):
+    """A JSON object a line; mode "a" adds the rows behind those that are there."""
+    with open(path, mode, encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+
+
+def text_field(row, name):
+    """A field of a JSON object that must hold text."""
+    if not isinstance(row, dict):
+        raise ValueError(f"a JSON object is expected, not {type(row).__name__}")
+    value = row[name]
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"field {name!r} must be a text that is not empty")
+    value.encode()  # half of a surrogate pair is no text: a ValueError
+    return value
+
+
+def to_problem(row):
+    """A JSON object's problem. The answer may be a number; some value must be readable in it."""
+    question = text_field(row, "question")
+    answer = row["answer"]
+    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
+        row = {"answer": str(answer)}
+    answer = text_field(row, "answer")
+    if not is_readable(answer):
+        raise ValueError(f"field 'answer': no value can be read from {answer[:60]!r}")
+    return Problem(question, answer)
+
+
+from_problem = asdict  # the JSON object again
+
+
+def to_pair(row):
+    """A JSON object's pair: question, answer, response, label (true: right)."""
+    response = text_field(row, "response")
+    label = row["label"]
+    if not isinstance(label, bool):
+        raise ValueError("field 'label' must be true or false")
+    return Pair(to_problem(row), response, label)
+
+
+def from_pair(pair):
+    return from_problem(pair.problem) | {"response": pair.response, "label": pair.right}
+
+
+# ------------------------------------------------------------------------------ sets of problems
+
+GSM8K = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/"
+
+
+def load_problems(name, split="train"):
+    """Problems from a JSONL file with `question` and `answer` on every line, or from `gsm8k`,
+    which is downloaded once (5 MB) to torch's hub folder."""
+    if name != "gsm8k":
+        return read_jsonl(name, to_problem)
+    path = Path(torch.hub.get_dir()) / "gsm8k" / f"{split}.jsonl"
+    url = f"{GSM8K}{split}.jsonl"
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), progress=False)
+        except (OSError, http.client.HTTPException) as error:
+            remedy = "fetch it by hand: --data train.jsonl --eval-data test.jsonl"
+            raise InputError(f"gsm8k: cannot download {url} ({error}); {remedy}") from error
+    return read_jsonl(path, to_problem)
+
+
+def load_split(data, eval_data=None, size=None):
+    """(training problems, at most `size` held-out problems); no question is in both.
+
+    Without `eval_data`: gsm8k has a test file, of other files the last tenth is held out.
+    """
+    train = load_problems(data)
+    if eval_data or data == "gsm8k":
+        held_out = load_problems(eval_data or data, "test")
+    else:
+        cut = len(train) - max(1, len(train) // 10)
+        held_out = train[cut:]
+        train = train[:cut]
+    held_out = held_out[:size]
+    questions = {problem.question for problem in held_out}
+    train = [problem for problem in train if problem.question not in questions]
+    if not train:
+        raise InputError(f"--data {data}: no problem is left to train on without the held-out ones")
+    return train, held_out

@@ -1,0 +1,189 @@
+"""Demonstrations for a cold start: reading them, and making them out of GSM8K's worked solutions.
+
+GSM8K annotates each step of a solution, as in `He sold 48/2 = <<48/2=24>>24 clips`. From one such
+solution come two demonstrations: the solution with a critique that finds every step right, and the
+same with one step broken, its consequences carried on, and a critique that finds the broken step.
+"""
+
+import ast
+import json
+import random
+import re
+import sys
+from fractions import Fraction
+from operator import add, mul, sub, truediv
+
+from critique import critique, judgement, solve
+from details.answers import to_number
+from details.data import InputError, load_problems, read_jsonl, run_command, text_field
+
+
+def load_demonstrations(path, held_out=()):
+    """[(chat messages, completion)] from a JSONL file with question, response and optionally
+    critique and label; and how many were left out, their questions being `held_out`.
+
+    A response labelled wrong is shown to the critic only, never as a demonstration of solving. A
+    critique must end in a judgement that agrees with the label. Raises InputError with the line.
+    """
+    examples = []
+    left_out = 0
+    for question, found in read_jsonl(path, to_examples):
+        if question in held_out:
+            left_out += 1
+        else:
+            examples += found
+    if not examples:
+        raise InputError(f"{path}: no demonstration to learn from that is not held out")
+    return examples, left_out
+
+
+LABELS = {None: None, "right": True, "wrong": False, "True": True, "False": False}
+
+
+def to_examples(row):
+    """(question, [(chat messages, completion), ...]) of a JSON object."""
+    question = text_field(row, "question")
+    response = text_field(row, "response")
+    label = row.get("label")
+    if label is not None:
+        label = str(label)
+    if label not in LABELS:
+        raise ValueError(f"label {label!r}: must be right, wrong, true or false")
+    is_right = LABELS[label]
+    examples = []
+    if row.get("critique") is not None:
+        text = text_field(row, "critique")
+        says_right = judgement(text)
+        if says_right is None:
+            raise ValueError("the critique has no line `Conclusion: right` or `... wrong`")
+        if is_right is not None and says_right != is_right:
+            raise ValueError("the critique's conclusion contradicts the label")
+        is_right = says_right
+        examples.append((critique(question, response), text))
+    if is_right is not False:
+        examples.append((solve(question), response))
+    return question, examples
+
+
+# ----------------------------------------------------------------------- out of worked solutions
+
+STEP = re.compile(r"<<([^<>=]{1,60})=([^<>=]{1,20})>>")
+PRINTED_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+OPERATORS = {ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.Div: truediv}
+SLIPS = (-10, -2, -1, 1, 2, 10)  # by how much a broken step is off
+
+
+def calculate(expression, changed):
+    """The exact value of `48/2+3` with the numbers in `changed` replaced: parsed, not evaluated.
+
+    Raises ValueError for anything but numbers, + - * / and brackets.
+    """
+
+    def value(node):
+        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+            number = Fraction(str(node.value))
+            return changed.get(number, number)
+        if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+            return OPERATORS[type(node.op)](value(node.left), value(node.right))
+        raise ValueError(f"no arithmetic: {expression}")
+
+    try:
+        return value(ast.parse(expression.strip(), mode="eval").body)
+    except (SyntaxError, ZeroDivisionError) as error:
+        raise ValueError(f"no arithmetic: {expression}") from error
+
+
+def decimal(value):
+    """A Fraction as text: 24, 0.5. Raises ValueError where two decimals are not exact."""
+    if (value * 100).denominator != 1:
+        raise ValueError(f"{value} has more than two decimals")
+    return f"{float(value):.2f}".rstrip("0").rstrip(".")
+
+
+def check_steps(steps, broken, rng):
+    """(checks, checks of the broken solution, changed): a line of critique for each step, and
+    {true value: value in the broken solution}.
+
+    Raises ValueError for an annotation that is not exact, and for a number that comes out both as
+    it should and broken: the text does not tell which of the two stands where.
+    """
+    changed = {}
+    checks = []
+    broken_checks = []
+    for place, (expression, result) in enumerate(steps):
+        value = calculate(expression, {})
+        shown = calculate(expression, changed)
+        if value < 0 or value != to_number(result):
+            raise ValueError(f"{expression} is not {result}")
+        if place == broken:
+            shown += rng.choice([slip for slip in SLIPS if shown + slip > 0] or [1])
+        if shown == value and value in changed:
+            raise ValueError(f"{value} comes out twice, once broken and once not")
+        line = f"{expression.strip()} = {decimal(value)}: "
+        checks.append(line + "ok")
+        if shown == value:
+            broken_checks.append(line + "ok")
+        else:
+            broken_checks.append(line + f"no, the solution has {decimal(shown)}")
+            changed[value] = shown
+    return checks, broken_checks, changed
+
+
+def demonstrate(problem, rng):
+    """Two demonstrations from one annotated solution, one criticised as right and one as wrong.
+
+    Raises ValueError where the solution has no annotations, or one that is not exact.
+    """
+    work, _, answer = problem.answer.partition("####")
+    steps = list(STEP.finditer(work))
+    if not steps:
+        raise ValueError("no annotated step")
+    broken = rng.randrange(len(steps))
+    pieces = [step.groups() for step in steps]
+    checks, broken_checks, changed = check_steps(pieces, broken, rng)
+    final = changed.get(to_number(answer))
+    if final is None:
+        raise ValueError("the broken step does not change the answer")
+
+    def renumber(found):
+        number = Fraction(found[0].replace(",", ""))
+        return decimal(changed[number]) if number in changed else found[0]
+
+    cut = steps[broken].start()  # what stands before it stays true
+    before = STEP.sub("", work[:cut])
+    behind = PRINTED_NUMBER.sub(renumber, STEP.sub("", work[cut:]))
+    right = to_row(problem, STEP.sub("", work), answer.strip(), checks, "right")
+    wrong = to_row(problem, before + behind, decimal(final), broken_checks, "wrong")
+    return [right, wrong]
+
+
+def to_row(problem, work, answer, checks, label):
+    """A demonstration as a JSON object."""
+    return {
+        "question": problem.question,
+        "response": f"{work.strip()}\nThe answer is \\boxed{{{answer}}}.",
+        "critique": "\n".join([*checks, f"Conclusion: {label}"]),
+        "label": label,
+    }
+
+
+def print_demonstrations(data):
+    """JSON lines for `train.py --cold-start` on standard output, a count on standard error."""
+    problems = load_problems(data)
+    rng = random.Random(0)
+    used = 0
+    for problem in problems:
+        try:
+            rows = demonstrate(problem, rng)
+        except ValueError:  # not annotated, or not exactly
+            continue
+        for row in rows:
+            print(json.dumps(row))
+        used += 1
+    print(f"{2 * used} demonstrations from {used} of {len(problems)} problems", file=sys.stderr)
+    if not used:
+        raise InputError(f"{data}: no answer is a worked solution with <<48/2=24>> annotations")
+
+
+def main(argv):
+    run_command(print_demonstrations, argv[0] if argv else "gsm8k")

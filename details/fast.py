@@ -1,0 +1,272 @@
+"""What makes sampling and learning fast; a reader may take it on trust.
+
+- Rows that go on from the same prompt share its keys and values (`SharedLayer`, `attend`).
+- While a CPU samples, large weights lie in the layout that it multiplies fastest (`packed`).
+- Batches are cut so that they fit the memory (`rows_that_fit`, `micro_batches`).
+"""
+
+import functools
+import weakref
+from contextlib import ExitStack, contextmanager, suppress
+
+import torch
+import transformers
+from torch.nn.utils.rnn import pad_sequence
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from details.policy import setup_of
+
+CPU_BYTES = 1 << 27  # what a batch may take on a CPU, at least
+LARGE = 1 << 16  # numbers in a weight; a larger one is packed
+
+
+# ---------------------------------------------------------------------- prompts that rows share
+#
+# Two prompts, A and B; two completions of A are sampled and one of B, so three rows. The keys of A
+# and B are held once. `owner` [0, 0, 1] says which prompt each row goes on from. In attention the
+# queries of all rows of a prompt are multiplied with its keys in one product, for which the rows
+# are laid out in a table with a line for each prompt:
+#
+#     table = [[0, 1],      rows 0 and 1 go on from A,
+#              [2, 0]]      row 2 from B; where a line is not full stands row 0, of no account
+#     place = [0, 1, 2]     where rows 0, 1, 2 are found in the table, read line by line
+
+
+def rows_by_prompt(owner):
+    """(table [prompts * widest], place [rows]) for `owner` [rows], which must be sorted."""
+    sizes = torch.bincount(owner)
+    widest = int(sizes.max())
+    rows = torch.arange(len(owner), device=owner.device)
+    first_row = sizes.cumsum(0) - sizes  # of each prompt
+    place = owner * widest + rows - first_row[owner]
+    table = owner.new_zeros(len(sizes) * widest).scatter(0, place, rows)
+    return table, place
+
+
+def times_prompts(rows, prompts, table, place):
+    """`rows` [rows, heads, m, a] times their own prompt's matrix of `prompts` [prompts, heads, a,
+    b]: one product for all rows of a prompt, whose matrix so is read once."""
+    count, heads, a, b = prompts.shape
+    m = rows.shape[2]
+    lines = rows[table].view(count, -1, heads, m, a).transpose(1, 2)
+    product = lines.reshape(count, heads, -1, a) @ prompts
+    product = product.view(count, heads, -1, m, b).transpose(1, 2)
+    return product.reshape(-1, heads, m, b)[place]
+
+
+class SharedLayer(DynamicLayer):
+    """One layer's keys and values: the prompts' [prompts, heads, length, head_dim], once for all
+    rows that go on from one, and the rows' own [rows, heads, added, head_dim].
+
+    The library's layer copies everything at every token; this one writes into room that is made
+    for all that may come, time first, so that what a token writes lies together.
+    """
+
+    def __init__(self, max_added):
+        super().__init__()
+        self.prompts = None  # [keys, values] once the prefill is done
+        self.max_added = max_added
+        self.added = 0
+
+    def update(self, keys, values, *args, **kwargs):
+        keys = keys.to(values.dtype)  # under autocast the rotary embedding leaves them in fp32
+        if self.prompts is None:
+            return super().update(keys, values)
+        self.room[0][self.added] = keys.squeeze(2)
+        self.room[1][self.added] = values.squeeze(2)
+        self.added += 1
+        self.keys, self.values = (room[: self.added].permute(1, 2, 0, 3) for room in self.room)
+        # `attend` gets the tensors only. A weak reference: no cycle that outlives the rollout.
+        self.keys.layer = weakref.proxy(self)
+        return self.keys, self.values
+
+    def get_seq_length(self):
+        if self.prompts is None:
+            return super().get_seq_length()
+        return self.prompts[0].shape[2] + self.added
+
+    def batch_select_indices(self, rows):
+        """After the prefill: row i goes on from prompt rows[i]. From then on: only these rows
+        stay, and the prompts that they go on from."""
+        if self.prompts is None:
+            self.owner = rows
+            self.prompts = [self.keys.contiguous(), self.values.contiguous()]
+            _, heads, _, width = self.keys.shape
+            shape = (self.max_added, len(rows), heads, width)
+            self.room = [self.keys.new_empty(shape), self.values.new_empty(shape)]
+        else:
+            prompts, self.owner = self.owner[rows].unique(return_inverse=True)
+            self.prompts = [prompt[prompts] for prompt in self.prompts]
+            self.room = [room[:, rows] for room in self.room]
+        self.table, self.place = rows_by_prompt(self.owner)
+
+
+def attend(module, query, keys, values, attention_mask, scaling=None, **options):
+    """Attention of transformers' models: in decoding over the prompt's keys, which its rows share,
+    and over the row's own; else the library's. query [rows, query heads, 1, head_dim], keys and
+    values [rows, heads, added, head_dim], mask [rows, 1, 1, length]: paddings, windows."""
+    layer = getattr(keys, "layer", None)
+    if layer is None:
+        return sdpa_attention_forward(
+            module, query, keys, values, attention_mask, scaling=scaling, **options
+        )
+    rows, heads, _, width = keys.shape
+    prompt_keys, prompt_values = layer.prompts
+    length = prompt_keys.shape[2]
+    query = query.reshape(rows, heads, -1, width)  # by the head whose keys they read
+    query = (query * (width**-0.5 if scaling is None else scaling)).to(values.dtype)
+    shared = times_prompts(query, prompt_keys.mT, layer.table, layer.place)
+    # In the other order a CPU copies bf16 keys first; elsewhere either will do.
+    own = (keys @ query.mT).mT if keys.dtype == torch.bfloat16 else query @ keys.mT
+    scores = torch.cat([shared, own], -1)
+    if attention_mask is not None:
+        scores += torch.where(attention_mask, 0.0, -torch.inf)
+    weights = scores.softmax(-1).to(values.dtype)
+    shared = times_prompts(weights[..., :length], prompt_values, layer.table, layer.place)
+    result = shared + weights[..., length:] @ values
+    return result.reshape(rows, 1, -1, width), None
+
+
+transformers.AttentionInterface.register("shared_prompts", attend)
+transformers.AttentionMaskInterface.register("shared_prompts", sdpa_mask)
+
+
+def shares_prompts(model):
+    return model.config._attn_implementation == "shared_prompts"
+
+
+# -------------------------------------------------------------------------------- packed weights
+
+
+@contextmanager
+def packed(model, meter):
+    """Inside the block large weights lie as a CPU reads them best, in oneDNN's layout: there
+    products with few rows take 0.5 to 0.9 of their time. For sampling only: gradients and updates
+    do not reach the copies."""
+    with ExitStack() as undo:
+        if model.device.type == "cpu" and torch.backends.mkldnn.is_available():
+            with meter.timed("prefill", model), suppress(RuntimeError):  # of a CPU without bf16
+                pack(model, undo)
+        yield
+
+
+def pack(model, undo):
+    """Give each large linear layer a forward of its own, and `undo` what takes it away again."""
+    setup = setup_of(model)
+    for layer in model.modules():
+        if type(layer) is not torch.nn.Linear or layer.weight.numel() <= LARGE:
+            continue
+        kind = setup.arithmetic
+        if setup.plain_head and layer is model.get_output_embeddings():
+            kind = torch.float32  # see `rollout.to_logits`
+        weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.to(kind))
+        layer.forward = functools.partial(times_packed, weight, layer.bias)
+        undo.callback(vars(layer).pop, "forward", None)
+
+
+def times_packed(weight, bias, rows):
+    """What torch.nn.Linear gives, of a weight that `pack` has laid out."""
+    if bias is not None:
+        bias = bias.to(weight.dtype)
+    return torch.ops.mkldnn._linear_pointwise(rows.to(weight.dtype), weight, bias, "none", [], "")
+
+
+# ------------------------------------------------------------------------ batches that fit memory
+
+
+def memory(model):
+    """Bytes that a batch may take: on CUDA a quarter of the device's memory, all of it and not what
+    is free at the moment, since how a batch is cut shapes its rounding, and a resumed run must cut
+    alike. On a CPU, where more brings no speed, twice the weights, or CPU_BYTES if that is more."""
+    if model.device.type == "cuda":
+        return torch.cuda.mem_get_info(model.device)[1] // 4
+    return max(CPU_BYTES, 8 * model.num_parameters())
+
+
+def rows_that_fit(model, length, n):
+    """How many rows of `length` tokens one sampling batch may have: keys, values, the prefill's
+    widest tensors, which n rows share, some logits."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = setup_of(model).arithmetic.itemsize
+    cached = config.num_hidden_layers * 2 * heads * width * size
+    prefilled = 32 * config.hidden_size // n
+    row = length * (cached + prefilled) + 16 * config.vocab_size
+    return max(1, memory(model) // row)
+
+
+def micro_batches(model, samples, parts=1):
+    """Cut `samples` for forward passes with gradients: lists of indices; with `parts`, of that
+    share of the size.
+
+    Either the completions of a prompt stay together, which is then computed once for all of them,
+    or like lengths do, which saves padding: whichever costs fewer tokens.
+    """
+    # A backward pass needs about what goes into and comes out of each matrix, for every token.
+    vocabulary = model.get_input_embeddings().num_embeddings
+    numbers = 0
+    for p in model.parameters():
+        if p.dim() == 2 and len(p) != vocabulary:
+            numbers += sum(p.shape)
+    most = memory(model) / parts / (numbers * setup_of(model).arithmetic.itemsize)
+
+    prompts = [tuple(sample.prompt) for sample in samples]
+    distinct = sorted(set(prompts), key=lambda prompt: (len(prompt), prompt))
+    rank = {prompt: place for place, prompt in enumerate(distinct)}
+    shapes = []  # (which prompt, its length, the completion's length)
+    for sample, prompt in zip(samples, prompts):
+        shapes.append((rank[prompt], len(prompt), len(sample.tokens)))
+    by_prompt = sorted(range(len(shapes)), key=lambda i: (shapes[i][0], shapes[i][2]))
+    by_size = sorted(range(len(shapes)), key=lambda i: (sum(shapes[i][1:]), shapes[i][2]))
+    return min(cut(shapes, by_prompt, most), cut(shapes, by_size, most))[1]
+
+
+def cut(shapes, order, most):
+    """(tokens computed, batches): the samples in `order`, cut where a batch would have more than
+    `most` tokens with its padding."""
+    batches = []
+    costs = []
+    batch = []
+    prompts = set()
+    deepest = widest = 0  # the longest prompt and completion in the batch
+    for index in order:
+        prompt, deep, wide = shapes[index]
+        prompts.add(prompt)
+        deepest = max(deepest, deep)
+        widest = max(widest, wide)
+        cost = len(prompts) * deepest + (len(batch) + 1) * widest
+        if not batches or cost > most:  # a new batch, with this sample
+            batch = []
+            batches.append(batch)
+            costs.append(0)
+            prompts = {prompt}
+            deepest = deep
+            widest = wide
+            cost = deep + wide
+        batch.append(index)
+        costs[-1] = cost
+    return sum(costs), batches
+
+
+def unless_memory_runs_out(again, work, *args):
+    """work(*args); None where the device runs out of memory and it can be tried again, smaller."""
+    try:
+        return work(*args)
+    except torch.OutOfMemoryError:
+        if not again:
+            raise
+    torch.cuda.empty_cache()  # not in `except`, where the error still holds on to the tensors
+    return None
+
+
+def left_pad(rows, device):
+    """Rows of ids, right-aligned: ids and mask, both [rows, longest]. The pad id is never looked
+    at: a pad token may equal EOS, or be sampled. Mask by length."""
+    rows = [torch.tensor(row) for row in rows]
+    masks = [torch.ones_like(row) for row in rows]
+    ids = pad_sequence(rows, batch_first=True, padding_side="left")
+    mask = pad_sequence(masks, batch_first=True, padding_side="left")
+    return ids.to(device), mask.to(device)

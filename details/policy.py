@@ -1,0 +1,219 @@
+"""A Hugging Face folder as a policy: loading, stop tokens, chat templates, text to tokens and back.
+
+`rollout.load_policy` is the way in; it adds a check of the sampler.
+"""
+
+import functools
+import re
+import weakref
+from contextlib import suppress
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from details.data import InputError, one_line
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+TOY = Path(__file__).parent.parent / "toy"
+
+
+def load_folder(name, device, precision):
+    """Load a model and its tokenizer; see `rollout.load_policy`. Raises InputError."""
+    path = TOY if str(name) == "toy" else name
+    try:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # whatever the library makes of a broken folder
+        where = f"model {str(name)!r} on device {str(device)!r}"
+        raise InputError(f"cannot load {where}: {one_line(error)}") from error
+    for kind, keys in report.items():
+        if keys:  # the library would fill them at random, or drop them
+            found = ", ".join(sorted(map(str, keys)))[:200]
+            raise InputError(f"model {str(name)!r}: {kind.replace('_', ' ')}: {found}")
+    known = len(tokenizer)
+    embeddings = model.get_input_embeddings().num_embeddings
+    if known > embeddings:
+        message = f"{known} tokens in its tokenizer, {embeddings} embeddings"
+        raise InputError(f"model {str(name)!r}: {message}")
+    stops = stop_set(model, tokenizer)
+    if not stops:
+        raise InputError(f"model {str(name)!r}: no EOS token, so no completion could ever end")
+    if tokenizer.eos_token_id is None:  # demonstrations end with it
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stops[0])
+    pad = tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(
+        eos_token_id=stops,
+        pad_token_id=stops[0] if pad is None else pad,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    model.to(device)
+    precision = precision or ("bf16" if device.type == "cuda" else "fp32")
+    setup_of(model).arithmetic = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    return model, tokenizer
+
+
+def stop_set(model, tokenizer):
+    """The sorted ids that end a completion: EOS of the config, of the generation config and of the
+    tokenizer, and the special token behind an assistant's turn in the chat template. A chat model
+    often names its end of turn in one of the four only."""
+    stops = set()
+    for config in (model.config, model.generation_config, tokenizer):
+        eos = config.eos_token_id
+        if isinstance(eos, int):
+            eos = [eos]
+        stops.update(eos or [])
+    with suppress(InputError):  # a template that wants more than these two turns
+        behind = render(tokenizer, PROBE[:2]).split(PROBE[1]["content"])[1:]
+        ids = tokenizer("".join(behind), add_special_tokens=False).input_ids
+        special = [token for token in ids if token in tokenizer.all_special_ids]
+        stops.update(special[:1])
+    return sorted(stops)
+
+
+def save_policy(model, tokenizer, folder):
+    """Write `folder` so that `AutoModelForCausalLM.from_pretrained(folder)` loads it."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+# ------------------------------------------------------------------------- how a model is called
+
+
+@dataclass
+class Setup:
+    """What has to be known of a model to run it."""
+
+    arithmetic: torch.dtype  # of its forward passes; bf16 is torch's autocast, the weights are fp32
+    plain_head: bool  # its logits are the last hidden states times the output head, nothing more
+    cache_name: str  # what its forward calls the cache: renamed in transformers 5.24
+
+
+SETUPS = weakref.WeakKeyDictionary()
+
+
+@torch.no_grad()
+def setup_of(model):
+    """The Setup of any causal LM, found out when it is first asked for. From then on the model is
+    in evaluation mode, since dropout would make another policy of it."""
+    if model not in SETUPS:
+        model.eval()
+        names = signature(model.forward).parameters
+        cache_name = "cache" if "cache" in names else "past_key_values"
+        plain_head = False
+        ids = torch.arange(8, device=model.device)[None]
+        with suppress(Exception):  # a model that is built otherwise: its own logits are used
+            states = model.base_model(ids).last_hidden_state
+            logits = model.get_output_embeddings()(states)
+            plain_head = torch.equal(logits, model(ids).logits)
+        SETUPS[model] = Setup(torch.float32, plain_head, cache_name)
+    return SETUPS[model]
+
+
+def autocast(model):
+    """The arithmetic that the policy was loaded for; the same for sampling and for learning."""
+    arithmetic = setup_of(model).arithmetic
+    return torch.autocast(model.device.type, arithmetic, arithmetic != torch.float32)
+
+
+def context_length(model):
+    """The longest sequence in tokens that the model's positions allow."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+
+
+# -------------------------------------------------------------------------- text to tokens, back
+
+# A conversation whose contents are easily found again in the text that a template makes of it.
+PROBE = [
+    {"role": "user", "content": "\u2460probe0\u2461"},
+    {"role": "assistant", "content": "\u2460probe1\u2461"},
+    {"role": "user", "content": "\u2460probe2\u2461"},
+]
+
+# For a tokenizer without a chat template.
+PLAIN = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role | capitalize }}:\n{{ m.content }}"
+    "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
+)
+
+# Some templates write the date: a prompt must be the same tomorrow.
+FIXED_DATE = "{% macro strftime_now(form) %}01 Jan 2026{% endmacro %}"
+
+
+def render(tokenizer, messages, add_generation_prompt=False):
+    """A conversation as text, through the chat template; a plain one where there is none."""
+    try:
+        return tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            chat_template=FIXED_DATE + (tokenizer.chat_template or PLAIN),
+            enable_thinking=False,  # for the templates that know it
+        )
+    except Exception as error:  # a template is a program and may raise anything
+        raise InputError(f"the chat template: {one_line(error)}") from error
+
+
+@functools.lru_cache
+def turn_marks(tokenizer, template):
+    """A pattern that finds any text that marks a turn: the special tokens, and what the template
+    writes between contents.
+
+    Of the latter those that are no mere words: `[INST]` or `### User:`, but not the `user` that
+    stands behind a special token. The longest are tried first.
+    """
+    special = set(tokenizer.all_special_tokens)
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special:
+            special.add(token.content)
+    contents = either([message["content"] for message in PROBE])
+    text = render(tokenizer, PROBE, add_generation_prompt=True)
+    between = "\n".join(re.split(contents, text)[1:])
+    marks = set(special)
+    for piece in re.split(either(["\n", *special]), between):
+        piece = piece.strip()
+        if piece and not piece.replace(" ", "").isalnum():
+            marks.add(piece)
+    return re.compile(either(marks))
+
+
+def either(texts):
+    """A pattern for any of the texts, the longest first."""
+    return "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
+
+
+def encode_chat(tokenizer, messages):
+    """Token ids of a conversation [{"role", "content"}, ...] up to where the assistant is to go on.
+
+    Marks of turns that are spelled out in the contents are replaced: a response is quoted in the
+    critique's prompt, and a policy that writes `<|im_end|>` letter by letter must not be able to
+    close its own quotation. Raises InputError where the chat template raises anything.
+    """
+    marks = turn_marks(tokenizer, str(tokenizer.chat_template))
+    clean = []
+    for message in messages:
+        # Not taken out: what stands before and behind a mark could make a new one.
+        content = marks.sub("\ufffd", message["content"])
+        clean.append({"role": message["role"], "content": content})
+    text = render(tokenizer, clean, add_generation_prompt=True)  # with its own BOS
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def decode(tokenizer, tokens):
+    """The text of a completion, without special tokens and surrounding white space."""
+    text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text.strip()
