@@ -22,7 +22,6 @@ rows (`eval/...`), all on held-out problems and with greedy decoding:
     size, pairs            problems and critique pairs in the evaluation
 """
 
-import contextlib
 import json
 import os
 import re
@@ -33,19 +32,38 @@ from details.runs import print_table
 from figures.chart import command, line_charts
 from sample import mean
 
-MAIN = ["eval/generation", "eval/critique", "eval/t1", "eval/t2", "eval/delta"]
-MAIN += ["eval/i_to_c", "eval/c_to_i"]
-CURVES = ["eval/generation", "eval/critique", "eval/t2", "eval/delta", "t1", "t2", "delta", "kept"]
+SEEDS_TABLE = (  # its rows
+    "eval/generation",
+    "eval/critique",
+    "eval/t1",
+    "eval/t2",
+    "eval/delta",
+    "eval/i_to_c",
+    "eval/c_to_i",
+)
+CURVES = {  # {title: metric}
+    "held out: generation": "eval/generation",
+    "held out: critique": "eval/critique",
+    "held out: t2": "eval/t2",
+    "held out: delta": "eval/delta",
+    "in training: t1": "t1",
+    "in training: t2": "t2",
+    "in training: delta": "delta",
+    "in training: kept": "kept",
+}
 
 
 def read_metrics(folder):
-    """The rows of a run's metrics.jsonl. A line that a crash left half-written, or that is no
-    object with a step, is passed over."""
-    path, rows = Path(folder) / "metrics.jsonl", []
+    """The rows of a run's metrics.jsonl."""
+    path = Path(folder) / "metrics.jsonl"
+    rows = []
     for line in path.read_bytes().splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        try:
             row = json.loads(line, parse_constant=lambda _: None)  # NaN is nothing to draw
-            rows.append(row | {"step": int(row["step"])})
+            row["step"] = int(row["step"])
+        except Exception:  # a line that a crash left half-written, or no object with a step
+            continue
+        rows.append(row)
     if not any("eval/generation" in row for row in rows):
         raise InputError(f"{path}: no eval/generation in it")
     return rows
@@ -53,20 +71,38 @@ def read_metrics(folder):
 
 def evaluation(rows, place):
     """The first (place 0) or the last (-1) evaluation of a run."""
-    row = [row for row in rows if "eval/generation" in row][place]
-    return {key: row[key] for key in row if key == "step" or key.startswith("eval/")}
+    evaluated = [row for row in rows if "eval/generation" in row]
+    numbers = {}
+    for key, value in evaluated[place].items():
+        if key == "step" or key.startswith("eval/"):
+            numbers[key] = value
+    return numbers
 
 
 def curve(rows, key):
-    return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    """[(step, value), ...] of a metric, where it has a value."""
+    points = []
+    for row in rows:
+        value = row.get(key)
+        if value is not None:
+            points.append((row["step"], value))
+    return points
 
 
-def methods(names):
+def by_method(names):
     """{method: its folders}; several are its seeds. names: {folder: name}."""
     groups = {}
-    for folder, name in names.items():  # the 5 of alpha-0.5 is no seed
-        groups.setdefault(re.sub(r"(?<![\d.])\d+$", "*", name), []).append(folder)
-    return {f"{k}, {len(g)} seeds" if len(g) > 1 else names[g[0]]: g for k, g in groups.items()}
+    for folder, name in names.items():
+        # The 5 of alpha-0.5 is no seed.
+        method = re.sub(r"(?<![\d.])\d+$", "*", name)
+        groups.setdefault(method, []).append(folder)
+    methods = {}
+    for method, folders in groups.items():
+        heading = names[folders[0]]
+        if len(folders) > 1:
+            heading = f"{method}, {len(folders)} seeds"
+        methods[heading] = folders
+    return methods
 
 
 def spread(values):
@@ -82,23 +118,31 @@ def compare(folders, picture):
     runs = {folder: read_metrics(folder) for folder in folders}
     last = {folder: evaluation(rows, -1) for folder, rows in runs.items()}
     # A run is named by its path below the folder that all of them are in.
-    above = os.path.commonpath([os.path.dirname(os.path.abspath(folder)) for folder in runs])
+    parents = [os.path.dirname(os.path.abspath(folder)) for folder in runs]
+    above = os.path.commonpath(parents)
     names = {folder: os.path.relpath(folder, above) for folder in runs}
-    start = {"start": evaluation(runs[folders[0]], 0)}
-    print_table("last evaluation", start | {names[folder]: last[folder] for folder in runs})
+    columns = {"start": evaluation(runs[folders[0]], 0)}
+    for folder, name in names.items():
+        columns[name] = last[folder]
+    print_table("last evaluation", columns)
 
-    groups, charts, columns = methods(names), [], {}
-    for method, seeds in groups.items():
-        cells = {name: spread([last[seed].get(name) for seed in seeds]) for name in MAIN}
-        columns[method.rjust(len("-0.001 (-0.002 to -0.001)"))] = cells  # as wide as a cell
-    if len(groups) < len(runs):
+    methods = by_method(names)
+    if len(methods) < len(runs):
+        columns = {}
+        for method, seeds in methods.items():
+            heading = method.rjust(len("-0.001 (-0.002 to -0.001)"))  # as wide as a cell
+            columns[heading] = {}
+            for key in SEEDS_TABLE:
+                values = [last[seed].get(key) for seed in seeds]
+                columns[heading][key] = spread(values)
         print_table("mean (least to greatest)", columns)
-    for key in CURVES:
+
+    charts = []
+    for title, key in CURVES.items():
         series = {}
-        for method, seeds in groups.items():
+        for method, seeds in methods.items():
             series[method] = [curve(runs[seed], key) for seed in seeds]
-        name = key.removeprefix("eval/")
-        charts.append((f"{'in training' if name == key else 'held out'}: {name}", "step", series))
+        charts.append((title, "step", series))
     line_charts(picture, charts, "On held-out problems, greedy; in training, as sampled")
     return last
 

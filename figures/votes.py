@@ -40,23 +40,30 @@ def majority_vote(texts, weights):
         return None
     if not any(votes.values()):
         return majority_vote(texts, [1.0] * len(texts))
-    return keys.index(max(votes, key=votes.get))  # max: the first of equals
+    elected = max(votes, key=votes.get)  # the first of equals
+    return keys.index(elected)
 
 
 def elects_right(ballot):
     """Is the response right that a ballot [(episode, weight), ...] elects?"""
     texts = []
-    for episode, _ in ballot:
+    weights = []
+    for episode, weight in ballot:
         # A response that was cut has no answer to vote for.
-        texts.append(episode.text if episode.sample.stopped else "")
-    elected = majority_vote(texts, [weight for _, weight in ballot])
+        text = episode.text if episode.sample.stopped else ""
+        texts.append(text)
+        weights.append(weight)
+    elected = majority_vote(texts, weights)
     if elected is None:
         return False
-    return ballot[elected][0].right
+    episode, _ = ballot[elected]
+    return episode.right
 
 
-def accuracies(ballots, cost, budgets):
-    """{k: accuracy} of the votes; a vote costs `cost` samples."""
+def accuracies(votes, ballot_size, cost, budgets):
+    """{k: accuracy} of votes [(episode, weight), ...], `ballot_size` on each problem, that cost
+    `cost` samples each."""
+    ballots = in_groups(votes, ballot_size)
     found = {}
     for k in budgets:
         if k >= cost:
@@ -64,41 +71,46 @@ def accuracies(ballots, cost, budgets):
     return found
 
 
+def in_groups(items, size):
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
 def vote(policy, problems, budgets, critiques, seed):
     """{way: {k: accuracy}} of the three ways."""
     most = max(budgets)
     responses = respond(policy, problems, most, seed_of(seed, "vote"), "answers")
     answers = in_groups(responses, most)
+    parallel = [(e, 1.0) for e in responses]
 
-    halves = [e for group in answers for e in group[: most // 2]]
-    chats = [correct(e.problem.question, e.text) for e in halves]
-    seed_corrections = seed_of(seed, "vote", "corrections")
+    # Each of the first half is corrected once, without a hint.
+    half = most // 2
+    first = [e for group in answers for e in group[:half]]
+    chats = [correct(e.problem.question, e.text) for e in first]
+    correction_seed = seed_of(seed, "vote", "corrections")
     corrected = []
-    for e, sample, text in complete(policy, halves, chats, 1, seed_corrections, "corrections"):
-        corrected.append(answered(e.problem, sample, text, "attempt 2"))
+    for e, sample, text in complete(policy, first, chats, 1, correction_seed, "corrections"):
+        second = answered(e.problem, sample, text, "attempt 2")
+        corrected.append((second, 1.0))
 
-    each = most // (1 + critiques)
+    # As many as leave room for their critiques.
+    cost = 1 + critiques
+    each = most // cost
     judged = [e for group in answers for e in group[:each]]
     pairs = [Pair(e.problem, e.text, e.right) for e in judged]
     checks = criticise(policy, pairs, critiques, seed_of(seed, "vote", "critiques"), "critiques")
     weighted = []
     for e, own in zip(judged, in_groups(checks, critiques)):
-        weighted.append((e, mean(check.says_right is True for check in own)))
+        weight = mean(check.says_right is True for check in own)
+        weighted.append((e, weight))
 
-    parallel = [[(e, 1.0) for e in group] for group in answers]
-    second = in_groups([(e, 1.0) for e in corrected], most // 2)
     return {
-        "parallel": accuracies(parallel, 1, budgets),
-        "parallel, corrected": accuracies(second, 2, budgets),
-        "critique-weighted": accuracies(in_groups(weighted, each), 1 + critiques, budgets),
+        "parallel": accuracies(parallel, most, 1, budgets),
+        "parallel, corrected": accuracies(corrected, half, 2, budgets),
+        "critique-weighted": accuracies(weighted, each, cost, budgets),
     }
 
 
-def in_groups(items, size):
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def main(argv=None):
+def parse_args(argv):
     parser = command(__doc__, "votes.svg")
     add = parser.add_argument
     add("model", metavar="MODEL", help="a run's folder, toy, a model folder or a hub id")
@@ -115,30 +127,49 @@ def main(argv=None):
     check_numbers(args, ["seed"])
     if args.critiques >= args.n:
         raise InputError(f"--critiques {args.critiques}: must be less than --n {args.n}")
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
     folder = TOY if args.model == "toy" else Path(args.model)
-    if not args.data and not (folder / "held_out.jsonl").exists():
+    data = args.data or folder / "held_out.jsonl"
+    if not args.data and not data.exists():
         raise InputError(f"{folder} has no held_out.jsonl: name the problems by --data FILE")
-    problems = load_problems(args.data or folder / "held_out.jsonl", "test")[: args.size]
+    problems = load_problems(data, "test")[: args.size]
     model, tokenizer = load_policy(args.model, args.device)
     limit = args.max_new_tokens or run_flags(folder).get("max_new_tokens", 512)
     policy = Policy(model, tokenizer, limit, args.temperature)
     check_lengths(policy, problems)
 
-    budgets = sorted({2**power for power in range(1, 20) if 2**power < args.n} | {args.n})
+    budgets = []
+    k = 2
+    while k < args.n:
+        budgets.append(k)
+        k *= 2
+    budgets.append(args.n)
     table = vote(policy, problems, budgets, args.critiques, args.seed)
     first, second = two_attempts(policy.greedy(), problems, 1, 0, "greedy")
     greedy = attempts_table(first, second)
+
     error = f"standard error up to {0.5 / len(problems) ** 0.5:.3f}"
     print(f"\ngreedy: t1 {greedy['t1']:.3f}, t2 {greedy['t2']:.3f}; {error}")
-    columns = {f"k={k}": {way: row.get(k) for way, row in table.items()} for k in budgets}
+    columns = {}
+    for k in budgets:
+        columns[f"k={k}"] = {way: row.get(k) for way, row in table.items()}
     print_table(f"accuracy by vote, {len(problems)} problems", columns)
-    series = {way: [list(row.items())] for way, row in table.items()}
+    series = {}
+    numbers = {}
+    for way, row in table.items():
+        series[way] = [list(row.items())]
+        numbers[f"vote/{way}"] = row
+    numbers["greedy/t1"] = greedy["t1"]
+    numbers["greedy/t2"] = greedy["t2"]
     chart = ("accuracy by vote", "samples per problem", series)
     line_charts(args.out, [chart], "Self-correction at inference")
     print(f"picture: {args.out}")
     if args.json:
-        numbers = {f"vote/{way}": row for way, row in table.items()}
-        print(json.dumps(numbers | {"greedy/t1": greedy["t1"], "greedy/t2": greedy["t2"]}))
+        print(json.dumps(numbers))
 
 
 if __name__ == "__main__":

@@ -23,17 +23,28 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from critique import correct, critique, solve
 from details.data import Problem, from_pair, from_problem, write_jsonl
-from details.policy import save_policy, setup_of
+from details.policy import TOY, save_policy, setup_of
 from rollout import Episode, Policy, demonstration, load_policy
 from sample import sample_pairs
 from train import update
 
-STEPS, BATCH = 600, 128  # of supervised learning
-SHARES = {"solve": 0.23, "criticise": 0.27, "correct with": 0.08, "correct": 0.42}
+STEPS = 600  # of supervised learning
+BATCH = 128  # demonstrations in a step
+SHARES = {  # of the kinds of demonstrations
+    "solve": 0.23,
+    "criticise": 0.27,
+    "correct with": 0.08,
+    "correct": 0.42,
+}
 REPEAT = 0.66  # of the corrections without a critique that only repeat the solution
-SHAKY, BLIND = 24, 12  # percent of the facts: not sure of, those of them always wrong in solving
-SOLVING, CHECKING, LOOKING_AGAIN = 0.82, 0.49, 0.0  # how often a shaky fact comes out wrong
-TRAIN, HELD_OUT, EXAM = 128, 512, 512
+SHAKY = 24  # percent of the facts: those that he is not sure of
+BLIND = 12  # percent of the facts: those of them that are always wrong in solving
+SOLVING = 0.82  # how often another shaky fact comes out wrong in solving
+CHECKING = 0.49  # how often a shaky fact comes out wrong in checking
+LIMIT = 64  # of a completion, in tokens
+TRAIN = 128  # problems
+HELD_OUT = 512  # problems
+EXAM = 512  # pairs
 
 
 class Teacher:
@@ -41,45 +52,71 @@ class Teacher:
     a shaky fact comes out wrong; blind: percent of the facts, the shakiest, that always do."""
 
     def __init__(self, doubt=0.0, rng=None, blind=0):
-        self.doubt, self.rng, self.blind, self.mind = doubt, rng, blind, {}
+        self.doubt = doubt
+        self.rng = rng
+        self.blind = blind
+        self.mind = {}  # {fact: digit}
 
     def recall(self, a, op, b):
         """The last digit of `a op b`, or the wrong digit that he always takes it for."""
-        if (a, op, b) not in self.mind:
-            digit = {"+": a + b, "-": a - b, "*": a * b}[op] % 10
-            secret = zlib.crc32(f"{a}{op}{b}".encode())
-            doubt = 1.0 if secret % 100 < self.blind else self.doubt
-            if secret % 100 < SHAKY and doubt and self.rng.random() < doubt:
-                digit = (digit + 1 + secret // 100 % 9) % 10
-            self.mind[a, op, b] = digit
-        return self.mind[a, op, b]
+        fact = f"{a}{op}{b}"
+        if fact in self.mind:
+            return self.mind[fact]
+        results = {"+": a + b, "-": a - b, "*": a * b}
+        digit = results[op] % 10
+        # A hash decides how sure he is of a fact, and which digit he takes it for.
+        secret = zlib.crc32(fact.encode())
+        rank = secret % 100
+        doubt = 1.0 if rank < self.blind else self.doubt
+        if rank < SHAKY and doubt and self.rng.random() < doubt:
+            digit = (digit + 1 + secret // 100 % 9) % 10
+        self.mind[fact] = digit
+        return digit
 
     def solve(self, expression, slip=0.0):
         """The steps [(a, operator, b, digit), ...] of '9-7*2-5', modulo 10: products first, then
         from left to right. slip: how often a result goes astray at random."""
-        numbers, operators = [int(c) for c in expression[::2]], list(expression[1::2])
+        numbers = [int(digit) for digit in expression[::2]]
+        operators = list(expression[1::2])
         steps = []
         while operators:
-            i = operators.index("*") if "*" in operators else 0
-            a, op, b = numbers[i], operators.pop(i), numbers.pop(i + 1)
-            astray = slip and self.rng.random() < slip
-            numbers[i] = self.rng.randrange(10) if astray else self.recall(a, op, b)
-            steps.append((a, op, b, numbers[i]))
+            place = operators.index("*") if "*" in operators else 0
+            a = numbers[place]
+            op = operators.pop(place)
+            b = numbers.pop(place + 1)
+            if slip and self.rng.random() < slip:
+                digit = self.rng.randrange(10)
+            else:
+                digit = self.recall(a, op, b)
+            numbers[place] = digit
+            steps.append((a, op, b, digit))
         return steps
 
     def criticise(self, steps):
         """A critique as text. It holds each step as it stands against memory: `8*9=5:2 no`."""
-        lines, wrong = [], False
+        lines = []
+        conclusion = "right"
         for a, op, b, shown in steps:
             own = self.recall(a, op, b)
-            wrong = wrong or own != shown
-            lines.append(f"{a}{op}{b}={shown}:{own} {'ok' if own == shown else 'no'}")
-        return "\n".join([*lines, f"Conclusion: {'wrong' if wrong else 'right'}"])
+            verdict = "ok"
+            if own != shown:
+                verdict = "no"
+                conclusion = "wrong"
+            lines.append(f"{a}{op}{b}={shown}:{own} {verdict}")
+        lines.append(f"Conclusion: {conclusion}")
+        return "\n".join(lines)
 
 
 def written(steps):
     """A solution as text: a step a line, then the boxed result."""
-    return "\n".join(f"{a}{op}{b}={c}" for a, op, b, c in steps) + f"\n\\boxed{{{steps[-1][3]}}}"
+    lines = [f"{a}{op}{b}={digit}" for a, op, b, digit in steps]
+    lines.append(f"\\boxed{{{result(steps)}}}")
+    return "\n".join(lines)
+
+
+def result(steps):
+    _, _, _, digit = steps[-1]
+    return digit
 
 
 def problems(count, rng, held_out=False):
@@ -90,30 +127,42 @@ def problems(count, rng, held_out=False):
         expression = str(rng.randrange(10))
         for _ in range(3):
             expression += rng.choice("+-*") + str(rng.randrange(10))
-        if (zlib.crc32(expression.encode()) % 8 == 0) == held_out:
-            answer = str(Teacher().solve(expression)[-1][3])
-            found[expression] = Problem(f"Compute {expression} modulo 10.", answer)
+        eighth = zlib.crc32(expression.encode()) % 8 == 0
+        if eighth == held_out:
+            answer = result(Teacher().solve(expression))
+            question = f"Compute {expression} modulo 10."
+            found[expression] = Problem(question, str(answer))
     return list(found.values())
 
 
 def demonstrate(rng):
     """One demonstration, (messages, completion), of one of the four kinds."""
-    (problem,) = problems(1, rng)
-    question, expression = problem.question, problem.question.split()[1]
-    kind = rng.choices(list(SHARES), SHARES.values())[0]
+    question = problems(1, rng)[0].question
+    expression = question.split()[1]
+    kinds = list(SHARES)
+    kind = rng.choices(kinds, SHARES.values())[0]
     if kind == "solve":
-        return solve(question), written(Teacher(SOLVING, rng, BLIND).solve(expression))
-    shown = Teacher(0.5, rng).solve(expression, slip=rng.choice([0.0, 0.3]))
+        steps = Teacher(SOLVING, rng, BLIND).solve(expression)
+        return solve(question), written(steps)
+
+    # A solution that may be wrong, and a critique of it.
+    slip = rng.choice([0.0, 0.3])
+    steps = Teacher(0.5, rng).solve(expression, slip)
+    shown = written(steps)
     critic = Teacher(CHECKING, rng)
-    check = critic.criticise(shown)
+    check = critic.criticise(steps)
     if kind == "criticise":
-        return critique(question, written(shown)), check
+        return critique(question, shown), check
     if kind == "correct with":
-        return correct(question, written(shown), check), written(critic.solve(expression))
-    chat = correct(question, written(shown))
+        corrected = critic.solve(expression)
+        return correct(question, shown, check), written(corrected)
+
+    # Without a critique.
+    chat = correct(question, shown)
     if rng.random() < REPEAT:
-        return chat, written(shown)
-    return chat, "Look again.\n" + written(Teacher(LOOKING_AGAIN, rng).solve(expression))
+        return chat, shown
+    corrected = Teacher().solve(expression)  # when he looks again he is sure
+    return chat, "Look again.\n" + written(corrected)
 
 
 TEMPLATE = (
@@ -125,38 +174,57 @@ TEMPLATE = (
 
 def make_tokenizer():
     """A byte-level BPE like those of real models: prompts in whole words, single digits."""
-    level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
     digits = {"type": "Digits", "individual_digits": True}
-    blank = {"version": "1.0", "added_tokens": [], "decoder": level}
-    blank["model"] = {"type": "BPE", "vocab": {}, "merges": []}
-    blank["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, level]}
-    rng, texts = random.Random(0), []
-    for _ in range(2000):
-        messages, text = demonstrate(rng)
-        texts += [text, *(m["content"] for m in messages)]
-    special = dict(eos_token="<|end|>", pad_token="<|end|>")
-    special["additional_special_tokens"] = ["<|user|>", "<|assistant|>"]
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
+    blank = {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, byte_level]},
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": {}, "merges": []},
+    }
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tokenizer.json"
-        file.write_text(json.dumps(blank))
-        untrained = PreTrainedTokenizerFast(tokenizer_file=str(file), **special)
+        file.write_text(json.dumps(blank), encoding="utf-8")
+        untrained = PreTrainedTokenizerFast(
+            tokenizer_file=str(file),
+            eos_token="<|end|>",
+            pad_token="<|end|>",
+            additional_special_tokens=["<|user|>", "<|assistant|>"],
+        )
+    rng = random.Random(0)
+    texts = []
+    for _ in range(2000):
+        messages, text = demonstrate(rng)
+        texts.append(text)
+        for message in messages:
+            texts.append(message["content"])
     tokenizer = untrained.train_new_from_iterator(texts, 512, show_progress=False)
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 
 
-class Both(torch.optim.Optimizer):
+class MuonAndAdamW:
     """Muon for the matrices, AdamW for the rest: AdamW alone takes many times the steps."""
 
     def __init__(self, model):
-        matrices, others = [], []
-        for name, p in model.named_parameters():
-            (matrices if p.dim() == 2 and "embed" not in name else others).append(p)
-        self.muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.0)
-        self.adam = torch.optim.AdamW(others, lr=3e-3, weight_decay=0.0)
-        self.param_groups = self.muon.param_groups + self.adam.param_groups
+        matrices = []
+        others = []
+        for name, weights in model.named_parameters():
+            if weights.dim() == 2 and "embed" not in name:
+                matrices.append(weights)
+            else:
+                others.append(weights)
+        self.muon = torch.optim.Muon(matrices, weight_decay=0.0)
+        self.adam = torch.optim.AdamW(others, weight_decay=0.0)
 
     def scale(self, factor):
+        """Set the learning rates, as parts of the highest."""
         self.muon.param_groups[0]["lr"] = 0.02 * factor
         self.adam.param_groups[0]["lr"] = 3e-3 * factor
 
@@ -164,42 +232,79 @@ class Both(torch.optim.Optimizer):
         self.muon.step()
         self.adam.step()
 
-    def zero_grad(self, set_to_none=True):
-        self.muon.zero_grad(set_to_none)
-        self.adam.zero_grad(set_to_none)
+    def zero_grad(self):
+        self.muon.zero_grad()
+        self.adam.zero_grad()
 
 
-def make(folder):
-    """Everything that the folder holds. The model is right half of the time; RL goes on from it."""
-    folder, tokenizer = Path(folder), make_tokenizer()
+def make_model(tokenizer):
+    """A Llama with random weights."""
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # the same bits on one core and on many
-    end = dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    config = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=2, bos_token_id=None)
-    config |= dict(num_attention_heads=4, max_position_embeddings=512, tie_word_embeddings=True)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **config, **end))
-    model.generation_config = GenerationConfig(**end, max_new_tokens=64)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=LIMIT,
+    )
     setup_of(model).plain_head = False  # the committed folder was made so
-    optimizer, rng = Both(model), random.Random(0)
-    for step in tqdm(range(STEPS), "making the toy", disable=None):
-        optimizer.scale(min(1, (step + 1) / 20, (STEPS - step) / (0.3 * STEPS)))
-        batch = [demonstration(tokenizer, *demonstrate(rng)) for _ in range(BATCH)]
-        given = [Episode(sample, "", "given", None) for sample in batch]
-        loss = update(model, optimizer, given, rng)["loss"]
-        if (step + 1) % 20 == 0:
-            tqdm.write(f"toy {step + 1}/{STEPS}: loss {loss:.3f} nats per token")
+    return model
+
+
+def learn_demonstrations(model, tokenizer):
+    """Supervised learning of the teacher's demonstrations: a short warm-up, a linear decay."""
+    optimizer = MuonAndAdamW(model)
+    rng = random.Random(0)
+    for step in tqdm(range(1, STEPS + 1), "making the toy", disable=None):
+        warmup = step / 20
+        decay = (STEPS + 1 - step) / (0.3 * STEPS)
+        optimizer.scale(min(1, warmup, decay))
+        batch = []
+        for _ in range(BATCH):
+            messages, text = demonstrate(rng)
+            sample = demonstration(tokenizer, messages, text)
+            batch.append(Episode(sample, text, "given", None))
+        metrics = update(model, optimizer, batch, rng)
+        if step % 20 == 0:
+            tqdm.write(f"toy {step}/{STEPS}: loss {metrics['loss']:.3f} nats per token")
+
+
+def make(folder=TOY):
+    """Everything that the folder holds. The model is right half of the time; RL goes on from it."""
+    torch.set_num_threads(1)  # the same bits on one core and on many
+    folder = Path(folder)
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
+    learn_demonstrations(model, tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     save_policy(model, tokenizer, folder)
+    run = json.dumps({"max_new_tokens": LIMIT})
+    (folder / "run.json").write_text(run + "\n")
+
+    train = problems(TRAIN, random.Random(1))
     held_out = problems(HELD_OUT, random.Random(2), held_out=True)
-    policy = Policy(*load_policy(folder, "cpu"), limit=64)
+    write_jsonl(folder / "train.jsonl", map(from_problem, train))
+    write_jsonl(folder / "held_out.jsonl", map(from_problem, held_out))
+
+    # The exam is made of the model's own responses.
+    model, tokenizer = load_policy(folder, "cpu")
+    policy = Policy(model, tokenizer, LIMIT)
     asked = problems(2 * EXAM, random.Random(3), held_out=True)
     exam = sample_pairs(policy, asked, 8, EXAM, seed=0, show="exam")
-    write_jsonl(folder / "train.jsonl", map(from_problem, problems(TRAIN, random.Random(1))))
-    write_jsonl(folder / "held_out.jsonl", map(from_problem, held_out))
     write_jsonl(folder / "exam.jsonl", map(from_pair, exam))
-    (folder / "run.json").write_text(json.dumps({"max_new_tokens": 64}) + "\n")
     print(f"wrote {folder}: {model.num_parameters():,} parameters")
 
 
 if __name__ == "__main__":
-    make(*sys.argv[1:] or [Path(__file__).parent])
+    make(*sys.argv[1:])
