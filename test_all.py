@@ -1,9 +1,10 @@
 """The tests: `python test_all.py [NAME ...]` runs all of them, or those whose names contain a NAME;
 pytest finds them too. `--long` runs the long ones instead: kills, fuzz, memory; half an hour.
 
-Values are worked out by hand or come from an independent path: `model.generate` and plain forward
-passes against the sampler, autograd against closed forms, an undisturbed run against one that was
-killed. No network and no file outside the repository is needed.
+They may be read as documentation: equations, advantages, loss, filter and cache, recipes, update,
+sampler come first. Values are worked out by hand or come from an independent path: `model.generate`
+and plain forward passes against the sampler, autograd against closed forms, an undisturbed run
+against one that was killed. No network and no file outside the repository is needed.
 """
 
 import contextlib
@@ -36,36 +37,44 @@ import rollout
 import sample
 import train
 from critique import correct, judgement, solve
+from details import data, demonstrations, fast, policy, runs
+from details.data import InputError, Pair, Problem, from_pair, from_problem
 from figures import chart, compare, votes
-from reward import InputError, Pair, PairCache, Problem, from_pair, from_problem, is_correct
-from reward import advantages as relative
-from rollout import Sample, encode_chat, generate, load_policy, logprobs
-from sample import Episode, Policy
+from reward import PairCache, advantages, is_correct
+from rollout import Episode, Policy, Sample, encode_chat, generate, load_policy, logprobs
 from toy import make
 
 torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much on a busy machine
 patch = mock.patch.object
-box = r"\boxed{{{}}}".format
-ON_TOY = f"--device cpu --eval-data {rollout.TOY}/held_out.jsonl --exam {rollout.TOY}/exam.jsonl"
-STUB, CUT = (Sample([1], [1], [0.0], stopped) for stopped in (True, False))
+TOY = policy.TOY
 
 # ---------------------------------------------------------------------------------------- helpers
 
 
+def box(answer):
+    """A response that consists of its final answer."""
+    return f"\\boxed{{{answer}}}"
+
+
 def close(a, b, tolerance=1e-6):
-    a, b = (torch.as_tensor(x, dtype=torch.float64) for x in (a, b))
-    assert a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=tolerance), f"{a} is not {b}"
+    """Equal in shape, and in value up to the tolerance."""
+    a = torch.as_tensor(a, dtype=torch.float64)
+    b = torch.as_tensor(b, dtype=torch.float64)
+    assert a.shape == b.shape, f"{a.shape} is not {b.shape}"
+    assert torch.allclose(a, b, rtol=0, atol=tolerance), f"{a} is not {b}"
 
 
-def fails(words, call, *args, kind=InputError, **how):
+def fails(words, call, *args, kind=InputError, **options):
     """The call must raise an error or exit with one: one line that has all of `words`, cut at |."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            call(*args, **how)
+            call(*args, **options)
     except (kind, SystemExit) as error:
         message = str(error)
-        assert message not in ("", "0", "None") and "\n" not in message, repr(message)
-        assert all(word in message for word in words.split("|")), f"{words!r}: {message!r}"
+        assert message not in ("", "0", "None"), repr(message)
+        assert "\n" not in message, repr(message)
+        for word in words.split("|"):
+            assert word in message, f"{word!r}: {message!r}"
         return error
     raise AssertionError(f"no error that names {words!r}")
 
@@ -73,37 +82,68 @@ def fails(words, call, *args, kind=InputError, **how):
 def tiny(kind):
     """A random decoder with 97 tokens; small windows, so that they matter."""
     torch.manual_seed(0)
-    shape = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4)
-    shape |= dict(num_key_value_heads=2, max_position_embeddings=128)
-    special = {"Granite": dict(logits_scaling=2.0), "Gemma2": dict(sliding_window=8)}
-    special |= {"Mistral": dict(sliding_window=8), "Qwen3": dict(head_dim=8)}
-    layers = ["sliding_attention", "full_attention"] * 2
-    special["Gemma3"] = dict(head_dim=8, sliding_window=8, layer_types=layers, num_hidden_layers=4)
-    shape |= special.get(kind, {}) | dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
-    config = getattr(transformers, kind.replace("Gemma3", "Gemma3Text") + "Config")
-    model = AutoModelForCausalLM.from_config(config(vocab_size=97, **shape)).eval()
+    shape = {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    if kind == "Granite":
+        shape["logits_scaling"] = 2.0
+    if kind in ("Gemma2", "Gemma3", "Mistral"):
+        shape["sliding_window"] = 8
+    if kind in ("Qwen3", "Gemma3"):
+        shape["head_dim"] = 8
+    if kind == "Gemma3":
+        shape["num_hidden_layers"] = 4
+        shape["layer_types"] = ["sliding_attention", "full_attention"] * 2
+    name = "Gemma3Text" if kind == "Gemma3" else kind
+    config = getattr(transformers, f"{name}Config")
+    model = AutoModelForCausalLM.from_config(config(**shape)).eval()
     for p in model.parameters():
-        torch.nn.init.normal_(p, mean=p.mean().item(), std=0.3 if p.dim() > 1 else 0.1)
+        std = 0.3 if p.dim() > 1 else 0.1
+        torch.nn.init.normal_(p, mean=p.mean().item(), std=std)
     model.get_input_embeddings().weight.data[0] = 0.0  # as that of a padding token may be
-    rollout.prepare(model)
+    return model
+
+
+def sharing(kind):
+    """A `tiny` model whose rows share their prompts, as `load_policy` sets it up."""
+    model = tiny(kind)
+    rollout.share_prompts(model, kind)
     return model
 
 
 def ragged(count=7, longest=30):
     """Prompts of different lengths, two of them equal."""
     rng = random.Random(1)
+    prompts = []
     lengths = [rng.randrange(1, longest) for _ in range(count)]
-    prompts = [[rng.randrange(3, 97) for _ in range(length)] for length in lengths]
-    return prompts + [prompts[0]]
+    for length in lengths:
+        prompts.append([rng.randrange(3, 97) for _ in range(length)])
+    return [*prompts, prompts[0]]
 
 
 @functools.lru_cache
 def base():
+    """The toy as (model, tokenizer), loaded once."""
     return load_policy("toy", "cpu")
 
 
 def toy_policy(limit=64, temperature=1.0):
-    return Policy(*base(), limit, temperature)
+    model, tokenizer = base()
+    return Policy(model, tokenizer, limit, temperature)
+
+
+def a_sample(stopped=True):
+    """A sample of which nothing matters but whether it ended by itself."""
+    return Sample([1], [1], [0.0], stopped)
 
 
 def problems(count, seed=0, held_out=False):
@@ -111,35 +151,46 @@ def problems(count, seed=0, held_out=False):
 
 
 def solved(problem):
-    return make.written(make.Teacher().solve(problem.question.split()[1]))
+    """The right solution to a toy problem, written out."""
+    expression = problem.question.split()[1]
+    return make.written(make.Teacher().solve(expression))
 
 
 def static_pairs(asked):
-    return [Pair(p, text, text != box("x")) for p in asked for text in (solved(p), box("x"))]
+    """Of each problem a right and a wrong response."""
+    pairs = []
+    for problem in asked:
+        pairs.append(Pair(problem, solved(problem), True))
+        pairs.append(Pair(problem, box("x"), False))
+    return pairs
 
 
 def write(path, rows):
-    """A JSONL file of dicts, problems or pairs."""
-    to_row = {Problem: from_problem, Pair: from_pair, dict: dict, list: list}
-    reward.write_jsonl(path, [to_row[type(row)](row) for row in rows])
+    """A JSONL file of dicts, problems or pairs; its path."""
+    to_row = {Problem: from_problem, Pair: from_pair}
+    data.write_jsonl(path, [to_row.get(type(row), lambda row: row)(row) for row in rows])
     return path
 
 
 def lines(path):
+    """The JSON objects of a file."""
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 def printed_by(main, text="", *more):
     """Call a command line in this process; what it printed."""
-    printed, numbers = io.StringIO(), (signal.SIGINT, signal.SIGTERM)
-    handlers = [signal.getsignal(number) for number in numbers]
+    printed = io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
             main([*text.split(), *map(str, more)])
     finally:
-        for number, handler in zip(numbers, handlers):
+        for number, handler in handlers.items():
             signal.signal(number, handler)
     return printed.getvalue()
+
+
+ON_TOY = f"--device cpu --eval-data {TOY}/held_out.jsonl --exam {TOY}/exam.jsonl"
 
 
 def trained(out, text, *more):
@@ -149,485 +200,3293 @@ def trained(out, text, *more):
 
 
 def used(text, *more):
+    """Run sample.py; what it printed."""
     return printed_by(sample.main, "--device cpu " + text, *more)
 
 
 def arguments(text):
+    """The flags of train.py."""
     return train.parse_args(text.split())
 
 
-# ---------------------------------------------------------------------------------------- rollout
-
-KINDS = ["Llama", "Qwen2", "Qwen3", "Mistral", "Gemma3", "GPT2", "Phi"]
-KINDS += ["Gemma2", "Granite", "Bloom", "DiffLlama"]  # behind the head, or in attention, another
+# ----------------------------------------------------------- equations 1 to 6, and SCoRe's shaping
 
 
-def test_greedy_tokens_equal_model_generate():
-    for kind in KINDS:
-        model, prompts = tiny(kind), ragged()
-        ids, mask = rollout.left_pad(prompts, "cpu")
-        how = dict(do_sample=False, max_new_tokens=40, eos_token_id=[2, 5], pad_token_id=0)
-        theirs = model.generate(ids, attention_mask=mask, **how)[:, ids.shape[1] :].tolist()
-        ours = generate(model, prompts, max_new_tokens=40, temperature=0, stop=(2, 5))
-        for s, row, prompt in zip(ours, theirs, prompts):
-            end = next((i + 1 for i, token in enumerate(row) if token in (2, 5)), 40)
-            assert s.tokens == row[:end], (kind, s.tokens, row)
-            assert s.prompt == prompt and s.stopped == (s.tokens[-1] in (2, 5))
+def test_equation_1_pays_a_right_answer():
+    """R(r) is 1 for a response that ends in the right answer, and 0 for any other."""
+    assert reward.response_reward(box(7), "7") == 1
+    assert reward.response_reward(box(8), "7") == 0
 
 
-def test_sampled_logprobs_equal_teacher_forcing_and_a_plain_forward_pass():
-    for kind in KINDS:
-        model = tiny(kind)
-        # greedy tokens get the model's own log-probs; with weights of more than 32 numbers packed
-        for temperature, large in ((1.0, 32), (0.7, 1 << 16), (0.0, 32)):
-            how = dict(n=3, max_new_tokens=25, stop=range(20), seed=3, temperature=temperature)
-            product = mock.Mock(wraps=rollout.times_packed)
-            with mock.patch.multiple(rollout, LARGE=large, times_packed=product):
-                samples = generate(model, ragged(), **how)
-            assert product.called == (large == 32 and torch.backends.mkldnn.is_available())
-            assert not any("forward" in vars(layer) for layer in model.modules()), "all undone"
-            assert len({len(s.tokens) for s in samples}) > 1, "rows must end at different lengths"
-            for s, scored in zip(samples, logprobs(model, samples, temperature)):
-                assert len(s.tokens) == len(s.logprobs) == len(scored)
-                close(scored.detach(), s.logprobs, 2e-4)
-            for s in samples[:3]:
-                logits = model(torch.tensor([s.prompt + s.tokens])).logits[0, len(s.prompt) - 1 :]
-                plain = (logits / (temperature or 1.0)).log_softmax(-1).detach()
-                close(plain[range(len(s.tokens)), s.tokens], s.logprobs, 2e-4)
+def test_equation_2_pays_a_judgement_that_agrees_with_the_outcome():
+    """R(c) is 0.7 for judging a right response right or a wrong one wrong, and 0 for anything else,
+    a critique without a judgement that can be read included."""
+    for says_right, is_right, earned in (
+        (True, True, 0.7),
+        (False, False, 0.7),
+        (True, False, 0),
+        (False, True, 0),
+        (None, True, 0),
+        (None, False, 0),
+    ):
+        assert reward.critique_reward(says_right, is_right) == earned
 
 
-def test_sampling_follows_the_distribution():
-    model, prompt = tiny("Qwen2"), [5, 6, 7]
-
-    def check(drawn, ids, temperature=1.0):
-        with torch.no_grad():
-            logits = model(torch.tensor([ids])).logits[0, -1].double()
-        probs, n = (logits / temperature).softmax(-1), len(drawn)
-        away = (torch.bincount(torch.tensor(drawn), minlength=97) - n * probs).abs()
-        assert (away / (n * probs * (1 - probs) + 1).sqrt()).max() < 5, "standard deviations"
-
-    for temperature in (1.0, 0.5):
-        how = dict(max_new_tokens=1, seed=5, temperature=temperature)
-        samples = generate(model, [prompt], n=20000, **how)
-        check([s.tokens[0] for s in samples], prompt, temperature)
-    samples = generate(model, [prompt], n=20000, max_new_tokens=2, seed=6, stop=())
-    both = [s.tokens for s in samples]  # the second token is drawn afresh, given the first
-    common = max(range(97), key=[a for a, _ in both].count)
-    check([b for a, b in both if a == common], [*prompt, common])
+def test_equation_3_pays_more_for_the_rarer_label():
+    """With an accuracy E of the responses: 0.35 / E for judging a right one right, 0.35 / (1 - E)
+    for judging a wrong one wrong, and 0 for anything else."""
+    for says_right, is_right, accuracy, earned in (
+        (True, True, 0.25, 1.4),  # 0.35 / 0.25
+        (False, False, 0.3, 0.5),  # 0.35 / 0.7
+        (True, False, 0.3, 0),
+        (False, True, 0.25, 0),
+        (None, True, 0.25, 0),
+        (None, False, 0.3, 0),
+    ):
+        close(reward.reweighted_reward(says_right, is_right, accuracy), earned)
 
 
-def test_choosing_a_token_by_hand():
-    def choose(probs, noise, temperature):
-        logits = torch.tensor([probs] * len(noise)).log()
-        space = torch.empty_like(logits)
-        token, logp = rollout.choose(logits, torch.tensor(noise), temperature, space)
-        return token.tolist(), logp.exp()
-
-    tempered = [p / 0.345 for p in (0.25, 0.0625, 0.0225, 0.01)]
-    token, probs = choose([0.5, 0.25, 0.15, 0.1], [0.5, 0.8, 0.95, 0.99], 0.5)
-    assert token == [0, 1, 2, 3]
-    close(probs, tempered)
-    token, probs = choose([0.15, 0.5, 0.25, 0.1], [0.99], 0.0)
-    assert token == [1] and abs(probs - 0.5) < 1e-6, "greedy: the log-prob at temperature 1"
-    noise = [0.0, 0.29, 0.31, 1 - 2**-24]  # the smallest and the largest, too
-    token, probs = choose([0.0, 0.3, 0.7, 0.0], noise, 1.0)
-    assert token == [1, 1, 2, 2]
-    close(probs, [0.3, 0.3, 0.7, 0.7])
+def test_equation_3_balances_the_labels():
+    """A perfect critic earns 0.35 on average from each label, however rare that is."""
+    for share_right in (0.1, 0.5, 0.9):
+        on_right = reward.reweighted_reward(True, True, share_right)
+        on_wrong = reward.reweighted_reward(False, False, share_right)
+        close(share_right * on_right, 0.35)
+        close((1 - share_right) * on_wrong, 0.35)
 
 
-def test_pad_token_is_of_no_account():
-    """A pad token that equals EOS, or that is sampled, changes nothing: masks go by length."""
-    model = tiny("Llama")
-    prompts = [[0, 0, 5], [2, 9], [0], [7, 8, 9, 10]]  # token 0 is what rows are padded with
-    for pad in (2, 0):
-        model.config.pad_token_id = model.generation_config.pad_token_id = pad
-        samples = generate(model, prompts, n=200, max_new_tokens=12, stop=(2,), seed=4)
-        assert any(0 in s.tokens for s in samples) and any(s.tokens[-1] == 2 for s in samples)
-        for s, scored in zip(samples, logprobs(model, samples)):
-            assert s.stopped == (s.tokens[-1] == 2) and 2 not in s.tokens[:-1]
-            assert len(s.tokens) == 12 or s.stopped
-            close(scored.detach(), s.logprobs, 2e-4)
+def test_equation_4_pays_a_critique_that_helps_to_mend_the_response():
+    """With k of m refined responses right: 0.1 k/m if it says right, 0.7 k/m if it says wrong."""
+    refined = [True, False, True, True]  # k/m = 3/4
+    close(reward.denoising_reward(True, refined), 0.075)  # 0.1 * 3/4
+    close(reward.denoising_reward(False, refined), 0.525)  # 0.7 * 3/4
+    assert reward.denoising_reward(None, refined) == 0
+    assert reward.denoising_reward(False, [False]) == 0
 
 
-def test_seed_and_parts():
-    """A seed gives the same tokens, in parts too, as memory or an error forces them."""
-    model, prompts, sizes, tried, real = tiny("Mistral"), ragged(), [], [], rollout.sample_rows
-
-    def small_device(room, model, prompts, *rest):
-        tried.append(len(prompts))
-        if len(prompts) > room:
-            raise torch.OutOfMemoryError("a small device")
-        return real(model, prompts, *rest)
-
-    def tokens(seed=9, bar=None):
-        samples = generate(model, prompts, 4, 20, stop=(2, 5), seed=seed, bar=bar)
-        assert [s.prompt for s in samples] == [p for p in prompts for _ in range(4)]
-        return [s.tokens for s in samples]
-
-    whole = tokens()
-    assert whole == tokens() != tokens(10) and whole[0] != whole[1]
-    with patch(rollout, "rows_that_fit", lambda model, length, n: 7):
-        assert whole == tokens(bar=mock.Mock(update=sizes.append)) and sizes == [7, 7, 7, 7, 4]
-    with patch(rollout, "sample_rows", functools.partial(small_device, 5)):
-        assert whole == tokens() and tried[:4] == [32, 16, 8, 4]
-    with mock.patch.multiple(rollout, LARGE=0, sample_rows=functools.partial(small_device, 0)):
-        fails("a small device", tokens, kind=torch.OutOfMemoryError)
-    assert not any("forward" in vars(layer) for layer in model.modules()), "no weight stays packed"
+def test_equations_5_and_6_are_equation_2_with_other_constants():
+    """Eq. 5 pays 0.6 on right responses and 0.8 on wrong ones, eq. 6 the reverse."""
+    for on_right, on_wrong in ((0.6, 0.8), (0.8, 0.6)):
+        assert reward.critique_reward(True, True, on_right, on_wrong) == on_right
+        assert reward.critique_reward(False, False, on_right, on_wrong) == on_wrong
 
 
-def test_sizes_of_batches_by_hand():
-    """3 layers of keys and values of 2 heads of 8 fp32 are 384 bytes a token, 8 times a hidden
-    state of 32 are 1024, shared by 2 rows; 97 tokens of vocabulary, 16 bytes each."""
-    model, row = tiny("Llama"), 100 * (384 + 512) + 16 * 97
-    with patch(rollout, "CPU_BYTES", 1):
-        assert rollout.memory(model) == 8 * sum(p.numel() for p in model.parameters())
-    for memory, rows in ((5 * row, 5), (5 * row - 1, 4), (10, 1)):
-        with patch(rollout, "memory", return_value=memory):
-            assert rollout.rows_that_fit(model, 100, 2) == rows
-    # What goes into and comes out of 7 matrices a layer, in fp32: q, o 32 + 32, k, v 32 + 16, and
-    # 32 + 48 three times.
-    token = 3 * (2 * 64 + 2 * 48 + 3 * 80) * 4
-    samples = [Sample([1] * p, [1] * t, [], True) for p, t in [(9, 3), (2, 8), (4, 4), (2, 1)] * 5]
-    for tokens, most, parts in ((40, 40, 1), (80, 40, 2), (10**6, 10**6, 1), (5, 5, 1)):
-        with patch(rollout, "memory", return_value=tokens * token):
-            cuts = rollout.micro_batches(model, samples, parts)
-        assert sorted(sum(cuts, [])) == list(range(20))
-        assert len(cuts) <= {40: 4, 10**6: 1, 5: 17}[most]
-        for part in (part for part in cuts if len(part) > 1):
-            wide = len(part) * max(len(samples[i].tokens) for i in part)
-            deep = [len(prompt) for prompt in {tuple(samples[i].prompt) for i in part}]
-            assert max(deep) * len(deep) + wide <= most
+def test_shaped_reward_pays_what_the_second_attempt_changes():
+    """SCoRe: r(y2) + alpha (r(y2) - r(y1)), here with alpha = 10."""
+    for first, second, paid in (
+        (0, 0, 0),
+        (0, 1, 11),
+        (1, 0, -10),
+        (1, 1, 1),
+    ):
+        assert reward.shaped_reward(first, second, alpha=10) == paid
 
 
-def test_what_the_model_is_shown():
-    """Each distinct prompt is prefilled once; rows that have ended leave, a few at a time."""
-    model, seen = tiny("Llama"), []
-
-    def look(module, args, how):
-        seen.append(tuple(args[0].shape))
-
-    model.base_model.register_forward_pre_hook(look, with_kwargs=True)
-    generate(model, [[5, 6, 7], [8, 9], [5, 6, 7]], n=4, max_new_tokens=6, stop=())
-    assert seen == [(2, 3)] + [(12, 1)] * 5, seen
-    seen.clear()
-    samples = generate(model, [[5, 6]], n=60, max_new_tokens=30, stop=tuple(range(2, 20)))
-    rows, alive = [n for n, _ in seen], [sum(len(s.tokens) > t for s in samples) for t in range(30)]
-    assert len(samples) == 60 and rows[0] == 1 and rows[1] > 2 * rows[-1], rows
-    assert all(a <= r <= a / 0.9 + 1 for r, a in zip(rows[1:], alive[1:])), (rows, alive)
+# -------------------------------------------------------------------------------------- advantages
 
 
-def test_context_limits():
-    for model in map(tiny, ("Llama", "GPT2")):
-        fails("prompt 1|128", generate, model, [[5]] + [[5] * 128])
-        fails("prompt 0|0 tokens", generate, model, [[]])
-        how = dict(max_new_tokens=20, stop=(), temperature=0)
-        short, *_, long = generate(model, [[5] * 3] * 30 + [[5] * 120], **how)
-        assert len(short.tokens) == 20 and len(long.tokens) == 8 and not long.stopped
-        close(logprobs(model, [short, long])[1].detach(), long.logprobs, 2e-4)
-    fails("n, max_new_tokens >= 1", generate, model, [[5]], n=0)
-    fails("temperature", generate, model, [[5]], temperature=-1)
-    # where text is sampled, a prompt that leaves no room gives samples without tokens
-    chats = [solve(question) for question in ("9+" * 300 + "9", "Compute 1+2 modulo 10.")]
-    done = sample.complete(toy_policy(), chats, 2, 0)
-    assert [(s.tokens == [], s.stopped, text) for s, text in done[:2]] == [(True, False, "")] * 2
-    assert done[2:] == sample.complete(toy_policy(), chats[1:], 2, 0) and done[2][0].tokens
+def test_advantages_are_divided_by_the_deviation():
+    """A reward minus the mean of its group, by the population's deviation of the group."""
+    # Mean 1/2, deviation 1/2.
+    found = advantages([1, 0, 0, 1], ["g"] * 4)
+    close(found, [1, -1, -1, 1], 1e-5)
+    # Mean 1/4, deviation sqrt(3)/4.
+    found = advantages([1, 0, 0, 0], ["g"] * 4)
+    close(found, torch.tensor([3, -1, -1, -1]) / math.sqrt(3), 1e-5)
 
 
-def test_shared_cache_by_hand():
-    """Attention over prompts held once and rows' own tokens is that over copies, as rows leave."""
+def test_advantages_without_the_division():
+    """As in Dr. GRPO: a reward minus the mean of its group, and no more."""
+    found = advantages([1, 0, 0, 0], ["g"] * 4, std=False)
+    close(found, [0.75, -0.25, -0.25, -0.25])
+
+
+def test_advantages_are_taken_inside_groups():
+    """Each group has a mean of its own, wherever its members stand."""
+    found = advantages([1, 5, 0, 7], ["a", "b", "a", "b"], std=False)
+    close(found, [0.5, -1, -0.5, 1])  # means 1/2 and 6
+
+
+def test_groups_without_spread_have_no_advantage():
+    """Exact zeros, though the mean of seven times 0.7 is not 0.7 in floating point."""
+    found = advantages([0.7] * 7 + [1.1], [0] * 7 + [1])
+    assert found.tolist() == [0.0] * 8
+    assert advantages([], []).shape == (0,)
+
+
+def test_where_the_constants_of_equation_5_cancel():
+    """The open point of the paper: divided by the deviation, the critiques of one response have the
+    same advantages under eqs. 2 and 5; over a batch, or without the division, they differ."""
+    says_right = [True, False, True, True, True, False, False, True]
+    is_right = [True] * 4 + [False] * 4
+    by_response = ["a"] * 4 + ["b"] * 4
+    all_in_one = ["g"] * 8
+    equation_2 = []
+    equation_5 = []
+    for says, outcome in zip(says_right, is_right):
+        equation_2.append(reward.critique_reward(says, outcome))
+        equation_5.append(reward.critique_reward(says, outcome, 0.6, 0.8))
+    for groups, std, cancel in (
+        (by_response, True, True),
+        (all_in_one, True, False),
+        (by_response, False, False),
+    ):
+        of_equation_2 = advantages(equation_2, groups, std)
+        of_equation_5 = advantages(equation_5, groups, std)
+        away = (of_equation_2 - of_equation_5).abs().max()
+        assert (away < 1e-4) == cancel
+
+
+# ---------------------------------------------------------------------------------------- the loss
+
+# Two completions, of two tokens and of one, sampled with log-probs of 0: so the logarithms of these
+# ratios are the log-probs of now. Where the mask has a 0 may stand anything.
+RATIOS = torch.tensor([[1.5, 0.9], [0.7, math.nan]])
+MASK = torch.tensor([[1, 1], [1, 0]])
+ADVANTAGES = torch.tensor([[1.0, 1.0], [-2.0, -2.0]])
+
+
+def loss_by_hand(mask=MASK, **options):
+    return train.grpo_loss(RATIOS.log(), torch.zeros(2, 2), ADVANTAGES, mask, **options)
+
+
+def test_loss_is_clipped():
+    """-min(ratio A, clipped ratio A), as a mean over all tokens that are not masked."""
+    loss, clipped, k3 = loss_by_hand(clip=0.2)
+    # min(1.5, 1.2) = 1.2; min(0.9, 0.9) = 0.9; min(0.7 * -2, 0.8 * -2) = -1.6; three tokens
+    close(loss, -(1.2 + 0.9 - 1.6) / 3)
+    assert clipped.tolist() == [[True, False], [True, False]]
+    assert not k3.any(), "no reference, no KL"
+
+
+def test_loss_inside_a_wide_clip():
+    """No ratio here is beyond 1 - 0.6 or 1 + 0.6: nothing is clipped."""
+    loss, clipped, _ = loss_by_hand(clip=0.6)
+    close(loss, -(1.5 + 0.9 - 1.4) / 3)  # 0.7 * -2 = -1.4
+    assert not clipped.any()
+
+
+def test_loss_has_a_weighted_kl():
+    """kl k3 is added on each token: with one weight for all, or with a weight for each row."""
+    # ref/new = 1, 2 and 2; k3 = ref/new - log(ref/new) - 1
+    ref_logprobs = torch.tensor([[1.5, 1.8], [1.4, 9.0]]).log()
+    k3_of_2 = 2 - math.log(2) - 1
+    first_row_only = torch.tensor([[0.5], [0.0]])
+    for kl, tokens in ((0.5, 2), (first_row_only, 1)):
+        loss, _, k3 = loss_by_hand(ref_logprobs=ref_logprobs, kl=kl)
+        close(k3, [[0, k3_of_2], [k3_of_2, 0]])
+        close(loss, (-(1.2 + 0.9 - 1.6) + 0.5 * tokens * k3_of_2) / 3)
+
+
+def test_loss_of_nothing_is_0():
+    """Where all is masked there is nothing to take a mean of."""
+    loss, _, _ = loss_by_hand(mask=torch.zeros(2, 2))
+    assert loss == 0
+
+
+# Completions of four, two and one tokens.
+LONG_MASK = torch.tensor(
+    [
+        [1, 1, 1, 1],
+        [1, 1, 0, 0],
+        [1, 0, 0, 0],
+    ]
+)
+ROW_ADVANTAGES = torch.tensor([[1.0], [-0.5], [2.0]])
+
+
+def test_gradient_on_policy_is_the_advantage():
+    """Where the policy has not moved yet, d loss / d log-prob is -A / tokens."""
+    old = torch.randn(3, 4)
+    new = old.clone().requires_grad_()
+    loss, _, _ = train.grpo_loss(new, old, ROW_ADVANTAGES, LONG_MASK)
+    loss.backward()
+    close(new.grad, -ROW_ADVANTAGES * LONG_MASK / 7)
+
+
+def test_gradient_off_policy_in_closed_form():
+    """-A ratio where nothing is clipped, 0 beyond the clip; and kl (1 - ref/new) from the KL."""
     torch.manual_seed(0)
-    cache, model = rollout.SharedLayer(9), tiny("Llama")
-    prompts = [torch.randn(3, 2, 5, 4) for _ in range(2)]  # 3 prompts, 2 heads of 4
-    cache.update(*prompts)
-    owner = torch.tensor([0, 0, 1, 2, 2, 2])
-    cache.batch_select_indices(owner)
-    held = [x[owner] for x in prompts]
-    hidden = torch.tensor([2, 0, 1])  # left padding of the prompts
-    for step in range(9):
-        if step in (3, 6):
-            kept = torch.tensor([1, 3, 5] if step == 3 else [2])
-            cache.batch_select_indices(kept)
-            owner, held = owner[kept], [x[kept] for x in held]
-        new = [torch.randn(len(owner), 2, 1, 4) for _ in range(2)]
-        held = [torch.cat([old, x], 2) for old, x in zip(held, new)]
-        length = 5 + step + 1
-        assert cache.get_seq_length() == length - 1
-        keys, values = cache.update(*new)
-        query = torch.randn(len(owner), 4, 1, 4)  # 4 query heads: two read each head
-        mask = (torch.arange(length) >= hidden[owner][:, None])[:, None, None]
-        ours, _ = rollout.attend(model, query, keys, values, mask)
-        wide = [x.repeat_interleave(2, 1) for x in held]
-        theirs = torch.nn.functional.scaled_dot_product_attention(query, *wide, attn_mask=mask)
-        close(ours, theirs.transpose(1, 2), 1e-6)
+    old = torch.randn(3, 4)
+    ref = torch.randn(3, 4)
+    # Ratios of about 1.65, 0.61, 1.11 and 0.90.
+    moved = torch.tensor([0.5, -0.5, 0.1, -0.1])
+    new = (old + moved).requires_grad_()
+    loss, _, _ = train.grpo_loss(new, old, ROW_ADVANTAGES, LONG_MASK, 0.2, ref, kl=0.3)
+    loss.backward()
+    ratio = moved.exp()
+    inside = torch.where(ROW_ADVANTAGES > 0, ratio < 1.2, ratio > 0.8)
+    of_policy = -ROW_ADVANTAGES * ratio * inside
+    of_kl = 0.3 * (1 - (ref - old - moved).exp())
+    close(new.grad, (of_policy + of_kl) * LONG_MASK / 7)
 
 
-def test_autocast():
-    """Under bf16 arithmetic the weights are fp32, the cache bf16, the logits a product in fp32;
-    the same with weights packed, where the CPU has bf16."""
-    (model, tokenizer), seen = load_policy("toy", "cpu", "bf16"), set()
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-
-    def look(module, args, how, out):
-        seen.update((x.keys.dtype, x.values.dtype) for x in how[model.cache_key].layers)
-
-    hook = model.base_model.register_forward_hook(look, with_kwargs=True)
-    prompts = [encode_chat(tokenizer, solve(p.question)) for p in problems(8)]
-    samples = generate(model, prompts, 2, 40)
-    with patch(rollout, "LARGE", 32):
-        samples += generate(model, prompts, 2, 40)
-    hook.remove()
-    assert seen == {(torch.bfloat16, torch.bfloat16)}
-    drawn = torch.tensor([p for s in samples for p in s.logprobs])
-    away = (torch.cat(logprobs(model, samples)) - drawn).abs().mean()
-    assert 0 < away < 0.02, "sampler and learner compute alike"
-    hidden, head = torch.randn(2, 128, dtype=torch.bfloat16), model.get_output_embeddings()
-    with patch(rollout, "LARGE", 32), rollout.packed(model), rollout.autocast(model):
-        logits = rollout.to_logits(model, hidden)
-    close(logits.detach(), (hidden.float() @ head.weight.T).detach(), 1e-5)
+# ------------------------------------------------------------------- the data filter and the cache
 
 
-def refused(words, folder, model=None, tokenizer=None, **options):
-    """A folder with the toy, its parts replaced, must not load."""
-    rollout.save_policy(model or base()[0], tokenizer or base()[1], folder)
-    (model or base()[0]).save_pretrained(folder, **options)
-    fails(words, load_policy, folder, "cpu")
+def answered_questions():
+    """Pairs of 50 questions with five responses each, about three in ten of them right, and of a
+    question without a response."""
+    rng = random.Random(0)
+    groups = [[]]
+    for number in range(50):
+        problem = Problem(f"question {number}", "1")
+        pairs = []
+        for response in "abcde":
+            pairs.append(Pair(problem, response, right=rng.random() < 0.3))
+        groups.append(pairs)
+    return groups
 
 
-def test_stop_set_is_the_union(tmp_path):
-    """EOS of config, generation config and tokenizer, and a template's own end of turn."""
-    model, tokenizer = copy.deepcopy(base())
-    model.config.eos_token_id = 7
-    settings = dict(eos_token_id=[11, 12], repetition_penalty=2.0, max_new_tokens=33)
-    model.generation_config = transformers.GenerationConfig(**settings)
-    turn = "{% for m in messages %}<|user|>{{ m['content'] }}{% if m['role'] == 'assistant' %}"
-    tokenizer.chat_template = turn + " ok<|assistant|><|user|>{% endif %}{% endfor %}"
-    rollout.save_policy(model, tokenizer, tmp_path)
-    loaded, _ = load_policy(tmp_path, "cpu")
-    stops, end_of_turn = loaded.generation_config.eos_token_id, "<|assistant|>"
-    ids = 7, 11, 12, tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(end_of_turn)
-    assert stops == sorted(ids) and len(set(ids)) == 5
-    assert loaded.generation_config.repetition_penalty in (None, 1.0)
-    assert loaded.generation_config.max_new_tokens == 33, "what a run has left for sample.py"
-    done = generate(loaded, [[20, 21]], n=50, max_new_tokens=60)
-    assert any(s.stopped for s in done)
-    assert all(s.stopped == (s.tokens[-1] in stops) for s in done)
+def with_both_labels(groups):
+    """The groups in which some responses are right and some are wrong."""
+    return [pairs for pairs in groups if {pair.right for pair in pairs} == {True, False}]
 
 
-def test_models_that_cannot_be_trained_are_refused(tmp_path):
-    weights, name = base()[0].state_dict(), "model.norm.weight"
-    norm = {key: w for key, w in weights.items() if key != name}
-    refused(f"missing keys|{name}", tmp_path / "a", state_dict=norm)
-    extra = weights | {"model.extra.weight": torch.ones(3)}
-    refused("unexpected keys|model.extra.weight", tmp_path / "b", state_dict=extra)
-    model, tokenizer = copy.deepcopy(base())
-    model.resize_token_embeddings(300)
-    refused(f"{len(tokenizer)}|300", tmp_path / "c", model)
-    model, _ = copy.deepcopy(base())
-    for config in (model.config, model.generation_config, tokenizer):
-        config.eos_token_id = None
-    tokenizer.chat_template = None
-    refused("no EOS", tmp_path / "d", model, tokenizer)
-    base()[0].save_pretrained(tmp_path / "e")
-    fails("cannot load model", load_policy, tmp_path / "e", "cpu")
-    fails("cannot load model|none", load_policy, tmp_path / "none", "cpu")
-    fails("nonsense", load_policy, "toy", "nonsense")
+def test_filter_keeps_a_right_and_a_wrong_response():
+    """One of each from every question that has both, right before wrong; nothing of the others."""
+    groups = answered_questions()
+    kept = reward.filter_pairs(groups, random.Random(0))
+    mixed = with_both_labels(groups)
+    assert 0 < len(mixed) < 50
+    assert len(kept) == 2 * len(mixed)
+    for pairs, first, second in zip(mixed, kept[::2], kept[1::2]):
+        assert first in pairs
+        assert first.right
+        assert second in pairs
+        assert not second.right
 
 
-def test_saved_policy_is_a_hugging_face_folder(tmp_path):
-    """Saved, loaded by transformers alone: model.generate gives the sampler's greedy tokens."""
-    rollout.save_policy(*base(), tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    tokenizer, question = AutoTokenizer.from_pretrained(tmp_path), "Compute 3*4+5-1 modulo 10."
-    for chat in (solve(question), critique.critique(question, "3*4=2\n2+5=7\n7-1=6\n" + box(6))):
-        ids = encode_chat(tokenizer, chat)
-        theirs = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=64)
-        (ours,) = generate(base()[0], [ids], max_new_tokens=64, temperature=0)
-        assert ours.prompt + ours.tokens == theirs[0].tolist() and ours.stopped
-    printed = printed_by(lambda folder: rollout.main(*folder), "", tmp_path)
-    assert "as model.generate: True" in printed
+def test_filter_draws_at_random():
+    """Which of the right and of the wrong responses are kept differs from seed to seed."""
+    groups = with_both_labels(answered_questions())[:1]
+    draws = set()
+    for seed in range(40):
+        draws.add(tuple(reward.filter_pairs(groups, random.Random(seed))))
+    assert len(draws) > 1
 
 
-# ------------------------------------------------------------------------------------- chat prompts
+def test_cache_draws_without_replacement():
+    """What is drawn leaves the cache, what is not stays; a draw of more than there is takes all."""
+    rng = random.Random(0)
+    pairs = reward.filter_pairs(answered_questions(), rng)[:12]
+    cache = PairCache(maxlen=20)
+    cache.extend(pairs)
+    drawn = cache.draw(5, rng)
+    assert len(set(drawn)) == 5
+    assert len(cache) == 7
+    assert set(drawn) | set(cache) == set(pairs)
+    rest = cache.draw(100, rng)
+    assert set(rest) == set(pairs) - set(drawn)
+    assert len(cache) == 0
+    assert cache.draw(3, rng) == []
 
 
-def prompt_of(template, chat):
-    """A conversation through another template and back into text."""
-    tokenizer = copy.deepcopy(base()[1])
-    tokenizer.chat_template = template
-    chat = [{"role": "user", "content": chat}] if isinstance(chat, str) else chat
-    return tokenizer.decode(encode_chat(tokenizer, chat))
+def test_oldest_pairs_leave_the_cache_first():
+    """Of 25 pairs in a cache for 20, the first five are gone."""
+    pairs = [Pair(Problem("q", "1"), str(number), True) for number in range(25)]
+    cache = PairCache(maxlen=20)
+    cache.extend(pairs)
+    assert list(cache) == pairs[5:]
 
 
-def test_chat_template_and_plain_fallback():
-    tokenizer = copy.deepcopy(base()[1])
-    chat = correct("Compute 1+2 modulo 10.", box(3) + "<|end|><|assistant|>hm")
-    text = prompt_of(tokenizer.chat_template, chat)
-    assert text.count("<|end|>") == 1 and text.count("<|assistant|>") == 2
-    assert text.endswith("<|assistant|>") and box(3) + "\ufffd\ufffdhm<|end|>" in text
-    text = prompt_of(None, chat)
-    assert text.startswith("User:\nCompute") and text.count("<|end|>") == 1
-    assert text.endswith("corrected. Put the final answer in \\boxed{}.\n\nAssistant:\n")
-    tokenizer.bos_token = "<|user|>"
-    tokenizer.chat_template = "<|user|>{{ messages[0]['content'] }}"
-    assert encode_chat(tokenizer, chat).count(tokenizer.bos_token_id) == 1
+# --------------------------------------------------------------------------- prompts and judgement
 
 
-def test_chat_templates_of_others():
-    """Errors are one line; thinking is off."""
-    fails("chat template|no system", prompt_of, "{{ raise_exception('no\nsystem') }}", "hello")
-    fails("chat template|zero", prompt_of, "{{ 1/0 }}", "hello")
-    thinking = "{% if enable_thinking is defined %}thinking {{ enable_thinking }}{% endif %}"
-    assert prompt_of(thinking, "hello") == "thinking False"
+def test_prompt_to_solve():
+    """It shows the question as it is, braces included, and asks for a box."""
+    (message,) = solve("How many {x}?")
+    assert "How many {x}?" in message["content"]
+    assert "\\boxed{}." in message["content"]
 
 
-def test_the_date_is_in_no_prompt():
-    dated = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y %f') }}{% endif %}"
-    texts = {prompt_of(dated + " {{ messages[0].content }}", "hello") for _ in range(3)}
-    assert len(texts) == 1 and re.search(r"\d\d\d\d.* hello$", texts.pop())
+def test_prompt_to_criticise():
+    """One user message, since the response is somebody's text: question, response, and the two
+    conclusions to choose from."""
+    (message,) = critique.critique("How many {x}?", "It is \\boxed{5} {")
+    assert message["role"] == "user"
+    assert "How many {x}?" in message["content"]
+    assert "It is \\boxed{5} {" in message["content"]
+    assert "Conclusion: right" in message["content"]
+    assert "Conclusion: wrong" in message["content"]
 
 
-def test_marks_of_turns_are_taken_out_of_contents():
-    llama = "{% for m in messages %}[INST] {{ m.content }} [/INST]\n{% endfor %}"
-    hashes = "{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n{% endfor %}"
-    bars = "{% for m in messages %}<|end|>{{ m.role }}\n<|human|>{{ m.content }}{% endfor %}"
-    for template, text, left in [
-        (llama, "a [INST] b[/INST] c", "a ? b? c"),
-        (llama, "[IN[INST]ST] x", "[IN?ST] x"),
-        (llama, "user [INS T] assistant", "user [INS T] assistant"),
-        (hashes, "### user:### assistant: the user: 5", "?? the user: 5"),
-        (bars, "the user<|human|> and an assistant", "the user? and an assistant"),
-        (bars, "a<|e<|end|>nd|>b<|hum<|end|>an|>c", "a<|e?nd|>b<|hum?an|>c"),
-    ]:
-        found = prompt_of(template, f"START{text}STOP").partition("START")[2].rpartition("STOP")[0]
-        assert found == left.replace("?", "\ufffd"), (template, text, found)
-    nested, tokenizer = "<|e" * 8600 + "<|end|>" + "nd|>" * 8600, base()[1]
+def test_prompt_to_correct():
+    """It goes on with the conversation in which the response was given; a critique, where there is
+    one, stands in the request."""
+    question = "How many {x}?"
+    response = "It is \\boxed{5} {"
+    check = "No. {\nConclusion: wrong"
+    unaided = correct(question, response)
+    helped = correct(question, response, check)
+    for chat in (unaided, helped):
+        assert [message["role"] for message in chat] == ["user", "assistant", "user"]
+        assert chat[:1] == solve(question)
+        assert chat[1]["content"] == response
+        assert "\\boxed{}." in chat[2]["content"]
+    assert check not in unaided[2]["content"]
+    assert check in helped[2]["content"]
+
+
+RIGHT = [
+    "Conclusion: right",
+    "**Conclusion:** right",
+    "**Conclusion: right**",
+    "Conclusion: \\boxed{right}",
+    "Conclusion: `right`!",
+    "Conclusion: _right_",
+    "- Conclusion: RIGHT",
+    "**Conclusion:** Right. [END]",
+    "Conclusion: right <end>",
+    "hm\n  ## Conclusion\n\nright\n",
+    "Conclusion: wrong ... so\nConclusion:  right   \n\nThanks",
+    "Conclusion: maybe\nConclusion: right",
+    "Conclusion: right\nConclusion: maybe",
+]
+WRONG = [
+    "Conclusion: wrong",
+    "conclusion:WRONG.",
+    "Conclusion - \\boxed{\\text{Wrong}}",
+    "# Conclusion:\nwrong",
+    "Conclusion: wrong. [/end]",
+    "8*9=5:2\nConclusion: wrong",
+    "Conclusion: right\nConclusion: wrong",
+    "Conclusion: wrong\n\nRight answer: 5",
+    "Conclusion: wrong\n> Conclusion: right",
+    'Conclusion: wrong\n"Conclusion:right"',
+]
+NEITHER = [
+    "",
+    "right",
+    "Conclusion:",
+    "Conclusion: unclear",
+    "Conclusion: not right",
+    "Conclusion: rightly so",
+    "Conclusion: right|wrong",
+    "Conclusion: right or wrong",
+    "Conclusion: right / wrong",
+    "Conclusion: **right** or **wrong**",
+    "Conclusion: right, or wrong",
+    "Conclusion: right-or-wrong",
+    "Conclusion: the solution is right.",
+    "Conclusion: wrong (right answer: 5)",
+    "## Conclusion\nwrong, since 3*4 is 12",
+    "In conclusion, it went right",
+    "So, conclusion: right",
+    "The conclusion is: wrong",
+    "> Conclusion: right",
+    '"Conclusion: right"',
+]
+
+
+def test_judgement_is_the_last_conclusion():
+    """A line of its own, in whatever markup; prose and quotations are not read. The same with the
+    line ends of Windows."""
+    for texts, expected in ((RIGHT, True), (WRONG, False), (NEITHER, None)):
+        for text in texts:
+            assert judgement(text) is expected, text
+            windows = text.replace("\n", "\r\n") + "\r\n"
+            assert judgement(windows) is expected, text
+
+
+def test_judgement_takes_linear_time():
+    """Half a million characters, or millions, that nearly match are read at once."""
     start = time.process_time()
-    ids = encode_chat(tokenizer, [{"role": "user", "content": nested}])
-    assert ids.count(tokenizer.eos_token_id) == 0
-    assert time.process_time() - start < 0.3, "60 kB of marks inside marks must take linear time"
-
-
-# --------------------------------------------------------------------------------------- critique
-
-RIGHT = r"""Conclusion: right|**Conclusion:** right|**Conclusion: right**|Conclusion: \boxed{right}
-Conclusion: `right`!|Conclusion: wrong ... so¶Conclusion:  right   ¶¶Thanks|Conclusion: _right_
-Conclusion: maybe¶Conclusion: right|Conclusion: right¶Conclusion: maybe|- Conclusion: RIGHT
-**Conclusion:** Right. [END]|Conclusion: right <end>|hm¶  ## Conclusion¶¶right¶"""
-WRONG = r"""Conclusion: wrong|conclusion:WRONG.|Conclusion - \boxed{\text{Wrong}}
-# Conclusion:¶wrong|Conclusion: right¶Conclusion: wrong|Conclusion: wrong¶¶Right answer: 5
-8*9=5:2¶Conclusion: wrong|Conclusion: wrong¶> Conclusion: right|Conclusion: wrong¶"Conclusion:right"
-Conclusion: wrong. [/end]"""
-NEITHER = r"""|right|Conclusion: unclear|Conclusion: not right|Conclusion: rightly so|Conclusion:
-Conclusion: right or wrong|Conclusion: right / wrong|Conclusion: **right** or **wrong**
-Conclusion: right, or wrong|Conclusion: right-or-wrong|In conclusion, it went right
-The conclusion is: wrong|Conclusion: the solution is right.|## Conclusion¶wrong, since 3*4 is 12
-> Conclusion: right|"Conclusion: right"|Conclusion: wrong (right answer: 5)|So, conclusion: right"""
-
-
-def test_judgement_table():
-    for table, expected in ((RIGHT, True), (WRONG, False), (NEITHER, None)):
-        for text in re.split("[|\n]", table):
-            assert judgement(text.replace("¶", "\n")) is expected, (text, expected)
-            assert judgement(text.replace("¶", "\r\n") + "\r\n") is expected, text
-    assert judgement("Conclusion: right|wrong") is None
-    start = time.process_time()
-    for hostile in ("conclusion", "conclusion ", "conclusion:" + "*" * 99, "conclusion: right [ "):
+    for hostile in (
+        "conclusion",
+        "conclusion ",
+        "conclusion:" + "*" * 99,
+        "conclusion: right [ ",
+    ):
         judgement(hostile * 50_000)
-    assert time.process_time() - start < 2, "reading a judgement must take linear time"
+    assert time.process_time() - start < 2
 
 
-def run_critique(*argv):
-    """`python critique.py` on the command line; what it printed."""
-    with patch(sys, "argv", ["critique.py", *map(str, argv)]):
-        return printed_by(lambda _: runpy.run_path(critique.__file__, run_name="__main__"))
+# ---------------------------------------------------------------------------------------- rollouts
+
+# Of this problem nothing matters but the answer.
+SEVEN = Problem("q", "7")
 
 
-def test_prompts():
-    question, response, check = "How many {x}?", "It is \\boxed{5} {", "Conclusion: wrong {"
-    (asked,) = solve(question)
-    assert question in asked["content"] and "\\boxed{}." in asked["content"]
-    (asked,) = critique.critique(question, response)
-    assert asked["role"] == "user", "the response is somebody's text"
-    parts = question, response, "Conclusion: right", "Conclusion: wrong"
-    assert all(part in asked["content"] for part in parts)
-    for text in (None, check):
-        chat = correct(question, response, text)
-        assert [m["role"] for m in chat] == ["user", "assistant", "user"]
-        assert chat[:1] == solve(question) and chat[1]["content"] == response
-        assert "\\boxed{}." in chat[2]["content"] and (check in chat[2]["content"]) == bool(text)
+def test_response_that_was_cut_is_not_right():
+    """Whatever number it stopped at: it has no final answer, and earns nothing."""
+    ended = rollout.answered(SEVEN, a_sample(), "7", "response")
+    cut = rollout.answered(SEVEN, a_sample(stopped=False), "7", "response")
+    assert ended.right is True
+    assert cut.right is False
+    assert train.outcome_reward(ended) == 1
+    assert train.outcome_reward(cut) == 0
 
 
-def test_demonstrations(tmp_path):
-    def load(*rows, held_out=()):
-        return critique.load_demonstrations(write(tmp_path / "shown.jsonl", rows), held_out)
+def test_critique_that_was_cut_has_no_judgement():
+    """Whatever it says so far."""
+    pair = Pair(SEVEN, "7", True)
+    completions = [
+        (pair, a_sample(), "Conclusion: right"),
+        (pair, a_sample(stopped=False), "Conclusion: right"),
+    ]
+    with patch(rollout, "complete", return_value=completions):
+        ended, cut = rollout.criticise(None, [pair], 2, seed=0)
+    assert ended.says_right is True
+    assert cut.says_right is None
 
-    q, r = {"question": "q", "response": "r"}, {"critique": "no\nConclusion: wrong"}
-    example, criticised = (solve("q"), "r"), (critique.critique("q", "r"), r["critique"])
-    assert load(q) == load(q | {"label": "right"}) == load(q | {"label": True}) == ([example], 0)
-    assert load(q | r) == ([criticised], 0), "a wrong response is no demonstration of solving"
-    good = q | {"critique": "Conclusion: right", "label": "right"}
-    examples, dropped = load(good, q | r | {"label": False})
-    assert len(examples) == 3 and example in examples and criticised in examples and not dropped
+
+def test_second_attempt_goes_on_with_the_conversation():
+    """Each first attempt is followed by one second attempt, whose prompt holds it."""
+    one, other = problems(2, seed=6)
+    first, second = rollout.two_attempts(toy_policy(), [one, other], 2, seed=5)
+    assert len(first) == len(second) == 4
+    for problem, a, b in zip([one, one, other, other], first, second):
+        assert a.problem == b.problem == problem
+        assert a.role == "attempt 1"
+        assert b.role == "attempt 2"
+        chat = correct(problem.question, a.text)
+        assert b.sample.prompt == encode_chat(base()[1], chat)
+        assert b.right == is_correct(b.text, problem.answer)
+
+
+# ---------------------------------------------------------------------------- the recipes of GC-RL
+
+
+def a_step(flags, cache=None, static=(), limit=64, step=1):
+    """(episodes, metrics) of a recipe on the toy: eight problems, four samples per prompt, at most
+    six pairs for the critic."""
+    args = arguments(flags + " --n 4 --pairs 6")
+    recipe = train.METHODS[args.method]
+    return recipe(args, toy_policy(limit), step, problems(8, seed=8), cache, list(static))
+
+
+def rewards_of(episodes):
+    return [e.reward for e in episodes]
+
+
+def test_g_rl_samples_responses():
+    """Four to each problem, compared with each other; no critiques, and nothing for the cache."""
+    cache = PairCache(maxlen=100)
+    episodes, metrics = a_step("--method g-rl", cache)
+    assert len(episodes) == 32
+    assert len(cache) == 0
+    for place, e in enumerate(episodes):
+        problem = problems(8, seed=8)[place // 4]
+        assert e.role == "response"
+        assert e.problem == problem
+        assert e.reward == is_correct(e.text, problem.answer)
+    assert len({e.group for e in episodes}) == 8
+    assert metrics["response/accuracy"] == sum(rewards_of(episodes)) / 32
+
+
+def test_gc_rl_samples_responses_and_critiques_of_them():
+    """Four responses to each problem, then four critiques of each pair, for one update."""
+    episodes, metrics = a_step("--method gc-rl --kl 0.5", PairCache(maxlen=100))
+    responses = episodes[:32]
+    critiques = episodes[32:]
+    assert {e.role for e in responses} == {"response"}
+    assert {e.role for e in critiques} == {"critique"}
+    assert {e.kl for e in episodes} == {0.5}
+    assert {e.reward for e in critiques} == {0.0, 0.7}
+    assert len(critiques) == 4 * metrics["critique/pairs"]
+    assert len({e.group for e in responses}) == 8
+    assert len({e.group for e in critiques}) == metrics["critique/pairs"]
+    assert metrics["critique/reward"] == sum(rewards_of(critiques)) / len(critiques)
+
+
+def test_gc_rl_fills_the_cache_by_the_filter():
+    """Two pairs of each problem with right and wrong responses: six at most are criticised, and the
+    rest waits."""
+    cache = PairCache(maxlen=100)
+    episodes, metrics = a_step("--method gc-rl", cache)
+    mixed = 0
+    for start in range(0, 32, 4):
+        right = sum(rewards_of(episodes[start : start + 4]))
+        mixed += 0 < right < 4
+    assert 2 < metrics["critique/pairs"] <= 6
+    assert metrics["critique/pairs"] + len(cache) == 2 * mixed
+
+
+def test_c_rl_passes_over_static_pairs():
+    """Six of eight pairs are drawn, each once; where fewer are left, another pass is added."""
+    cache = PairCache(maxlen=100)
+    static = static_pairs(problems(4, seed=8))
+    for left in (2, 4, 6, 0):
+        episodes, metrics = a_step("--method c-rl", cache, static)
+        assert [e.role for e in episodes] == ["critique"] * 24
+        assert len(cache) == left
+        assert metrics["response/accuracy"] is None, "no response is sampled"
+
+
+def test_c_rl_with_dynamic_pairs():
+    """Responses are sampled, for the critic to look at; the critiques alone are learned."""
+    cache = PairCache(maxlen=100)
+    episodes, metrics = a_step("--method c-rl --critique-data dynamic", cache)
+    assert {e.role for e in episodes} == {"critique"}
+    assert 0 < metrics["response/accuracy"] < 1
+
+
+def test_pairs_with_and_without_the_filter():
+    """Without it any two responses to a question go to the critic; a response that was cut never
+    does, and does not count in the accuracy."""
+    right, wrong, cut = problems(3)
+    responses = []
+    for problem in (right, wrong, cut):
+        for text in "abcd":
+            drawn = a_sample(stopped=problem != cut)
+            outcome = problem == right
+            responses.append(Episode(drawn, text, "response", problem, right=outcome))
+    for balance, count in (("filter", 0), ("none", 4), ("reweight", 4)):
+        args = arguments(f"--balance {balance} --n 4")
+        pairs = train.pairs_to_criticise(args, 1, responses, PairCache(), [])
+        assert len(pairs) == len(set(pairs)) == count
+        for pair in pairs:
+            assert pair.problem != cut
+            assert pair.right == (pair.problem == right)
+            assert pair.accuracy == 0.5, "four of the eight that ended"
+
+
+def test_with_whom_a_reward_is_compared():
+    """By --group: with the samples of the prompt, of the question, or of the batch."""
+    for group, count in (("prompt", 4), ("question", 2), ("batch", 1)):
+        keys = {
+            train.group_key(group, "q", "response"),
+            train.group_key(group, "q", "critique", "a"),
+            train.group_key(group, "q", "critique", "b"),
+            train.group_key(group, "p", "response"),
+        }
+        assert len(keys) == count
+
+
+# A right and a wrong response; one of five was right where they were drawn.
+SEVEN_PAIRS = [
+    Pair(SEVEN, box(7), right=True, accuracy=0.2),
+    Pair(SEVEN, box(8), right=False, accuracy=0.2),
+]
+
+
+def rewarded_critiques(flags):
+    """(episodes, metrics): each pair is judged right, wrong and not readably, and rewarded under
+    the flags."""
+    critiques = []
+    for pair in SEVEN_PAIRS:
+        for text, says_right in (("says right", True), ("says wrong", False), ("hm", None)):
+            e = Episode(a_sample(), text, "critique", SEVEN, pair=pair, says_right=says_right)
+            critiques.append(e)
+    with patch(train, "criticise", return_value=critiques):
+        return train.rewarded_critiques(arguments(flags), None, 1, SEVEN_PAIRS)
+
+
+def test_critiques_are_rewarded_by_equation_2():
+    """By default; each pair's critiques are a group, and a judgement in three is right."""
+    critiques, metrics = rewarded_critiques("")
+    close(rewards_of(critiques), [0.7, 0, 0, 0, 0.7, 0])
+    assert len({e.group for e in critiques}) == 2
+    assert metrics["critique/accuracy"] == 1 / 3
+    assert "refined/accuracy" not in metrics
+
+
+def test_critiques_are_rewarded_by_equation_5():
+    """--reward-right and --reward-wrong are its constants."""
+    critiques, _ = rewarded_critiques("--reward-right 0.6 --reward-wrong 0.8")
+    close(rewards_of(critiques), [0.6, 0, 0, 0, 0.8, 0])
+
+
+def test_critiques_are_rewarded_by_equation_3():
+    """--balance reweight, with the accuracy that the pairs have with them."""
+    critiques, _ = rewarded_critiques("--balance reweight")
+    close(rewards_of(critiques), [0.35 / 0.2, 0, 0, 0, 0.35 / 0.8, 0])
+
+
+def test_critiques_are_rewarded_by_equation_4():
+    """--denoise 2: two refined responses with each critique in view that has a judgement; what they
+    earn is added to equation 2."""
+    refined_answers = [7, 7, 7, 9, 9, 9, 7, 9]  # k/m = 1, 1/2, 0, 1/2
+
+    def complete(policy, items, chats, n, seed):
+        assert n == 2
+        expected = []
+        for pair in SEVEN_PAIRS:
+            expected.append(correct("q", pair.response, "says right"))
+            expected.append(correct("q", pair.response, "says wrong"))
+        assert chats == expected
+        completions = []
+        for place, answer in enumerate(refined_answers):
+            completions.append((items[place // 2], a_sample(), box(answer)))
+        return completions
+
+    with patch(rollout, "complete", complete):
+        critiques, metrics = rewarded_critiques("--denoise 2")
+    of_right = [0.7 + 0.1 * 1, 0 + 0.7 / 2, 0]
+    of_wrong = [0 + 0.1 * 0, 0.7 + 0.7 / 2, 0]
+    close(rewards_of(critiques), of_right + of_wrong)
+    assert metrics["refined/accuracy"] == 0.5
+
+
+# ------------------------------------------------------------------ the recipes of self-correction
+
+
+def attempts(*rows, second_stopped=True):
+    """First and second attempts of (first text, is it right, second text, is it right)."""
+    first = []
+    second = []
+    for first_text, first_right, second_text, second_right in rows:
+        a = Episode(a_sample(), first_text, "attempt 1", SEVEN, right=first_right)
+        b = Episode(a_sample(second_stopped), second_text, "attempt 2", SEVEN, right=second_right)
+        first.append(a)
+        second.append(b)
+    return first, second
+
+
+# Four first attempts and the second attempts after them.
+FIRST_RIGHT = [False, False, True, True]
+SECOND_RIGHT = [False, True, False, True]
+
+SCORE = "--method score --stage1-steps 1 --steps 2 --updates 1 --beta1 0.01 --beta2 0.1"
+MULTI_TURN = "--method multi-turn --updates 1 --beta1 0.01"
+
+
+def score_step(flags, step=1):
+    """(first attempts, second attempts, metrics) of a step with those outcomes. The attempts'
+    tokens are real, so that they can be learned; their texts are made up."""
+    (problem,) = problems(1, seed=4)
+    first, second = rollout.two_attempts(toy_policy(), [problem], 4, seed=1)
+    for e, right in zip(first + second, FIRST_RIGHT + SECOND_RIGHT):
+        e.text = box(problem.answer) if right else box("x")
+        e.right = right
+        e.sample.stopped = True
+    with patch(train, "two_attempts", return_value=(first, second)):
+        episodes, metrics = a_step(flags, step=step)
+    assert episodes == first + second
+    return first, second, metrics
+
+
+def test_score_stage_1():
+    """The second attempt is rewarded, the first held to the base by beta2 on top of beta1."""
+    first, second, metrics = score_step(SCORE, step=1)
+    assert metrics["stage"] == 1
+    assert rewards_of(first) == [0, 0, 0, 0]
+    assert rewards_of(second) == SECOND_RIGHT
+    close([e.kl for e in first], [0.11] * 4)
+    close([e.kl for e in second], [0.01] * 4)
+
+
+def test_score_stage_2():
+    """Both are rewarded, and the second is paid alpha times what it changes; beta1 on both."""
+    first, second, metrics = score_step(SCORE, step=2)
+    assert metrics["stage"] == 2
+    assert rewards_of(first) == FIRST_RIGHT
+    assert rewards_of(second) == [0, 11, -10, 1]  # alpha is 10
+    close([e.kl for e in first + second], [0.01] * 8)
+
+
+def test_score_stage_2_without_shaping():
+    """With --alpha 0 the second attempt has its own outcome as its reward."""
+    first, second, _ = score_step(SCORE + " --alpha 0", step=2)
+    assert rewards_of(first) == FIRST_RIGHT
+    assert rewards_of(second) == SECOND_RIGHT
+
+
+def test_multi_turn_rewards_both_attempts_alike():
+    """SCoRe without stages and shaping, from the first step on."""
+    first, second, metrics = score_step(MULTI_TURN, step=1)
+    assert metrics["stage"] == 2
+    assert rewards_of(first) == FIRST_RIGHT
+    assert rewards_of(second) == SECOND_RIGHT
+    close([e.kl for e in first + second], [0.01] * 8)
+
+
+def test_attempts_are_counted():
+    """A step's metrics have the table of its attempts."""
+    first, second, metrics = score_step(SCORE)
+    del metrics["stage"]
+    assert metrics == sample.attempts_table(first, second)
+
+
+def test_star_keeps_right_traces():
+    """All that it keeps is right, to be learned as it stands; a trace ends in a second attempt."""
+    kept, metrics = a_step("--method star")
+    for e in kept:
+        assert is_correct(e.text, e.problem.answer)
+        assert e.sample.given
+        assert e.kl == 0
+    roles = [e.role for e in kept]
+    assert metrics["traces"] == roles.count("attempt 2")
+    assert roles.count("attempt 2") > roles.count("attempt 1") > 0
+
+
+def test_star_keeps_no_attempt_that_ends_wrong():
+    """A right first attempt whose second is wrong is no trace; a wrong first one is not learned."""
+    first, second = attempts(
+        ("a", True, "A", False),
+        ("b", False, "B", True),
+        ("c", True, "C", True),
+        ("d", False, "D", False),
+    )
+    with patch(train, "two_attempts", return_value=(first, second)):
+        kept, metrics = a_step("--method star")
+    assert [e.text for e in kept] == ["B", "c", "C"]
+    assert metrics["traces"] == 2
+
+
+def test_star_keeps_nothing_where_all_is_cut():
+    """With a limit of four tokens no attempt comes to an end."""
+    kept, metrics = a_step("--method star", limit=4)
+    assert kept == []
+    assert metrics["truncated"] == 1
+
+
+def test_pair_sft_learns_the_right_response_after_the_wrong_one():
+    """As the second attempt in a conversation; --pairs different problems a step."""
+    args = arguments("--method pair-sft --pairs 3")
+    static = static_pairs(problems(6, seed=8))
+    kept, metrics = train.pair_sft(args, toy_policy(), 1, [], None, static)
+    assert metrics["traces"] == 3
+    assert len(kept) == len({e.problem for e in kept}) == 3
+    for e in kept:
+        chat = correct(e.problem.question, box("x"))
+        assert e.sample == rollout.demonstration(base()[1], chat, solved(e.problem))
+
+
+# -------------------------------------------------------------------------------------- the update
+
+
+def take_gradient():
+    """What the toy's parameters hold as their gradient, as one vector; then they hold none."""
+    model, _ = base()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+    model.zero_grad()
+    return gradient
+
+
+def gradient_of(loss):
+    """The gradient of a loss for the toy's parameters."""
+    base()[0].zero_grad()
+    loss.backward()
+    return take_gradient()
+
+
+def same_gradient(seen, expected):
+    """Equal up to the rounding of fp32."""
+    distance = (seen - expected).norm() / expected.norm()
+    assert distance < 1e-4
+
+
+def plain_logprobs(drawn, temperature=1.0, model=None):
+    """Log-probs of a sample's tokens by a plain pass of the toy or another model: an independent
+    path."""
+    model = model or base()[0]
+    ids = torch.tensor([drawn.prompt + drawn.tokens])
+    logits = model(ids).logits[0]
+    behind_prompt = logits[len(drawn.prompt) - 1 : -1] / temperature
+    places = range(len(drawn.tokens))
+    return behind_prompt.log_softmax(-1)[places, drawn.tokens]
+
+
+def plain_gradient(episodes, temperature=1.0):
+    """The gradient of GRPO's loss, unclipped, of episodes that have their advantages."""
+    total = 0.0
+    tokens = 0
+    for e in episodes:
+        new = plain_logprobs(e.sample, temperature)
+        ratio = (new - torch.tensor(e.sample.logprobs)).exp()
+        total = total - (e.advantage * ratio).sum()
+        tokens += len(e.sample.tokens)
+    return gradient_of(total / tokens)
+
+
+def toy_rollout(n=6, count=4, temperature=1.0):
+    """Episodes of a real rollout of the toy with made-up rewards, some of them 0."""
+    policy = toy_policy(temperature=temperature)
+    episodes = rollout.respond(policy, problems(count, seed=3), n, seed=1)
+    for place, e in enumerate(episodes):
+        e.reward = [1.0, -0.5, 0.0, 2.0][place % 4]
+    return episodes
+
+
+class Recorder(torch.optim.SGD):
+    """An optimizer that keeps the toy's gradients and moves nothing."""
+
+    def __init__(self):
+        model, _ = base()
+        model.zero_grad()
+        super().__init__(model.parameters(), lr=1.0)
+        self.gradients = []
+
+    def step(self):
+        self.gradients.append(take_gradient())
+
+
+def updated(episodes, updates=1, grad_clip=1e9, **options):
+    """(metrics, the gradients of all optimizer steps) of an update of the toy.
+
+    Rewards are taken for advantages as they are, so that any advantage can be tried; that update
+    compares them inside groups is a test of its own.
+    """
+
+    def as_they_are(rewards, groups, std):
+        return torch.tensor(rewards)
+
+    recorder = Recorder()
+    with mock.patch.multiple(train, GRAD_CLIP=grad_clip, advantages=as_they_are):
+        metrics = train.update(base()[0], recorder, episodes, random.Random(0), updates, **options)
+    return metrics, recorder.gradients
+
+
+def micro_batches_of(tokens):
+    """Memory for micro-batches of the toy of so many tokens. In each of two layers the inputs and
+    outputs of q, k, v and o are 128 and 128 wide, those of the other three matrices 128 and 384."""
+    numbers = 2 * (4 * (128 + 128) + 3 * (128 + 384))
+    return patch(fast, "memory", return_value=tokens * numbers * 4)
+
+
+def test_update_has_the_gradient_of_the_loss():
+    """In micro-batches, with logits in slices and without what has no advantage, it is the gradient
+    that plain passes over everything find."""
+    for temperature in (1.0, 0.7):
+        episodes = toy_rollout(temperature=temperature)
+        samples = [e.sample for e in episodes]
+        # 388 tokens are in the vocabulary.
+        with micro_batches_of(200), patch(rollout, "LOGITS", 30 * 388):
+            assert len(fast.micro_batches(base()[0], samples)) > 3
+            _, (seen,) = updated(episodes, temperature=temperature)
+        same_gradient(seen, plain_gradient(episodes, temperature))
+
+
+def test_update_does_not_compute_what_has_no_gradient():
+    """Episodes without advantage and KL are left out; those with either are not."""
+    episodes = toy_rollout(n=8, count=1)  # the third and the seventh have no advantage
+    episodes[2].kl = 0.1
+    with patch(train, "accumulate", wraps=train.accumulate) as accumulate:
+        updated(episodes)
+    computed = accumulate.call_args.args[1]
+    assert computed == episodes[:6] + episodes[7:]
+
+
+def test_learner_and_sampler_agree():
+    """Before the first optimizer step all ratios are 1, at the temperature of sampling only."""
+    episodes = toy_rollout(temperature=0.7)
+    metrics, _ = updated(episodes, temperature=0.7)
+    assert metrics["ratio/max_log"] < 1e-3
+    assert metrics["ratio/clipped"] == 0
+    metrics, _ = updated(episodes, temperature=1.0)
+    assert metrics["ratio/max_log"] > 0.1
+
+
+def test_update_of_samples_has_no_loss_and_no_kl_in_its_metrics():
+    """GRPO's loss says how far the policy has moved, not how good it is; a KL needs a reference."""
+    metrics, _ = updated(toy_rollout())
+    for name in metrics:
+        assert "loss" not in name
+        assert "kl" not in name
+
+
+def test_gradient_is_clipped_to_its_largest_norm():
+    """The same direction, of length GRAD_CLIP; the metric is the norm before."""
+    episodes = toy_rollout()
+    metrics, (seen,) = updated(episodes, grad_clip=0.01)
+    expected = plain_gradient(episodes)
+    same_gradient(seen, 0.01 * expected / expected.norm())
+    close(metrics["grad_norm"], expected.norm(), 1e-4)
+
+
+def test_mini_batches_share_out_the_prompts():
+    """Two optimizer steps: each has the gradient of its own episodes, and all have their turn. The
+    completions of a prompt stay together."""
+    episodes = [e for e in toy_rollout() if e.reward != 0]
+    with patch(train, "accumulate", wraps=train.accumulate) as accumulate:
+        _, gradients = updated(episodes, updates=2)
+    batches = [call.args[1] for call in accumulate.call_args_list]
+    assert len(gradients) == len(batches) == 2
+    prompts = []
+    for seen, batch in zip(gradients, batches):
+        same_gradient(seen, plain_gradient(batch))
+        prompts.append({e.problem for e in batch})
+    assert prompts[0].isdisjoint(prompts[1])
+    assert len(batches[0] + batches[1]) == len(episodes)
+    for e in episodes:
+        assert e in batches[0] + batches[1]
+
+
+def test_no_more_optimizer_steps_than_prompts():
+    """Eight updates of four prompts are four."""
+    _, gradients = updated(toy_rollout(n=2, count=4), updates=8)
+    assert len(gradients) == 4
+
+
+def test_metrics_of_a_policy_that_has_moved():
+    """Each log-prob is half a nat above that of sampling: a ratio of 1.65, clipped at 1.2."""
+    e = toy_rollout()[0]
+    e.sample.logprobs = [logprob - 0.5 for logprob in e.sample.logprobs]
+    metrics, _ = updated([e])
+    close(metrics["ratio/max_log"], 0.5, 1e-3)
+    close(metrics["ratio/mean_log"], 0.5, 1e-3)
+    assert metrics["ratio/clipped"] == 1
+    metrics, _ = updated([e], clip=0.9)
+    assert metrics["ratio/clipped"] == 0, "1.65 is inside 1.9"
+
+
+def learned(flags, episodes, step=1, load_reference=None):
+    """(metrics, optimizer) of a step's `learn` on the toy."""
+    args = arguments(flags)
+    policy = toy_policy()
+    recorder = Recorder()
+    meter = runs.Meter()
+    with patch(train, "GRAD_CLIP", 1e9):
+        metrics = train.learn(args, policy, recorder, load_reference, episodes, step, meter)
+    return metrics, recorder
+
+
+def test_update_compares_rewards_inside_groups():
+    """It computes the advantages itself, from the rewards of each group, divided or not."""
+    episodes = toy_rollout(n=2, count=2)
+    for e, earned in zip(episodes, [1, 0, 1, 1]):
+        e.reward = earned
+        e.group = e.problem
+    learned("", episodes)
+    close([e.advantage for e in episodes], [1, -1, 0, 0], 1e-5)
+    learned("--no-std", episodes)
+    close([e.advantage for e in episodes], [0.5, -0.5, 0, 0])
+
+
+def test_metrics_of_a_rollout_by_hand():
+    """Groups without spread, cut completions, entropy, mean length of each role."""
+    episodes = toy_rollout(n=4, count=2)
+    nats = 0.0
+    for place, e in enumerate(episodes):
+        e.group = place // 3
+        e.reward = 1 if place == 0 else 0  # of groups of 3, 3 and 2 the first has spread
+        e.role = "a" if place < 6 else "b"
+        e.sample.stopped = place != 1
+        nats -= sum(e.sample.logprobs)
+    metrics, _ = learned("", episodes)
+    lengths = [len(e.sample.tokens) for e in episodes]
+    close(metrics["groups/no_spread"], 2 / 3)
+    close(metrics["truncated"], 1 / 8)
+    close(metrics["entropy"], nats / sum(lengths))
+    close(metrics["length/a"], sum(lengths[:6]) / 6)
+    close(metrics["length/b"], sum(lengths[6:]) / 2)
+
+
+def other_policy():
+    """The toy with its weights moved a little."""
+    torch.manual_seed(0)
+    model = copy.deepcopy(base()[0])
+    for p in model.parameters():
+        p.data += 0.005 * torch.randn_like(p)
+    return model
+
+
+def episodes_with_kl(weight):
+    """A rollout with a KL and no advantages; the first of it has a role of its own."""
+    episodes = toy_rollout()
+    for e in episodes:
+        e.reward = 0.0
+        e.kl = weight
+    episodes[0].role = "attempt 1"
+    return episodes
+
+
+def test_kl_to_the_reference():
+    """The gradient of k3, by plain passes, times its weight; its mean for each role as a metric."""
+    reference = other_policy()
+    k3 = []
+    for e in episodes_with_kl(1.0):
+        now = plain_logprobs(e.sample)
+        away = plain_logprobs(e.sample, model=reference).detach() - now
+        k3.append(away.exp() - away - 1)
+    expected = gradient_of(torch.cat(k3).mean())
+    for weight in (1.0, 2.0):
+        metrics, (seen,) = updated(episodes_with_kl(weight), reference=reference)
+        same_gradient(seen, weight * expected)
+        close(metrics["kl/attempt 1"], k3[0].mean().item(), 1e-4)
+        close(metrics["kl/response"], torch.cat(k3[1:]).mean().item(), 1e-4)
+
+
+def test_kl_vanishes_at_the_reference():
+    """As long as the policy is the reference there is neither a distance nor a gradient."""
+    metrics, (seen,) = updated(episodes_with_kl(2.0), reference=base()[0])
+    assert seen.abs().max() < 1e-5
+    assert metrics["kl/attempt 1"] < 1e-9
+    assert metrics["kl/response"] < 1e-9
+
+
+def test_no_token_rules_the_kl():
+    """A reference that thinks e^9 times better of a token counts as e^MAX_AWAY times better."""
+    reference = other_policy()
+    score_part = train.score_part
+
+    def far(model, samples, temperature, meter):
+        rows = score_part(base()[0], samples, temperature, meter)
+        if model is reference:
+            return [row + 9.0 for row in rows]
+        return rows
+
+    with patch(train, "score_part", far):
+        metrics, _ = updated(episodes_with_kl(1.0), reference=reference)
+    k3 = math.exp(train.MAX_AWAY) - train.MAX_AWAY - 1
+    close(metrics["kl/attempt 1"], k3, 1e-3)
+    close(metrics["kl/response"], k3, 1e-3)
+
+
+def test_demonstration_is_a_given_sample():
+    """The chat's tokens as the prompt, the text's and EOS as the completion, and no log-probs."""
+    _, tokenizer = base()
+    chat = solve("Compute 1+1 modulo 10.")
+    given = rollout.demonstration(tokenizer, chat, "1+1=2")
+    assert given.prompt == encode_chat(tokenizer, chat)
+    assert tokenizer.decode(given.tokens[:-1]) == "1+1=2"
+    assert given.tokens[-1] == tokenizer.eos_token_id
+    assert given.logprobs == []
+    assert given.given
+
+
+def test_supervised_learning_is_the_same_update():
+    """Of given texts it has the gradient of their plain mean negative log-prob."""
+    _, tokenizer = base()
+    texts = ["1+2=3", "3*4=2\n" + box(2), "5", "1"]
+    episodes = []
+    total = 0.0
+    tokens = 0
+    for place, text in enumerate(texts):
+        chat = solve(f"Compute 1+{place // 2} modulo 10.")  # two texts for each prompt
+        given = rollout.demonstration(tokenizer, chat, text)
+        episodes.append(Episode(given, text, "given", None))
+        total = total - plain_logprobs(given).sum()
+        tokens += len(given.tokens)
+    loss = total / tokens
+    with micro_batches_of(60):
+        metrics, (seen,) = updated(episodes)
+    same_gradient(seen, gradient_of(loss))
+    close(metrics["loss"], loss.item(), 1e-5)
+    assert metrics["ratio/max_log"] == 0
+    assert {e.advantage for e in episodes} == {1.0}
+
+
+def device_for(rows):
+    """A device that runs out of memory when it scores more rows than that."""
+    score_part = train.score_part
+
+    def small(model, samples, temperature, meter):
+        if len(samples) > rows:
+            raise torch.OutOfMemoryError("a small device")
+        return score_part(model, samples, temperature, meter)
+
+    return patch(train, "score_part", small)
+
+
+def test_out_of_memory_means_smaller_micro_batches():
+    """They are halved until they fit, down to single rows; the gradient stays the same."""
+    episodes = toy_rollout()
+    _, (expected,) = updated(episodes)
+    for rows in (5, 1):
+        with device_for(rows):
+            _, (seen,) = updated(episodes)
+        same_gradient(seen, expected)
+
+
+def test_out_of_memory_in_the_middle():
+    """What micro-batches before it have added to the gradient is not counted twice."""
+    episodes = toy_rollout()
+    _, (expected,) = updated(episodes)
+    score_part = mock.Mock(wraps=train.score_part)
+    # The second call fails; the others do what they should.
+    error = torch.OutOfMemoryError("once")
+    score_part.side_effect = [mock.DEFAULT, error] + [mock.DEFAULT] * 99
+    with micro_batches_of(200), patch(train, "score_part", score_part):
+        _, (seen,) = updated(episodes)
+    same_gradient(seen, expected)
+
+
+def test_out_of_memory_for_a_single_row_is_an_error():
+    """Then there is nothing left to halve."""
+    with device_for(0):
+        fails("a small device", updated, toy_rollout()[:4], kind=torch.OutOfMemoryError)
+
+
+def test_gradient_that_is_not_finite_is_an_error():
+    """It carries the mini-batch that gave it, here all completions of one of four prompts."""
+    episodes = toy_rollout()
+    episodes[9].sample.logprobs[0] = math.nan
+    error = fails("norm is nan", updated, episodes, updates=4, kind=train.NotFinite)
+    second_prompt = episodes[6:12]
+    assert error.episodes == [e for e in second_prompt if e.reward != 0]
+
+
+def test_learning_rate_rises_in_three_steps():
+    """A third of --lr in the first step, two thirds in the second, and then all of it."""
+    episodes = toy_rollout(n=4, count=2)
+    for step, rate in ((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.3)):
+        _, recorder = learned("--lr 0.3", episodes, step)
+        close(recorder.param_groups[0]["lr"], rate)
+
+
+def test_reference_is_loaded_where_it_is_needed():
+    """Not without a KL, and not in the first step, in which the policy is the reference."""
+    load_reference = mock.Mock(return_value=other_policy())
+    learned("", toy_rollout(), 2, load_reference)
+    metrics, _ = learned("", episodes_with_kl(1.0), 1, load_reference)
+    assert not load_reference.called
+    assert metrics["kl/response"] < 1e-9
+    metrics, _ = learned("", episodes_with_kl(1.0), 2, load_reference)
+    assert load_reference.called
+    assert metrics["kl/response"] > 1e-6
+
+
+def test_advantages_of_score_are_not_divided():
+    """Each attempt is compared with the mean of its own group, no more; and that is learned."""
+    nothing = [0, 0, 0, 0]
+    halves = [-0.5, -0.5, 0.5, 0.5]  # of the rewards 0, 0, 1, 1
+    changes = [-0.5, 0.5, -0.5, 0.5]  # of 0, 1, 0, 1
+    shaped = [-0.5, 10.5, -10.5, 0.5]  # of 0, 11, -10, 1, with a mean of 1/2
+    for flags, step, of_first, of_second in (
+        (SCORE, 1, nothing, changes),
+        (SCORE, 2, halves, shaped),
+        (SCORE + " --alpha 0", 2, halves, changes),
+        (MULTI_TURN, 1, halves, changes),
+    ):
+        first, second, _ = score_step(flags, step)
+        metrics, recorder = learned(flags, first + second, step, lambda: base()[0])
+        close([e.advantage for e in first], of_first)
+        close([e.advantage for e in second], of_second)
+        same_gradient(recorder.gradients[0], plain_gradient(first + second))
+        assert metrics["groups/no_spread"] == (0.5 if of_first == nothing else 0)
+
+
+# --------------------------------------------------------------------- the tables of an evaluation
+
+
+def judged(*judgements):
+    """Critiques with (judgement, outcome of the response)."""
+    critiques = []
+    for says_right, is_right in judgements:
+        pair = Pair(SEVEN, "", is_right)
+        e = Episode(a_sample(), "", "critique", SEVEN, pair=pair, says_right=says_right)
+        critiques.append(e)
+    return critiques
+
+
+def test_judgement_table_by_hand():
+    """Four right and two wrong responses, judged by six critiques."""
+    critiques = judged(
+        (True, True),
+        (True, True),
+        (False, True),
+        (None, True),
+        (True, False),
+        (False, False),
+    )
+    assert sample.judgement_table(critiques) == {
+        "accuracy": 3 / 6,
+        "p1": 2 / 4,
+        "p2": 1 / 2,
+        "precision": 2 / 3,
+        "recall": 2 / 4,
+        "unreadable": 1 / 6,
+    }
+
+
+def test_judgement_table_without_a_case():
+    """None where there is nothing to take a share of."""
+    assert sample.judgement_table(judged((None, False))) == {
+        "accuracy": 0,
+        "p1": None,
+        "p2": 0,
+        "precision": None,
+        "recall": None,
+        "unreadable": 1,
+    }
+
+
+FIVE_ATTEMPTS = [
+    (box(1), True, box(1), True),
+    (box(1), True, box(2), False),
+    (box(2), False, box(1), True),
+    (box(0.5), False, box(1), True),
+    (box(0.5), False, "so " + box("1/2"), False),
+]
+
+
+def test_attempts_table_by_hand():
+    """The first attempts are right in two of five cases, the second in three."""
+    assert sample.attempts_table(*attempts(*FIVE_ATTEMPTS)) == {
+        "t1": 2 / 5,
+        "t2": 3 / 5,
+        "delta": 3 / 5 - 2 / 5,
+        "i_to_c": 2 / 5,
+        "c_to_i": 1 / 5,
+        "unchanged": 1 / 5,
+        "kept": 1 / 3,  # of the three wrong answers one: 1/2 for 0.5
+        "truncated": 0,
+    }
+
+
+def test_answer_is_kept_where_it_is_given_twice():
+    """What was cut has no answer that could be kept, nor has a text that names none; and without a
+    wrong first answer there is nothing to keep."""
+    cut = attempts(*FIVE_ATTEMPTS, second_stopped=False)
+    table = sample.attempts_table(*cut)
+    assert table["kept"] == 0
+    assert table["truncated"] == 0.5
+    unnamed = attempts(("no answer", False, "no answer", False))
+    assert sample.attempts_table(*unnamed)["kept"] == 0
+    all_right = attempts((box(1), True, box(2), False))
+    assert sample.attempts_table(*all_right)["kept"] is None
+
+
+def greedy_text(chat):
+    """What the toy makes of a chat, by the sampler alone."""
+    model, tokenizer = base()
+    prompt = encode_chat(tokenizer, chat)
+    (drawn,) = generate(model, [prompt], max_new_tokens=64, temperature=0)
+    return tokenizer.decode(drawn.tokens[:-1])
+
+
+def toy_exam():
+    return sample.sample_pairs(toy_policy(), problems(40, seed=7), n=8, count=12, seed=0)
+
+
+def test_exam_holds_right_and_wrong_responses():
+    """In turn, and each pair's label is the outcome of its response."""
+    exam = toy_exam()
+    assert [pair.right for pair in exam] == [True, False] * 6
+    for pair in exam:
+        assert pair.right == is_correct(pair.response, pair.problem.answer)
+
+
+def test_evaluation_of_attempts_by_an_independent_path():
+    """The accuracies of greedy first answers, and of second answers that were shown the first."""
+    asked = problems(12, seed=6)
+    first_right = 0
+    second_right = 0
+    for problem in asked:
+        first = greedy_text(solve(problem.question))
+        second = greedy_text(correct(problem.question, first))
+        first_right += is_correct(first, problem.answer)
+        second_right += is_correct(second, problem.answer)
+    assert 0 < first_right < 12
+    numbers = sample.evaluate(toy_policy(), asked, static_pairs(asked[:1]))
+    assert numbers["eval/generation"] == first_right / 12
+    assert numbers["eval/t1"] == first_right / 12
+    assert numbers["eval/t2"] == second_right / 12
+    assert numbers["eval/size"] == 12
+
+
+def test_evaluation_of_critiques_by_an_independent_path():
+    """The share of greedy critiques whose judgement agrees with the outcome."""
+    exam = toy_exam()
+    agree = 0
+    for pair in exam:
+        text = greedy_text(critique.critique(pair.problem.question, pair.response))
+        agree += judgement(text) is pair.right
+    assert agree > 0
+    numbers = sample.evaluate(toy_policy(), problems(2), exam)
+    assert numbers["eval/critique"] == agree / 12
+    assert numbers["eval/pairs"] == 12
+
+
+# ---------------------------------------------------------------------------------- demonstrations
+
+SOLVED = {"question": "q", "response": "r"}
+CALLED_WRONG = SOLVED | {"critique": "no\nConclusion: wrong"}
+# What is learned of them.
+SOLVING = (solve("q"), "r")
+CALLING_IT_WRONG = (critique.critique("q", "r"), "no\nConclusion: wrong")
+
+
+def load_shown(folder, *rows, held_out=()):
+    """`load_demonstrations` from a file of these rows."""
+    path = write(folder / "shown.jsonl", rows)
+    return demonstrations.load_demonstrations(path, held_out)
+
+
+def test_right_response_is_a_demonstration_of_solving(tmp_path):
+    """With or without a label."""
+    assert load_shown(tmp_path, SOLVED) == ([SOLVING], 0)
+    assert load_shown(tmp_path, SOLVED | {"label": "right"}) == ([SOLVING], 0)
+    assert load_shown(tmp_path, SOLVED | {"label": True}) == ([SOLVING], 0)
+
+
+def test_wrong_response_is_shown_to_the_critic_only(tmp_path):
+    """It is no demonstration of solving."""
+    assert load_shown(tmp_path, CALLED_WRONG) == ([CALLING_IT_WRONG], 0)
+
+
+def test_demonstrations_of_both_kinds(tmp_path):
+    """A right response and its critique, and the critique of a wrong one: three of two rows."""
+    right = SOLVED | {"critique": "Conclusion: right", "label": "right"}
+    wrong = CALLED_WRONG | {"label": False}
+    examples, left_out = load_shown(tmp_path, right, wrong)
+    assert len(examples) == 3
+    assert SOLVING in examples
+    assert CALLING_IT_WRONG in examples
+    assert left_out == 0
+
+
+def test_demonstrations_of_held_out_questions_are_left_out(tmp_path):
+    """And counted."""
     other = {"question": "p", "response": "s"}
-    assert load(other, q, q, held_out={"q"}) == ([(solve("p"), "s")], 2)
-    fails("jsonl:2|contradicts", load, q, q | r | {"label": "right"})
-    fails("jsonl:2|Conclusion", load, q, q | {"critique": "hm"})
-    for odd in ("maybe", 0, 1, []):
-        fails(f"jsonl:2|label|{odd}", load, q, q | {"label": odd})
-    fails("jsonl:2|response", load, q, {"question": "q"})
-    fails("jsonl:2|object", load, q, [1])
-    fails("no demonstration", load, q | {"label": "wrong"})
-    fails("no demonstration|held out", load, q, held_out={"q"})
+    found = load_shown(tmp_path, other, SOLVED, SOLVED, held_out={"q"})
+    assert found == ([(solve("p"), "s")], 2)
+
+
+def test_bad_demonstrations_are_refused(tmp_path):
+    """With the line they stand on; so is a file of which nothing is left to learn."""
+    for words, row in (
+        ("contradicts", CALLED_WRONG | {"label": "right"}),
+        ("Conclusion", SOLVED | {"critique": "hm"}),
+        ("response", {"question": "q"}),
+        ("object", [1]),
+    ):
+        fails("jsonl:2|" + words, load_shown, tmp_path, SOLVED, row)
+    for label in ("maybe", 0, 1, []):
+        row = SOLVED | {"label": label}
+        fails(f"jsonl:2|label|{label}", load_shown, tmp_path, SOLVED, row)
+    fails("no demonstration", load_shown, tmp_path, SOLVED | {"label": "wrong"})
+    fails("no demonstration|held out", load_shown, tmp_path, SOLVED, held_out={"q"})
+
+
+def test_arithmetic_of_worked_solutions():
+    """It is exact, numbers can be replaced, and nothing but arithmetic is read."""
+    assert demonstrations.calculate("10*.7+3*4-6/4", {}) == 17.5
+    assert demonstrations.calculate("2.5*(3-1)", {3: 6}) == 12.5
+    for expression in ("2**9", "1/0", "", "f(2)", "(", "2;3"):
+        fails("no arithmetic", demonstrations.calculate, expression, {}, kind=ValueError)
 
 
 WORK = """In May she sold 48/2 = $<<48/2=24>>24.
 That makes 48+24 = <<48+24=72>>72 and 72*.5 = <<72*.5=36>>36.
 #### 36"""
+
+WORK_CHECKED = """48/2 = 24: ok
+48+24 = 72: ok
+72*.5 = 36: ok
+Conclusion: right"""
+
+# With 24 broken to 26, and its consequences.
 BROKEN = """In May she sold 48/2 = $26.
 That makes 48+26 = 74 and 74*.5 = 37.
 The answer is \\boxed{37}."""
 
+BROKEN_CHECKED = """48/2 = 24: no, the solution has 26
+48+24 = 72: no, the solution has 74
+72*.5 = 36: no, the solution has 37
+Conclusion: wrong"""
 
-def test_demonstrations_from_worked_solutions(tmp_path):
-    assert critique.calculate("2+3*4-6/4", {}) == 12.5 == critique.calculate("2.5*(3-1)", {3: 6})
-    for wrong in ("2**9", "1/0", "", "f(2)", "(", "2;3"):
-        fails("no arithmetic", critique.calculate, wrong, {}, kind=ValueError)
-    seen, checks = set(), "48/2 = 24: ok\n48+24 = 72: ok\n72*.5 = 36: ok\nConclusion: right"
-    for seed in range(40):
-        good, bad = critique.demonstrate(Problem("48 clips?", WORK), random.Random(seed))
-        assert good["critique"] == checks and "<<" not in good["response"] + bad["response"]
-        assert is_correct(good["response"], WORK) and not is_correct(bad["response"], WORK)
-        assert [judgement(row["critique"]) for row in (good, bad)] == [True, False]
-        assert [row["label"] for row in (good, bad)] == ["right", "wrong"]
-        seen.add((bad["response"], bad["critique"].split("\n")[0]))
-    assert (BROKEN, "48/2 = 24: no, the solution has 26") in seen and len(seen) > 10
-    again = "400*3/5 = <<400*3/5=240>>240\n400-240 = <<400-240=160>>160\n"
-    again += "240+160 = <<240+160=400>>400\n#### 400"
-    tried = 0
-    for seed in range(20):  # what stands before the broken step is called ok: it must be true
-        with contextlib.suppress(ValueError):  # 240 broken: the sum is 400 all the same
-            _, bad = critique.demonstrate(Problem("q", again), random.Random(seed))
-            checks, work = bad["critique"].split("\n"), bad["response"].split("\n")
-            for check, line in zip(checks[: [": no" in c for c in checks].index(True)], work):
-                assert check == line.strip() + ": ok", (check, line)
-                tried += 1
-    assert tried > 5
-    twice = "2*5 = <<2*5=10>>10\n5*2 = <<5*2=10>>10\nor <<100*(10+10)=2000>>2,000, so\n#### 2000"
-    for seed in range(20):
-        with contextlib.suppress(ValueError):  # the first 10 broken, the second not
-            _, bad = critique.demonstrate(Problem("q", twice), random.Random(seed))
-            assert "\n5*2 = 10: ok" not in bad["critique"] or "2*5 = 10: ok" in bad["critique"]
-            assert ", so" in bad["response"] and "2,000" not in bad["response"], "tell-tale signs"
-    for answer in ("none #### 3", "5-20 = <<5-20=-15>>-15\n#### -15", "<<1/3=0.33>>0.33 #### 0.33"):
-        fails("", critique.demonstrate, Problem("q", answer), random.Random(0), kind=ValueError)
-    rows = [Problem(f"{i} clips?", WORK if i else "#### 3") for i in range(20)]
-    (tmp_path / "made").write_text(run_critique(write(tmp_path / "data", rows)))
-    examples, _ = critique.load_demonstrations(tmp_path / "made")
-    assert len(examples) == 19 * 3, "a right response and two critiques each"
+
+def demonstrated(work, seeds):
+    """(right row, wrong row) of a worked solution for each seed that can break it."""
+    rows = []
+    for seed in range(seeds):
+        with contextlib.suppress(ValueError):
+            rows.append(demonstrations.demonstrate(Problem("q", work), random.Random(seed)))
+    return rows
+
+
+def test_two_demonstrations_of_a_worked_solution():
+    """A right one with every step called ok, and a wrong one; without the annotations."""
+    rows = demonstrated(WORK, seeds=40)
+    assert len(rows) == 40
+    for right, wrong in rows:
+        assert right["label"] == "right"
+        assert right["critique"] == WORK_CHECKED
+        assert is_correct(right["response"], WORK)
+        assert wrong["label"] == "wrong"
+        assert judgement(wrong["critique"]) is False
+        assert not is_correct(wrong["response"], WORK)
+        assert "<<" not in right["response"] + wrong["response"]
+
+
+def test_broken_step_is_carried_on_and_criticised():
+    """By hand for one of the slips; any step may be broken, and in several ways."""
+    seen = {}
+    for _, wrong in demonstrated(WORK, seeds=40):
+        seen[wrong["response"]] = wrong["critique"]
+    assert seen[BROKEN] == BROKEN_CHECKED
+    assert len(seen) > 10
+
+
+def test_what_stands_before_the_broken_step_is_true():
+    """What is called ok is what the solution says. With 240 broken the sum would be 400 all the
+    same: of that no demonstration is made."""
+    work = """400*3/5 = <<400*3/5=240>>240
+400-240 = <<400-240=160>>160
+240+160 = <<240+160=400>>400
+#### 400"""
+    compared = 0
+    for _, wrong in demonstrated(work, seeds=20):
+        checks = wrong["critique"].split("\n")
+        steps = wrong["response"].split("\n")
+        for check, step in zip(checks, steps):
+            if ": no" in check:
+                break
+            assert check == step.strip() + ": ok"
+            compared += 1
+    assert compared > 5
+
+
+def test_number_that_comes_out_twice():
+    """Where the first 10 is broken, the second is not called ok; and a broken number has no signs
+    that tell it, such as a lost comma."""
+    work = """2*5 = <<2*5=10>>10
+5*2 = <<5*2=10>>10
+or <<100*(10+10)=2000>>2,000, so
+#### 2000"""
+    rows = demonstrated(work, seeds=20)
+    assert rows
+    for _, wrong in rows:
+        if "\n5*2 = 10: ok" in wrong["critique"]:
+            assert "2*5 = 10: ok\n" in wrong["critique"]
+        assert ", so" in wrong["response"]
+        assert "2,000" not in wrong["response"]
+
+
+def test_solutions_that_are_not_exact_make_no_demonstration():
+    """No annotation, a negative step, a rounded one."""
+    for words, work in (
+        ("no annotated step", "none #### 3"),
+        ("5-20 is not -15", "5-20 = <<5-20=-15>>-15\n#### -15"),
+        ("1/3 is not 0.33", "<<1/3=0.33>>0.33 #### 0.33"),
+    ):
+        problem = Problem("q", work)
+        rng = random.Random(0)
+        fails(words, demonstrations.demonstrate, problem, rng, kind=ValueError)
+
+
+def run_critique(path):
+    """`python critique.py FILE` on the command line; what it printed."""
+
+    def script(_):
+        runpy.run_path(critique.__file__, run_name="__main__")
+
+    with patch(sys, "argv", ["critique.py", str(path)]):
+        return printed_by(script)
+
+
+def test_demonstrations_on_the_command_line(tmp_path):
+    """A right response and two critiques of each worked solution, in the form that is loaded."""
+    asked = [Problem("no work", "#### 3")]
+    for number in range(19):
+        asked.append(Problem(f"{number} clips?", WORK))
+    made = tmp_path / "made.jsonl"
+    made.write_text(run_critique(write(tmp_path / "data.jsonl", asked)))
+    examples, _ = demonstrations.load_demonstrations(made)
+    assert len(examples) == 19 * 3
     fails("none.jsonl", run_critique, tmp_path / "none.jsonl")
 
 
-# ----------------------------------------------------------------------------------------- reward
+# ---------------------------------------------------------------------------------------- sampler
+
+KINDS = [
+    "Llama",
+    "Qwen2",
+    "Qwen3",
+    "Mistral",
+    "Gemma3",
+    "GPT2",
+    "Phi",
+    "Gemma2",  # has a soft cap behind its head
+    "Granite",  # scales its logits behind its head
+    "Bloom",  # has an attention of its own
+    "DiffLlama",  # does more with its attention's result
+]
+
+# Temperatures, and from how many numbers on a weight is packed: with 32 nearly all of them are,
+# with 65536 none.
+WAYS = [(1.0, 32), (0.7, 1 << 16), (0.0, 32)]
+
+
+@functools.lru_cache
+def model_of(kind):
+    """A `sharing` model, made once."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return sharing(kind)
+
+
+@functools.lru_cache
+def samples_of(kind, temperature, large):
+    """Samples that end at different lengths."""
+    with patch(fast, "LARGE", large):
+        samples = generate(
+            model_of(kind),
+            ragged(),
+            n=3,
+            max_new_tokens=25,
+            temperature=temperature,
+            stop=range(20),
+            seed=3,
+        )
+    assert len({len(s.tokens) for s in samples}) > 1
+    return samples
+
+
+def forward_logprobs(model, ids, temperature=1.0):
+    """Log-probs [positions, vocabulary] of one plain forward pass over `ids`."""
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0].double()
+    return (logits / (temperature or 1.0)).log_softmax(-1)
+
+
+def agree(model, samples, temperature=1.0):
+    """What the sampler recorded is what the learner finds: one log-prob for each token."""
+    for s, found in zip(samples, logprobs(model, samples, temperature)):
+        assert len(s.tokens) == len(s.logprobs)
+        close(found.detach(), s.logprobs, 2e-4)
+
+
+def is_packed(model):
+    """Has any layer a forward of its own?"""
+    return any("forward" in vars(layer) for layer in model.modules())
+
+
+def test_greedy_tokens_equal_model_generate():
+    """At temperature 0 the sampler gives the tokens that the library's own generation gives."""
+    prompts = ragged()
+    ids, mask = fast.left_pad(prompts, "cpu")
+    for kind in KINDS:
+        model = model_of(kind)
+        rows = model.generate(
+            ids,
+            attention_mask=mask,
+            do_sample=False,
+            max_new_tokens=40,
+            eos_token_id=[2, 5],
+            pad_token_id=0,
+        )
+        samples = generate(model, prompts, max_new_tokens=40, temperature=0, stop=(2, 5))
+        for s, row in zip(samples, rows[:, ids.shape[1] :].tolist()):
+            size = len(s.tokens)
+            assert s.tokens == row[:size], kind
+            assert s.stopped == (row[size - 1] in (2, 5))
+            assert s.stopped or size == 40
+
+
+def test_sampled_logprobs_equal_teacher_forcing():
+    """The sampler records what the learner finds, for greedy tokens the model's own log-probs."""
+    for kind in KINDS:
+        for temperature, large in WAYS:
+            agree(model_of(kind), samples_of(kind, temperature, large), temperature)
+
+
+def test_sampled_logprobs_equal_a_plain_forward_pass():
+    """The sampler records what the model says of the same tokens in one pass without any cache."""
+    for kind in KINDS:
+        for temperature, large in WAYS:
+            for s in samples_of(kind, temperature, large)[:3]:
+                plain = forward_logprobs(model_of(kind), s.prompt + s.tokens, temperature)
+                before = len(s.prompt) - 1  # the position that predicts the first token
+                for place, token in enumerate(s.tokens):
+                    close(plain[before + place, token], s.logprobs[place], 2e-4)
+
+
+def test_large_weights_are_packed_while_sampling():
+    """A CPU multiplies with the packed copies of large weights; afterwards there are none."""
+    for kind in KINDS:
+        model = model_of(kind)
+        for large in (32, 1 << 16):
+            product = mock.Mock(wraps=fast.times_packed)
+            with mock.patch.multiple(fast, LARGE=large, times_packed=product):
+                generate(model, [[5, 6]], max_new_tokens=2)
+            expected = large == 32 and torch.backends.mkldnn.is_available()
+            assert product.called == expected, kind
+            assert not is_packed(model)
+
+
+def test_any_model_can_be_sampled_and_scored():
+    """A model that `load_policy` did not make works at once, without its dropout."""
+    for kind in ("Llama", "GPT2", "Granite"):
+        samples = generate(tiny(kind).train(), ragged(), max_new_tokens=12, stop=(2, 5), seed=1)
+        agree(tiny(kind).train(), samples)
+
+
+def test_sampling_follows_the_distribution():
+    """Tokens come as often as the model says, at temperature 1 and below: no count is five standard
+    deviations off."""
+    model = model_of("Qwen2")
+    count = 20000
+    for temperature in (1.0, 0.5):
+        samples = generate(
+            model,
+            [[5, 6, 7]],
+            n=count,
+            max_new_tokens=1,
+            temperature=temperature,
+            seed=5,
+        )
+        drawn = torch.tensor([s.tokens[0] for s in samples])
+        probs = forward_logprobs(model, [5, 6, 7], temperature)[-1].exp()
+        deviation = (count * probs * (1 - probs) + 1).sqrt()
+        away = (torch.bincount(drawn, minlength=97) - count * probs).abs() / deviation
+        assert away.max() < 5, away.max()
+
+
+def chosen(probs, noise, temperature):
+    """Rows of the same distribution, each with its own random number: the tokens and their
+    probabilities."""
+    logits = torch.tensor([probs] * len(noise)).log()
+    space = torch.empty_like(logits)
+    token, logprob = rollout.choose(logits, torch.tensor(noise), temperature, space)
+    return token.tolist(), logprob.exp()
+
+
+def test_choosing_by_hand():
+    """The cumulative distribution is inverted at the random number; at temperature 0.5 it is that
+    of the squares."""
+    tokens, probs = chosen([0.5, 0.25, 0.15, 0.1], [0.5, 0.8, 0.95, 0.99], 0.5)
+    assert tokens == [0, 1, 2, 3]
+    squares = torch.tensor([0.25, 0.0625, 0.0225, 0.01])
+    close(probs, squares / 0.345)
+
+
+def test_greedy_choosing_by_hand():
+    """The likeliest token is chosen, and its probability is that at temperature 1."""
+    tokens, probs = chosen([0.15, 0.5, 0.25, 0.1], [0.99], 0.0)
+    assert tokens == [1]
+    close(probs, [0.5])
+
+
+def test_choosing_at_the_edges():
+    """The smallest and the largest random number, too, choose a token that is possible."""
+    tokens, probs = chosen([0.0, 0.3, 0.7, 0.0], [0.0, 0.29, 0.31, 1 - 2**-24], 1.0)
+    assert tokens == [1, 1, 2, 2]
+    close(probs, [0.3, 0.3, 0.7, 0.7])
+
+
+def test_pad_token_is_of_no_account():
+    """A pad token that equals EOS, or that is sampled, changes nothing: masks go by length."""
+    model = sharing("Llama")
+    prompts = [[0, 0, 5], [2, 9], [0], [7, 8, 9, 10]]  # token 0 is what rows are padded with
+    for pad in (2, 0):
+        model.config.pad_token_id = pad
+        model.generation_config.pad_token_id = pad
+        samples = generate(model, prompts, n=200, max_new_tokens=12, stop=(2,), seed=4)
+        agree(model, samples)
+        assert any(0 in s.tokens for s in samples)
+        assert any(s.stopped for s in samples)
+        for s in samples:
+            assert s.stopped == (s.tokens[-1] == 2)
+            assert 2 not in s.tokens[:-1]
+            assert s.stopped or len(s.tokens) == 12
+
+
+def tokens_of(seed, bar=None):
+    """The tokens that a seed gives, 32 rows in all."""
+    samples = generate(
+        model_of("Mistral"),
+        ragged(),
+        n=4,
+        max_new_tokens=20,
+        stop=(2, 5),
+        seed=seed,
+        bar=bar,
+    )
+    return [s.tokens for s in samples]
+
+
+def test_samples_are_in_prompt_major_order():
+    """First all completions of the first prompt, then all of the second, and so on."""
+    samples = generate(model_of("Mistral"), ragged(), n=2, max_new_tokens=2)
+    expected = []
+    for prompt in ragged():
+        expected += [prompt, prompt]
+    assert [s.prompt for s in samples] == expected
+
+
+def test_a_seed_gives_the_same_tokens():
+    """The same seed, the same tokens; another seed, others; and a prompt's samples differ."""
+    tokens = tokens_of(seed=9)
+    assert tokens == tokens_of(seed=9)
+    assert tokens != tokens_of(seed=10)
+    assert tokens[0] != tokens[1]
+
+
+def test_each_row_has_its_own_random_numbers():
+    """Row i's j-th token is where the j-th number of row i falls in the cumulative distribution
+    that the model gives after all tokens before."""
+    model = model_of("Llama")
+    samples = generate(model, ragged(), n=3, max_new_tokens=25, stop=range(20), seed=3)
+    noise = torch.rand(len(samples), 25, generator=torch.Generator().manual_seed(3))
+    for row, s in enumerate(samples):
+        cumulative = forward_logprobs(model, s.prompt + s.tokens).exp().cumsum(-1)
+        for place, token in enumerate(s.tokens):
+            up_to = cumulative[len(s.prompt) - 1 + place]
+            below = up_to[token - 1] if token > 0 else 0.0
+            assert below - 1e-4 < noise[row, place] < up_to[token] + 1e-4
+
+
+def test_parts_that_fit_the_memory_give_the_same_tokens():
+    """Rows are sampled in as many parts as memory asks for; the bar counts them."""
+    sizes = []
+    bar = mock.Mock(update=sizes.append)
+    whole = tokens_of(9)
+    with patch(rollout, "rows_that_fit", return_value=7):
+        assert tokens_of(9, bar) == whole
+    assert sizes == [7, 7, 7, 7, 4]
+
+
+def small_device(room, tried):
+    """Sampling runs out of memory with more than `room` rows; `tried` gets each number of rows."""
+    real = rollout.sample_part
+
+    def sample_part(model, prompts, *rest):
+        tried.append(len(prompts))
+        if len(prompts) > room:
+            raise torch.OutOfMemoryError("a small device")
+        return real(model, prompts, *rest)
+
+    return patch(rollout, "sample_part", sample_part)
+
+
+def test_halves_after_running_out_of_memory_give_the_same_tokens():
+    """Where the device runs out, the rows are halved until they fit."""
+    tried = []
+    whole = tokens_of(9)
+    with small_device(5, tried):
+        assert tokens_of(9) == whole
+    assert tried[:4] == [32, 16, 8, 4]
+
+
+def test_a_device_too_small_for_one_row_is_an_error():
+    """The device's own error comes through, and no weight stays packed."""
+    with patch(fast, "LARGE", 0), small_device(0, []):
+        fails("a small device", tokens_of, 9, kind=torch.OutOfMemoryError)
+    assert not is_packed(model_of("Mistral"))
+
+
+def test_memory_by_hand():
+    """On a CPU a batch may take twice the weights, of 4 bytes each, and CPU_BYTES at least."""
+    model = model_of("Llama")
+    with patch(fast, "CPU_BYTES", 1):
+        assert fast.memory(model) == 8 * sum(p.numel() for p in model.parameters())
+    with patch(fast, "CPU_BYTES", 10**9):
+        assert fast.memory(model) == 10**9
+
+
+def test_rows_that_fit_by_hand():
+    """3 layers of keys and values of 2 heads of 8 fp32 are 384 bytes a token; 8 times a hidden
+    state of 32 are 1024, shared by 2 rows; 97 tokens of vocabulary have 16 bytes each."""
+    row = 100 * (384 + 512) + 16 * 97
+    for memory, rows in [(5 * row, 5), (5 * row - 1, 4), (10, 1)]:
+        with patch(fast, "memory", return_value=memory):
+            assert fast.rows_that_fit(model_of("Llama"), 100, 2) == rows
+
+
+def test_micro_batches_by_hand():
+    """Every sample is in one micro-batch, none of which is too large, in few of them. What a token
+    needs is what goes into and comes out of 7 matrices a layer, in fp32: q, o 32 + 32, k, v 32 +
+    16, and 32 + 48 three times."""
+    token = 3 * (2 * 64 + 2 * 48 + 3 * 80) * 4
+    samples = []
+    for prompt, completion in [(9, 3), (2, 8), (4, 4), (2, 1)] * 5:
+        samples.append(Sample([1] * prompt, [1] * completion, [], True))
+    # Tokens that the memory holds, parts that it is cut into, how many micro-batches at most.
+    for room, parts, count in [(40, 1, 4), (80, 2, 4), (10**6, 1, 1), (5, 1, 17)]:
+        with patch(fast, "memory", return_value=room * token):
+            cuts = fast.micro_batches(model_of("Llama"), samples, parts)
+        assert sorted(sum(cuts, [])) == list(range(20))
+        assert len(cuts) <= count
+        for cut in cuts:
+            batch = [samples[place] for place in cut]
+            prompts = {tuple(s.prompt) for s in batch}
+            longest = max(map(len, prompts))
+            widest = max(len(s.tokens) for s in batch)
+            computed = longest * len(prompts) + widest * len(batch)
+            assert computed <= room // parts or len(batch) == 1
+
+
+def shapes_shown(model, *args, **options):
+    """The shapes of ids that `generate` shows to a model, and what it returns."""
+    forward = mock.Mock(wraps=model.base_model.forward)
+    with patch(model.base_model, "forward", forward):
+        samples = generate(model, *args, **options)
+    return [tuple(call.args[0].shape) for call in forward.call_args_list], samples
+
+
+def test_each_prompt_is_computed_once():
+    """Three prompts, two of them equal, are two rows in the prefill, then each sample is a row."""
+    prompts = [[5, 6, 7], [8, 9], [5, 6, 7]]
+    shapes, _ = shapes_shown(model_of("Llama"), prompts, n=4, max_new_tokens=6, stop=())
+    assert shapes == [(2, 3)] + [(12, 1)] * 5
+
+
+def test_rows_that_have_ended_leave():
+    """They leave a few at a time: of the rows that are computed, at most a tenth has ended."""
+    shapes, samples = shapes_shown(
+        model_of("Llama"),
+        [[5, 6]],
+        n=60,
+        max_new_tokens=30,
+        stop=range(2, 20),
+    )
+    rows = [shape[0] for shape in shapes]
+    assert rows[0] == 1
+    assert rows[1] > 2 * rows[-1]
+    for t in range(1, len(rows)):
+        alive = sum(len(s.tokens) > t for s in samples)
+        assert alive <= rows[t] <= alive / 0.9 + 1
+
+
+def test_prompts_without_room_are_refused():
+    """A prompt that is empty, or as long as the context, is named by its place."""
+    for kind in ("Llama", "GPT2"):
+        model = model_of(kind)
+        fails("prompt 1|128", generate, model, [[5], [5] * 128])
+        fails("prompt 0|0 tokens", generate, model, [[]])
+
+
+def test_bad_settings_are_refused():
+    """A count of no samples and a temperature below 0 mean nothing."""
+    model = model_of("Llama")
+    fails("n, max_new_tokens >= 1", generate, model, [[5]], n=0)
+    fails("temperature", generate, model, [[5]], temperature=-1)
+
+
+def test_completions_are_cut_at_the_end_of_the_context():
+    """A long prompt leaves room for 8 tokens, beside others that have room for all."""
+    for kind in ("Llama", "GPT2"):
+        model = model_of(kind)
+        prompts = [[5] * 3] * 30 + [[5] * 120]
+        samples = generate(model, prompts, max_new_tokens=20, temperature=0, stop=())
+        assert len(samples[0].tokens) == 20
+        assert len(samples[-1].tokens) == 8
+        assert not samples[-1].stopped
+        agree(model, samples)
+
+
+def test_a_chat_without_room_gives_samples_without_tokens():
+    """Where text is sampled, a prompt that is too long stops nothing: the others are sampled as if
+    it were not there."""
+    toy = toy_policy()
+    chats = [solve("9+" * 300 + "9"), solve("Compute 1+2 modulo 10.")]
+    completions = rollout.complete(toy, "ab", chats, 2, seed=0)
+    empty = Sample(encode_chat(toy.tokenizer, chats[0]), [], [], stopped=False)
+    assert completions[:2] == [("a", empty, "")] * 2
+    assert completions[2:] == rollout.complete(toy, "b", chats[1:], 2, seed=0)
+    assert completions[2][1].tokens
+
+
+# ------------------------------------------------------------------------- prompts that rows share
+
+
+def test_rows_by_prompt_by_hand():
+    """Rows 0 and 1 go on from the first prompt, row 2 from the second; row 0 fills the table."""
+    table, place = fast.rows_by_prompt(torch.tensor([0, 0, 1]))
+    assert table.tolist() == [0, 1, 2, 0]
+    assert place.tolist() == [0, 1, 2]
+
+
+def test_shared_prompts_by_hand():
+    """Attention over prompts held once and rows' own tokens is that over copies, as rows leave."""
+    torch.manual_seed(0)
+    layer = fast.SharedLayer(9)
+    prompts = [torch.randn(3, 2, 5, 4) for _ in range(2)]  # keys, values: 3 prompts, 2 heads of 4
+    layer.update(*prompts)
+    owner = torch.tensor([0, 0, 1, 2, 2, 2])
+    layer.batch_select_indices(owner)
+    copies = [prompt[owner] for prompt in prompts]
+    padding = torch.tensor([2, 0, 1])  # at the left of each prompt
+    leaving = {3: torch.tensor([1, 3, 5]), 6: torch.tensor([2])}  # {step: the rows that stay}
+    for step in range(9):
+        if step in leaving:
+            stay = leaving[step]
+            layer.batch_select_indices(stay)
+            owner = owner[stay]
+            copies = [copy[stay] for copy in copies]
+        added = [torch.randn(len(owner), 2, 1, 4) for _ in range(2)]
+        copies = [torch.cat(both, 2) for both in zip(copies, added)]
+        length = 5 + step + 1
+        assert layer.get_seq_length() == length - 1
+        keys, values = layer.update(*added)
+        query = torch.randn(len(owner), 4, 1, 4)  # 4 query heads: two read each head
+        mask = torch.arange(length) >= padding[owner][:, None]
+        mask = mask[:, None, None]
+        ours, _ = fast.attend(None, query, keys, values, mask)
+        wide = [copy.repeat_interleave(2, 1) for copy in copies]
+        theirs = torch.nn.functional.scaled_dot_product_attention(query, *wide, attn_mask=mask)
+        close(ours, theirs.transpose(1, 2), 1e-6)
+
+
+def set_up(kind):
+    """The attention that `share_prompts` leaves a model with, and what it prints."""
+    models = []
+    printed = printed_by(lambda _: models.append(sharing(kind)))
+    return models[0].config._attn_implementation, printed
+
+
+def test_models_that_agree_share_prompts():
+    """Where the log-probs are those of the library's attention, prompts are shared, and nothing is
+    said about it."""
+    for kind in set(KINDS) - {"Gemma2", "Bloom", "DiffLlama"}:
+        assert set_up(kind) == ("shared_prompts", ""), kind
+
+
+def test_models_with_another_attention_keep_it():
+    """Where the library's attention is not `sdpa` there is nothing to compare with."""
+    for kind in ("Gemma2", "Bloom"):
+        assert set_up(kind) == ("eager", ""), kind
+
+
+def test_models_that_disagree_keep_the_librarys_attention():
+    """One line names the model and by how much it would be wrong."""
+    attention, printed = set_up("DiffLlama")
+    assert attention == "sdpa"
+    assert re.fullmatch(r"note: DiffLlama: .* \(mean \|log ratio\| .*\)\n", printed)
+
+
+def test_models_whose_attention_raises_keep_the_librarys():
+    """One line names the model and the error."""
+    with patch(fast, "times_prompts", side_effect=RuntimeError("no such\nshape")):
+        attention, printed = set_up("Llama")
+    assert attention == "sdpa"
+    assert re.fullmatch(r"note: Llama: .* \(no such shape\)\n", printed)
+
+
+# ------------------------------------------------------------------------------- bf16 arithmetic
+
+
+def test_bf16_sampler_and_learner_compute_alike():
+    """The weights are fp32, keys and values bf16; what is sampled and what is scored differ by
+    rounding only, with packed weights too."""
+    model, tokenizer = load_policy("toy", "cpu", "bf16")
+    assert fast.shares_prompts(model)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    prompts = [encode_chat(tokenizer, solve(problem.question)) for problem in problems(8)]
+    forward = mock.Mock(wraps=model.base_model.forward)
+    with patch(model.base_model, "forward", forward):
+        samples = generate(model, prompts, 2, 40)
+        with patch(fast, "LARGE", 32):
+            samples += generate(model, prompts, 2, 40)
+    for call in forward.call_args_list:
+        for layer in call.kwargs[policy.setup_of(model).cache_name].layers:
+            assert layer.keys.dtype == layer.values.dtype == torch.bfloat16
+    drawn = torch.cat([torch.tensor(s.logprobs) for s in samples])
+    away = torch.cat(logprobs(model, samples)) - drawn
+    assert 0 < away.abs().mean() < 0.02
+
+
+def test_bf16_logits_are_a_product_in_fp32():
+    """The output head multiplies in fp32 under autocast too, packed or not."""
+    model, _ = load_policy("toy", "cpu", "bf16")
+    hidden = torch.randn(2, 128, dtype=torch.bfloat16)
+    expected = hidden.float() @ model.get_output_embeddings().weight.T
+    for large in (32, 1 << 30):
+        with (
+            torch.no_grad(),
+            patch(fast, "LARGE", large),
+            fast.packed(model, runs.Meter()),
+            policy.autocast(model),
+        ):
+            close(rollout.to_logits(model, hidden), expected.detach(), 1e-5)
+
+
+# ---------------------------------------------------------------------------------------- loading
+
+
+def toy_copy():
+    """A copy of the toy that may be changed: model, tokenizer."""
+    return copy.deepcopy(base())
+
+
+def five_stops(folder):
+    """A model folder that names an end of turn in each place where one may stand: the ids, and the
+    model that is loaded from it."""
+    model, tokenizer = toy_copy()
+    model.config.eos_token_id = 7
+    model.generation_config = transformers.GenerationConfig(
+        eos_token_id=[11, 12],
+        repetition_penalty=2.0,
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|user|>{{ m['content'] }}"
+        "{% if m['role'] == 'assistant' %} ok<|assistant|><|user|>{% endif %}{% endfor %}"
+    )
+    policy.save_policy(model, tokenizer, folder)
+    loaded, _ = load_policy(folder, "cpu")
+    end_of_turn = tokenizer.convert_tokens_to_ids("<|assistant|>")
+    return {7, 11, 12, tokenizer.eos_token_id, end_of_turn}, loaded
+
+
+def test_stop_set_is_the_union(tmp_path):
+    """EOS of config, generation config and tokenizer, and a template's own end of turn."""
+    stops, model = five_stops(tmp_path)
+    assert len(stops) == 5
+    assert model.generation_config.eos_token_id == sorted(stops)
+
+
+def test_a_loaded_model_samples_to_its_stop_set(tmp_path):
+    """Each of the stop tokens ends a completion, and nothing else does."""
+    stops, model = five_stops(tmp_path)
+    samples = generate(model, [[20, 21]], n=50, max_new_tokens=60)
+    assert any(s.stopped for s in samples)
+    for s in samples:
+        assert s.stopped == (s.tokens[-1] in stops)
+        assert not stops & set(s.tokens[:-1])
+
+
+def test_a_loaded_model_has_no_settings_of_generation(tmp_path):
+    """With a repetition penalty model.generate would sample another policy than the one trained."""
+    _, model = five_stops(tmp_path)
+    assert model.generation_config.repetition_penalty in (None, 1.0)
+
+
+def refused(words, folder, model, tokenizer, **options):
+    """A saved model that must not load."""
+    policy.save_policy(model, tokenizer, folder)
+    model.save_pretrained(folder, **options)
+    fails(words, load_policy, folder, "cpu")
+
+
+def test_missing_weights_are_refused(tmp_path):
+    """The library would fill them at random."""
+    weights = dict(base()[0].state_dict())
+    del weights["model.norm.weight"]
+    refused("missing keys|model.norm.weight", tmp_path, *base(), state_dict=weights)
+
+
+def test_unknown_weights_are_refused(tmp_path):
+    """The library would drop them."""
+    weights = dict(base()[0].state_dict())
+    weights["model.extra.weight"] = torch.ones(3)
+    refused("unexpected keys|model.extra.weight", tmp_path, *base(), state_dict=weights)
+
+
+def test_more_tokens_than_embeddings_are_refused(tmp_path):
+    """A tokenizer that gives ids for which the model has no embedding is another model's."""
+    model, tokenizer = toy_copy()
+    model.resize_token_embeddings(300)
+    refused(f"{len(tokenizer)}|300", tmp_path, model, tokenizer)
+
+
+def test_a_model_without_eos_is_refused(tmp_path):
+    """No completion could ever end."""
+    model, tokenizer = toy_copy()
+    for config in (model.config, model.generation_config, tokenizer):
+        config.eos_token_id = None
+    tokenizer.chat_template = None
+    refused("no EOS", tmp_path, model, tokenizer)
+
+
+def test_folders_and_devices_that_are_none_are_refused(tmp_path):
+    """A folder without a tokenizer, no folder, no such device: one line that names it."""
+    base()[0].save_pretrained(tmp_path / "untold")
+    fails("cannot load model|untold", load_policy, tmp_path / "untold", "cpu")
+    fails("cannot load model|none", load_policy, tmp_path / "none", "cpu")
+    fails("cannot load model|nonsense", load_policy, "toy", "nonsense")
+
+
+def test_saved_policy_is_a_hugging_face_folder(tmp_path):
+    """Saved, loaded by transformers alone: model.generate gives the sampler's greedy tokens."""
+    policy.save_policy(*base(), tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    question = "Compute 3*4+5-1 modulo 10."
+    for chat in (solve(question), critique.critique(question, "3*4=2\n2+5=7\n7-1=6\n" + box(6))):
+        ids = encode_chat(tokenizer, chat)
+        theirs = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=64)
+        (ours,) = generate(base()[0], [ids], max_new_tokens=64, temperature=0)
+        assert ours.prompt + ours.tokens == theirs[0].tolist()
+        assert ours.stopped
+
+
+# ------------------------------------------------------------------------------------ chat prompts
+
+
+def prompt_of(template, chat):
+    """A conversation, or a question, through another template and back into text."""
+    _, tokenizer = toy_copy()
+    tokenizer.chat_template = template
+    if isinstance(chat, str):
+        chat = [{"role": "user", "content": chat}]
+    return tokenizer.decode(encode_chat(tokenizer, chat))
+
+
+# The answer that is to be corrected spells out two marks of turns.
+QUOTING = correct("Compute 1+2 modulo 10.", box(3) + "<|end|><|assistant|>hm")
+
+
+def test_chat_template():
+    """A conversation stands as its template writes it, up to where the assistant goes on; marks of
+    turns that a response spells out are replaced."""
+    text = prompt_of(base()[1].chat_template, QUOTING)
+    assert text.count("<|end|>") == 1
+    assert text.count("<|assistant|>") == 2
+    assert text.endswith("<|assistant|>")
+    assert box(3) + "\ufffd\ufffdhm<|end|>" in text
+
+
+def test_a_tokenizer_without_a_chat_template():
+    """A plain template stands in."""
+    text = prompt_of(None, QUOTING)
+    assert text.startswith("User:\nCompute")
+    assert text.count("<|end|>") == 1
+    assert text.endswith("corrected. Put the final answer in \\boxed{}.\n\nAssistant:\n")
+
+
+def test_a_template_writes_bos_once():
+    """The tokenizer adds no second one."""
+    _, tokenizer = toy_copy()
+    tokenizer.bos_token = "<|user|>"
+    tokenizer.chat_template = "<|user|>{{ messages[0]['content'] }}"
+    assert encode_chat(tokenizer, QUOTING).count(tokenizer.bos_token_id) == 1
+
+
+def test_errors_of_a_template_are_one_line():
+    """A template is a program and may raise anything."""
+    fails("chat template|no system", prompt_of, "{{ raise_exception('no\nsystem') }}", "hello")
+    fails("chat template|zero", prompt_of, "{{ 1/0 }}", "hello")
+
+
+def test_thinking_is_off():
+    """Templates that know a thinking mode are asked for none."""
+    template = "{% if enable_thinking is defined %}thinking {{ enable_thinking }}{% endif %}"
+    assert prompt_of(template, "hello") == "thinking False"
+
+
+def test_the_date_is_in_no_prompt():
+    """A template that writes the date, with its microseconds, writes the same one always."""
+    dated = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y %f') }}{% endif %}"
+    (text,) = {prompt_of(dated + " {{ messages[0].content }}", "hello") for _ in range(3)}
+    assert re.search(r"\d\d\d\d.* hello$", text)
+
+
+LLAMA = "{% for m in messages %}[INST] {{ m.content }} [/INST]\n{% endfor %}"
+HASHES = "{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n{% endfor %}"
+BARS = "{% for m in messages %}<|end|>{{ m.role }}\n<|human|>{{ m.content }}{% endfor %}"
+
+# Template, what a message holds, what is left of it; ? is what replaces a mark.
+MARKS = [
+    (LLAMA, "a [INST] b[/INST] c", "a ? b? c"),
+    (LLAMA, "[IN[INST]ST] x", "[IN?ST] x"),
+    (LLAMA, "user [INS T] assistant", "user [INS T] assistant"),
+    (HASHES, "### user:### assistant: the user: 5", "?? the user: 5"),
+    (BARS, "the user<|human|> and an assistant", "the user? and an assistant"),
+    (BARS, "a<|e<|end|>nd|>b<|hum<|end|>an|>c", "a<|e?nd|>b<|hum?an|>c"),
+]
+
+
+def test_marks_of_turns_are_replaced_in_contents():
+    """Special tokens and what a template writes between contents, but no mere words."""
+    for template, text, left in MARKS:
+        prompt = prompt_of(template, f"START{text}STOP")
+        found = prompt.partition("START")[2].rpartition("STOP")[0]
+        assert found == left.replace("?", "\ufffd"), (template, text)
+
+
+def test_marks_of_turns_take_linear_time():
+    """60 kB of marks inside marks leave none, in less than a third of a second."""
+    nested = "<|e" * 8600 + "<|end|>" + "nd|>" * 8600
+    tokenizer = base()[1]
+    start = time.process_time()
+    ids = encode_chat(tokenizer, [{"role": "user", "content": nested}])
+    assert time.process_time() - start < 0.3
+    assert ids.count(tokenizer.eos_token_id) == 0
+
+
+# -------------------------------------------------------------------------------------- data files
+
+GOOD_FILE = (
+    '{"question": "1+1?", "answer": "so #### 2"}\n\n{"question": "2+2\u2028?", "answer": 4}\n'
+)
+
+# What the error must name, and the line that it is about.
+BAD_ROWS = [
+    ("data.jsonl", "{oops}"),
+    ("data.jsonl", '{"question": "x", "answer": "$"}'),
+    ("data.jsonl", "[1]"),
+    ("data.jsonl", "[" * 10**5),
+    ("answer", '{"question": "x"}'),
+    ("answer", '{"question": "x", "answer": null}'),
+    ("answer", '{"question": "x", "answer": true}'),
+    ("question", '{"answer": "x"}'),
+    ("question", '{"question": " ", "answer": "x"}'),
+    ("question", '{"question": 5, "answer": "x"}'),
+    ("surrogates", r'{"question": "a\ud800", "answer": "x"}'),
+]
+
+
+def read_problems(folder, content):
+    """(question, answer) of the problems in a file with that content."""
+    path = folder / "data.jsonl"
+    path.write_bytes(content)
+    return [(problem.question, problem.answer) for problem in data.load_problems(path)]
+
+
+def test_data_files(tmp_path):
+    """Blank lines, a byte order mark, other ends of lines and numbers as answers are all right; a
+    line separator of Unicode ends no line."""
+    found = [("1+1?", "so #### 2"), ("2+2\u2028?", "4")]
+    assert read_problems(tmp_path, GOOD_FILE.encode()) == found
+    windows = "\ufeff" + GOOD_FILE.replace("\n", "\r\n")
+    assert read_problems(tmp_path, windows.encode()) == found
+
+
+def test_bad_lines_are_named(tmp_path):
+    """What cannot be read is refused with file, line and field."""
+    for words, row in BAD_ROWS:
+        fails("data.jsonl:4:|" + words, read_problems, tmp_path, f"{GOOD_FILE}{row}\n".encode())
+
+
+def test_bad_bytes_are_named(tmp_path):
+    """What is no UTF-8 is refused with file and line."""
+    row = b'{"question": "\xff", "answer": "1"}\n'
+    fails("data.jsonl:4:|utf-8", read_problems, tmp_path, GOOD_FILE.encode() + row)
+    fails("data.jsonl:1:", read_problems, tmp_path, b"\xff\xfe\x00")
+
+
+def test_files_without_a_line_are_refused(tmp_path):
+    """An empty file, no file, a folder."""
+    fails("data.jsonl|empty", read_problems, tmp_path, b"\n \n")
+    fails("none.jsonl|No such file", data.load_problems, tmp_path / "none.jsonl", kind=OSError)
+    fails(str(tmp_path), data.load_problems, tmp_path, kind=OSError)
+
+
+def test_files_of_pairs(tmp_path):
+    """A pair comes back from its JSON object; its label is true or false."""
+    pair = Pair(Problem("q", "1"), "r", True)
+    assert data.to_pair(from_pair(pair)) == pair
+    path = write(tmp_path / "data.jsonl", [pair, from_pair(pair) | {"label": "right"}])
+    fails("data.jsonl:2|label", data.read_jsonl, path, data.to_pair)
+
+
+def files(folder, **contents):
+    """Flags that name files with these rows: data=[...] is --data folder/data.jsonl."""
+    argv = []
+    for name, rows in contents.items():
+        argv += ["--" + name.replace("_", "-"), write(folder / f"{name}.jsonl", rows)]
+    return argv
+
+
+def letters(path, questions):
+    """A data file with a problem for each letter."""
+    return write(path, [Problem(letter, "1") for letter in questions])
+
+
+def split(folder, questions, other=None, size=None):
+    """The letters that are trained on, and those held out."""
+    path = letters(folder / "data", questions)
+    if other:
+        other = letters(folder / "other", other)
+    trained_on, held_out = data.load_split(path, other, size)
+    return "".join(p.question for p in trained_on), "".join(p.question for p in held_out)
+
+
+def test_the_last_tenth_is_held_out(tmp_path):
+    """Without other data the last tenth is held out, and its questions are nowhere trained on."""
+    assert split(tmp_path, "abcdeb" * 5) == ("ac" * 5, "deb")
+
+
+def test_held_out_questions_are_not_trained_on(tmp_path):
+    """Of a file of held-out problems every question is taken out of the training problems."""
+    assert split(tmp_path, "abcdeb" * 5, "bxyz") == ("acde" * 5, "bxyz")
+    fails("no problem is left", split, tmp_path, "abcdeb" * 5, "abcde")
+
+
+def test_what_is_beyond_the_size_is_not_held_out(tmp_path):
+    """--eval-size takes the first; the others may be trained on."""
+    assert split(tmp_path, "bxyz", "abcdeb" * 5, 1) == ("bxyz", "a")
+
+
+def test_gsm8k_without_a_network_fails_clearly(tmp_path):
+    """One line; nothing is written."""
+    hub = patch(torch.hub, "get_dir", return_value=str(tmp_path))
+    with hub, patch(data, "GSM8K", "http://127.0.0.1:9/"):
+        fails("gsm8k|cannot download", train.main, ["--model", "x", "--out", f"{tmp_path}/out"])
+    assert not list(tmp_path.rglob("*.jsonl"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_gsm8k_comes_from_the_cache(tmp_path):
+    """Its training file is trained on, its test file held out; answers are in its form."""
+    (tmp_path / "gsm8k").mkdir()
+    for name in ("train", "test"):
+        write(tmp_path / f"gsm8k/{name}.jsonl", [Problem(name, "<<1+1=2>>\n#### 2")])
+    with patch(torch.hub, "get_dir", return_value=str(tmp_path)):
+        (trained_on,), (held_out,) = data.load_split("gsm8k")
+    assert trained_on.question == "train"
+    assert held_out.question == "test"
+    assert is_correct("2", held_out.answer)
+
+
+# -------------------------------------------------------------------------------------- whole runs
+
+EVALUATION = [
+    "eval/generation",
+    "eval/critique",
+    "eval/critique_precision",
+    "eval/critique_recall",
+    "eval/t1",
+    "eval/t2",
+    "eval/delta",
+    "eval/i_to_c",
+    "eval/c_to_i",
+    "eval/size",
+    "eval/kept",
+]
+
+
+def six_steps(folder, method, count):
+    """The metrics of six steps on a few problems again and again, with what holds of every run."""
+    out = folder / "run"
+    flags = f"--method {method} --questions {count} --steps 6 --n 8 --updates 2 --eval-size 4"
+    with patch(train, "STATIC_QUESTIONS", count):
+        rows, _ = trained(out, flags + " --lr 4e-4", *files(folder, data=problems(count, 3)))
+    assert [row["step"] for row in rows] == list(range(7))
+    for row in (rows[0], rows[-1]):
+        assert not set(EVALUATION) - set(row)
+    for row in rows[1:]:
+        assert row["ratio/max_log"] < 1e-3, "learner and sampler disagree"
+        assert row["skipped"] == 0
+        assert row["seconds/sample"] > 0
+        assert row["seconds/update"] > 0
+        assert ("loss" in row) == (method in train.SUPERVISED)
+    weight = AutoModelForCausalLM.from_pretrained(out).get_input_embeddings().weight
+    assert not torch.equal(weight, base()[0].get_input_embeddings().weight)
+    return rows[1:]
+
+
+def rises(rows, name):
+    """The mean of the last two steps is above the first step's."""
+    before = rows[0][name]
+    after = (rows[-2][name] + rows[-1][name]) / 2
+    assert after > before + 0.05, f"{name} went from {before:.2f} to {after:.2f}"
+
+
+def test_g_rl_learns_to_answer(tmp_path):
+    """Plain RL: more and more responses are right."""
+    rises(six_steps(tmp_path, "g-rl", 16), "response/accuracy")
+
+
+def test_c_rl_learns_to_criticise(tmp_path):
+    """The critic alone: more and more judgements are right."""
+    rises(six_steps(tmp_path, "c-rl", 16), "critique/accuracy")
+
+
+def test_gc_rl_learns_to_answer(tmp_path):
+    """Both together: more and more responses are right."""
+    rises(six_steps(tmp_path, "gc-rl", 16), "response/accuracy")
+
+
+def test_score_learns_to_correct(tmp_path):
+    """Second attempts get better; Stage I is half of the steps, with a KL on first attempts."""
+    rows = six_steps(tmp_path, "score", 8)
+    rises(rows, "t2")
+    assert [row["stage"] for row in rows] == [1, 1, 1, 2, 2, 2]
+    assert max(row["kl/attempt 1"] for row in rows) > 0
+
+
+def test_multi_turn_learns_both_attempts(tmp_path):
+    """Both attempts get better, without stages."""
+    rows = six_steps(tmp_path, "multi-turn", 8)
+    rises(rows, "t1")
+    rises(rows, "t2")
+    assert {row["stage"] for row in rows} == {2}
+
+
+def test_star_learns_from_its_own_traces(tmp_path):
+    """First attempts get better."""
+    rises(six_steps(tmp_path, "star", 8), "t1")
+
+
+def test_pair_sft_learns_its_pairs(tmp_path):
+    """The loss on right responses after wrong ones falls."""
+    rows = six_steps(tmp_path, "pair-sft", 8)
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+
+
+SHORT = "--steps 5 --eval-every 3 --questions 3 --n 4 --updates 1 --eval-size 2 --pairs 1 --kl 0.01"
+
+
+def timeless(row):
+    """A line of metrics without times and speeds."""
+    timed = re.compile("second|tokens/s|memory")
+    return {name: value for name, value in row.items() if not timed.search(name)}
+
+
+def same_runs(out, expected):
+    """Two runs in five steps gave the same metrics, and to the byte the same weights and texts."""
+    ours = [timeless(row) for row in lines(out / "metrics.jsonl")]
+    theirs = [timeless(row) for row in lines(expected / "metrics.jsonl")]
+    assert [row["step"] for row in ours] == [0, 1, 2, 3, 4, 5]
+    for a, b in zip(ours, theirs):
+        assert a == b, {name for name in a | b if a.get(name) != b.get(name)}
+    assert ours == theirs
+    texts = ["samples.jsonl", "train.jsonl", "held_out.jsonl", "exam.jsonl"]
+    for name in ["model.safetensors", *texts]:
+        written = (out / name).read_bytes()
+        assert written
+        assert written == (expected / name).read_bytes(), name
+
+
+@functools.lru_cache
+def undisturbed():
+    """A SHORT run that nothing happens to, made once: its temporary folder."""
+    folder = tempfile.TemporaryDirectory()
+    trained(Path(folder.name) / "whole", SHORT)
+    return folder
+
+
+def goes_on(run):
+    """A run that was disturbed goes on and ends as if nothing had been."""
+    trained(run, SHORT + " --resume")
+    same_runs(run, Path(undisturbed().name) / "whole")
+
+
+def in_recipe(at, action):
+    """The action is taken in the recipe of step `at`."""
+    real = train.rewarded_critiques
+
+    def rewarded_critiques(args, policy, step, pairs):
+        if step == at:
+            action()
+        return real(args, policy, step, pairs)
+
+    return patch(train, "rewarded_critiques", rewarded_critiques)
+
+
+def disturbed(run, disturbance, words, step):
+    """A run ends with an error that has these words; its checkpoint is of before `step`."""
+    with disturbance:
+        fails(words, trained, run, SHORT + " --resume", kind=ArithmeticError)
+    assert torch.load(run / "resume.pt", weights_only=True)["step"] == step
+    assert not (run / "model.safetensors").exists()
+
+
+def signals(at, *numbers):
+    """The process gets signals in the recipe of step `at`."""
+
+    def send():
+        for number in numbers:
+            os.kill(os.getpid(), number)
+
+    return in_recipe(at, send)
+
+
+def test_signals(tmp_path):
+    """After the first signal the step is finished and saved; the second ends the run at once."""
+    run = tmp_path / "run"
+    disturbed(run, signals(1, signal.SIGINT, signal.SIGTERM), "143", step=1)
+    disturbed(run, signals(1, signal.SIGTERM), "143", step=2)
+    disturbed(run, signals(2, signal.SIGINT), "130", step=3)
+    goes_on(run)
+
+
+def test_errors_leave_the_checkpoint_whole(tmp_path):
+    """After an error in an evaluation, in a recipe, in the input the run goes on."""
+    run = tmp_path / "run"
+    unlucky = mock.Mock(side_effect=ZeroDivisionError("out of luck"))
+    wrong = mock.Mock(side_effect=InputError("prompt 7"))
+    with_error = patch(train, "evaluate", side_effect=OverflowError("too good"))
+    disturbed(run, with_error, "too good", step=0)
+    disturbed(run, in_recipe(5, unlucky), "out of luck", step=4)
+    disturbed(run, in_recipe(4, wrong), "error: prompt 7", step=4)
+    goes_on(run)
+
+
+def test_a_gradient_that_is_not_finite(tmp_path):
+    """It stops the run before the step; the mini-batch is written down, and the run goes on."""
+    run = tmp_path / "run"
+    real = train.learn
+    texts = []
+
+    def learn(args, policy, optimizer, load_reference, episodes, step, meter):
+        if step == 4:
+            episodes[3].sample.logprobs[0] = math.nan
+            texts.extend(e.text for e in episodes)
+        return real(args, policy, optimizer, load_reference, episodes, step, meter)
+
+    disturbed(run, patch(train, "learn", learn), "step 4|gradient norm|not_finite.jsonl", step=4)
+    rows = lines(run / "not_finite.jsonl")
+    assert {row["step"] for row in rows} == {4}
+    assert sorted(row["completion"] for row in rows) == sorted(texts)
+    goes_on(run)
+
+
+def dying(module, name, die, spared):
+    """module.name does its work `spared` times more, then `die` is called in its place. Calls that
+    rename a JSONL file do not count."""
+    real = getattr(module, name)
+    calls = []
+
+    def work(*args):
+        if str(args[-1]).endswith("jsonl"):
+            return real(*args)
+        calls.append(args)
+        return real(*args) if len(calls) <= spared else die(*args)
+
+    return patch(module, name, work)
+
+
+def killed_while_saving(folder, method, *more):
+    """Killed at each of four checkpoints, half-way through the file and before its renaming, a run
+    goes on as if nothing had been; what it printed when nothing happened to it."""
+    flags = f"--method {method} {SHORT}"
+    whole = folder / "whole"
+    rows, printed = trained(whole, flags, *more)
+    assert rows[1].get("kl/response", 0) < 1e-6, "the reference is the policy of step 0"
+
+    def half_written(state, file):
+        file.write(b"half of it")
+        raise KeyboardInterrupt
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    run = folder / "killed"
+    for number in range(4):  # at the start, after steps 0, 3, 5
+        before = min(1, number)  # the checkpoint before is written, as it was not the last time
+        in_saving = dying(torch, "save", half_written, spared=before)
+        in_renaming = dying(os, "replace", interrupted, spared=0)
+        for death in (in_saving, in_renaming):
+            with death:
+                fails("130", trained, run, flags + " --resume", *more)
+            assert (run / "resume.pt.partial").exists()
+            assert (run / "resume.pt").exists() == (number > 0)
+    trained(run, flags + " --resume", *more)
+    same_runs(run, whole)
+    return printed
+
+
+def shown_rows(asked):
+    """A demonstration of each problem, with a critique."""
+    rows = []
+    for problem in asked:
+        row = {"question": problem.question, "response": solved(problem)}
+        rows.append(row | {"critique": "Conclusion: right"})
+    return rows
+
+
+def cold(folder):
+    """Flags for a cold start."""
+    return *files(folder, cold_start=shown_rows(problems(8, 2))), "--cold-start-lr", 1e-4
+
+
+def test_killed_while_saving(tmp_path):
+    """SCoRe, without a cold start."""
+    assert "cold start" not in killed_while_saving(tmp_path, "score")
+
+
+def test_killed_while_saving_after_a_cold_start(tmp_path):
+    """GC-RL after a cold start, which makes the policy that the KL refers to."""
+    assert "cold start" in killed_while_saving(tmp_path, "gc-rl", *cold(tmp_path))
+
+
+# A run that gets SIGKILL in place of its so many-th write, flush or renaming.
+COUNTED = """
+import os, sys, torch, train
+torch.set_num_threads(1)
+left = int(sys.argv.pop(1))
+
+def counted(real):
+    def work(*args):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), 9)
+        return real(*args)
+    return work
+
+torch.save = counted(torch.save)
+os.fsync = counted(os.fsync)
+os.replace = counted(os.replace)
+train.main()
+"""
+
+
+def process(out, flags, count=0, limit=None):
+    """A run in a process of its own, killed at its `count`-th write or after `limit` seconds; its
+    exit status."""
+    command = [sys.executable, "-c", COUNTED, str(count), *flags, "--out", str(out), "--resume"]
+    with contextlib.suppress(subprocess.TimeoutExpired):  # it then sends SIGKILL
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, cwd=TOY.parent, timeout=limit)
+        return done.returncode
+    return -9
+
+
+def kills(folder, method, moments, writes, *more):
+    """SIGKILL to real runs: at `moments` spread over the run, then at each write and rename, the
+    first `writes` of them. Each then goes on, and gives what the whole run gave."""
+    flags = [*ON_TOY.split(), "--method", method, *SHORT.split(), *map(str, more)]
+    begin = time.time()
+    assert process(folder / "whole", flags) == 0
+    part = (time.time() - begin) / (moments + 1)
+    cases = [(0, part * (moment + 1)) for moment in range(moments)]
+    cases += [(count, None) for count in range(1, writes + 1)]
+    killed = 0
+    for number, (count, limit) in enumerate(cases):
+        out = folder / str(number)
+        status = process(out, flags, count, limit)
+        if status == 0 and count:
+            break  # it has fewer writes
+        killed += status != 0
+        assert process(out, flags) == 0
+        same_runs(out, folder / "whole")
+    assert killed
+
+
+def test_killed_for_real(tmp_path):
+    """A run that gets SIGKILL half-way goes on as if nothing had been."""
+    kills(tmp_path, "gc-rl", 1, 0)
+
+
+def long_kills(tmp_path):
+    """The same at 20 moments and at every write."""
+    kills(tmp_path / "plain", "gc-rl", 20, 99)
+    kills(tmp_path / "score", "score", 20, 99)
+    kills(tmp_path / "cold", "gc-rl", 20, 99, *cold(tmp_path))
+
+
+def long_memory(tmp_path):
+    """200 steps of GC-RL need no more memory than 20."""
+    pages = []
+    real = train.show_step
+
+    def look(row, steps):
+        pages.append(int(Path("/proc/self/statm").read_text().split()[1]))
+        real(row, steps)
+
+    with patch(train, "show_step", look):
+        trained(tmp_path / "out", "--steps 200 --eval-every 100 --eval-size 16")
+    assert pages[200] < 1.05 * pages[20], pages[::20]
+
+
+def go(out, text, seed=3):
+    """A run of SCoRe for which a second or two are enough, on a file beside its folder."""
+    flags = "--method score --questions 2 --n 2 --eval-size 4 --steps "
+    return trained(out, flags + text, *files(out.parent, data=problems(12, seed)))
+
+
+def test_folders_in_use_are_left_alone(tmp_path):
+    """A folder with other files, or a file, is no place for a run, to begin or to go on."""
+    (tmp_path / "file").touch()
+    for name in ("start", "resume.pt.partial", "notes.txt"):
+        (tmp_path / "other" / name).mkdir(parents=True)
+    for text in ("1", "1 --resume"):
+        fails("other|name another folder", go, tmp_path / "other", text)
+        fails("file|name another folder", go, tmp_path / "file", text)
+    assert len(list(tmp_path.glob("other/*"))) == 3
+
+
+def test_what_a_kill_left_before_the_first_checkpoint_is_written_over(tmp_path):
+    """The run begins as if the folder were empty."""
+    run = tmp_path / "run"
+    (run / "start").mkdir(parents=True)
+    (run / "start/model.safetensors").write_bytes(b"half")
+    (run / "resume.pt.partial").write_bytes(b"half")
+    rows, _ = go(run, "1")
+    assert [row["step"] for row in rows] == [0, 1]
+
+
+def test_a_run_goes_on_by_resume_only(tmp_path):
+    """Without --resume nothing is written over; with it, the flags must be the same."""
+    run = tmp_path / "run"
+    go(run, "1")
+    fails("holds a run|--resume", go, run, "2")
+    fails("--seed 0, not 5", go, run, "2 --resume --seed 5")
+    fails("--steps 1, not 0", go, run, "0 --resume")
+
+
+def test_a_run_can_be_extended(tmp_path):
+    """It goes on with the problems that it began with, and drops what lies behind its checkpoint.
+    Stage I is half of the one step that was asked for first."""
+    run = tmp_path / "run"
+    go(run, "1")
+    data.write_jsonl(run / "metrics.jsonl", [{"step": 2, "left": "over"}], "a")
+    rows, _ = go(run, "4 --resume --eval-every 7", seed=4)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert "left" not in rows[2]
+    assert "eval/t1" in rows[4]
+    assert {row["stage"] for row in rows[1:]} == {2}
+    assert data.load_problems(run / "train.jsonl") == problems(12, 3)
+
+
+def test_a_run_that_has_ended_writes_its_model_again(tmp_path):
+    """--resume of a finished run changes no number and shows the table."""
+    run = tmp_path / "run"
+    rows, _ = go(run, "1")
+    (run / "model.safetensors").unlink()
+    again, printed = go(run, "1 --resume")
+    assert again == rows
+    assert re.search(r"score, seed 0 +start +end\n", printed)
+    assert AutoModelForCausalLM.from_pretrained(run)
+
+
+def test_what_a_run_leaves(tmp_path):
+    """Held-out problems and exam of --eval-size, and the flags, beside the model."""
+    run = tmp_path / "run"
+    go(run, "1 --max-new-tokens 40")
+    assert len(lines(run / "held_out.jsonl")) == 4
+    assert len(lines(run / "exam.jsonl")) == 4
+    assert runs.run_flags(run)["max_new_tokens"] == 40
+    assert runs.run_flags(tmp_path) == {}
+
+
+def test_a_checkpoint_that_cannot_be_read(tmp_path):
+    """Half a file, or one of another version: one line."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "resume.pt").write_bytes(b"half")
+    fails("resume.pt cannot be read", go, run, "2 --resume")
+    torch.save({"format": 0}, run / "resume.pt")
+    fails("resume.pt cannot be read|of another version", go, run, "2 --resume")
+
+
+def test_a_full_disk(tmp_path):
+    """One line says so."""
+    with patch(os, "replace", side_effect=OSError("no space left")):
+        fails("no space left", go, tmp_path / "full", "1")
+
+
+def loaded_in(out, text):
+    """What a run loads with `load_policy`, in this order."""
+    loading = mock.Mock(wraps=load_policy)
+    with patch(train, "load_policy", loading):
+        trained(out, "--method g-rl --questions 2 --n 4 --eval-size 2 " + text)
+    return [str(call.args[0]) for call in loading.call_args_list]
+
+
+def test_the_reference_is_loaded_when_it_is_needed(tmp_path):
+    """Once, from OUT/start: at the first step after step 1 that has a KL weight."""
+    start = str(tmp_path / "kl" / "start")
+    assert loaded_in(tmp_path / "none", "--steps 3") == ["toy"]
+    assert loaded_in(tmp_path / "kl", "--kl 0.1 --steps 1") == ["toy"]
+    # The policy is loaded from there too, and gets its weights from the checkpoint.
+    assert loaded_in(tmp_path / "kl", "--kl 0.1 --steps 3 --resume") == [start, start]
+
+
+def three_tokens(out):
+    """Two steps on two problems and one that is too long, with a limit of three tokens."""
+    asked = files(out.parent, data=[*problems(2), Problem("9+" * 300, "9")])
+    flags = "--method g-rl --questions 3 --n 3 --steps 2 --eval-size 2 --max-new-tokens 3"
+    return trained(out, flags, *asked)
+
+
+def test_problems_without_room_are_refused(tmp_path):
+    """Before anything is written, with the length that is needed and the problem."""
+    fails("context|9+9+9", three_tokens, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_prompts_without_room_are_skipped_and_counted(tmp_path):
+    """Only problems are checked at the start: a prompt of a later turn may be too long."""
+    with patch(train, "check_lengths"):
+        rows, _ = three_tokens(tmp_path / "run")
+    assert [row["skipped"] for row in rows[1:]] == [3, 3]
+    assert rows[1]["tokens"] == 18
+
+
+def test_texts_of_a_run(tmp_path):
+    """Texts of the first and the last step for a person to read; a warning where most are cut."""
+    with patch(train, "check_lengths"):
+        rows, printed = three_tokens(tmp_path / "run")
+    assert rows[1]["truncated"] == 1
+    assert "--max-new-tokens" in printed
+    assert "--- response" in printed
+    texts = lines(tmp_path / "run" / "samples.jsonl")
+    assert [row["step"] for row in texts] == [1, 1, 1, 2, 2, 2]
+    for row in texts:
+        assert row["reward"] == 0
+        assert row["prompt"]
+        assert not row["stopped"]
+
+
+def test_order_of_the_problems():
+    """Pass after pass over all of them, each in an order of its own, whatever a step takes."""
+    asked = ""
+    for step in range(1, 11):
+        batch = runs.batch_of("abcde", step, 0, 3)
+        assert len(batch) == 3
+        asked += "".join(batch)
+    orders = {asked[start : start + 5] for start in range(0, 30, 5)}
+    assert len(orders) > 2
+    for order in orders:
+        assert sorted(order) == list("abcde")
+    assert len(runs.batch_of("ab", 1, 0, 7)) == 7
+
+
+# ------------------------------------------------------------------------------- the command lines
+
+
+def has_flags(text, **expected):
+    """The flags of a command line are these, among others."""
+    args = vars(arguments(text))
+    assert args | expected == args
+
+
+def test_defaults_of_the_toy():
+    """A tiny model on tiny problems learns faster."""
+    has_flags("", steps=20, lr=1e-4, kl=0.0, n=8, pairs=64, no_std=False)
+
+
+def test_files_of_the_toy_go_together():
+    """With other problems its held-out problems and its exam are not used, its settings are."""
+    has_flags("--data mine.jsonl", data="mine.jsonl", eval_data=None, exam=None, steps=20)
+
+
+def test_defaults_of_other_models():
+    """Those of the papers, where two cores do not forbid it."""
+    has_flags("--model x", steps=200, lr=1e-6, kl=1e-3, beta2=0.1, data="gsm8k")
+
+
+def test_where_pairs_come_from():
+    """C-RL criticises static pairs unless it is told otherwise, GC-RL its own responses."""
+    has_flags("--method c-rl", critique_data="static")
+    has_flags("--method gc-rl", critique_data="dynamic")
+
+
+def test_constants_that_cancel_are_noted():
+    """Divided by the deviation of one prompt's group, constants of rewards make no difference."""
+    for flags, noted in [
+        ("", False),
+        ("--reward-right 0.6", True),
+        ("--balance reweight", True),
+    ]:
+        assert ("cancel" in printed_by(train.parse_args, flags)) == noted, flags
+
+
+# Flags of train.py and what the error must name; a word with @ is a file, see `input_files`.
+REFUSED = [
+    ("--method grpo", "--method|grpo"),
+    ("--frobnicate", "--frobnicate"),
+    ("--n 1", "--n 1"),
+    ("--data @long --eval-data @long --model @no", "no problem is left"),
+    ("--data @long --eval-data @empty", "empty.jsonl"),
+    ("--data @long --eval-data @good --model @no", "cannot load model|no.jsonl"),
+    ("--data @no", "no.jsonl"),
+    ("--data @bad", "bad.jsonl:2|answer"),
+    ("--cold-start @bad", "bad.jsonl:1|response"),
+    ("--cold-start @long", "--cold-start|context"),
+    ("--exam @bad", "bad.jsonl:1"),
+    ("--steps -1", "--steps -1"),
+    ("--lr 0", "--lr"),
+    ("--temperature 0", "--temperature"),
+    ("--max-new-tokens 500", "context|500"),
+    ("--method score --steps 3 --stage1-steps 5", "--stage1-steps 5|3"),
+    ("--device nonsense", "nonsense"),
+    ("--steps many", "--steps|many"),
+    ("--kl nan", "--kl"),
+    ("--pairs 0", "--pairs 0"),
+]
+
+# The same of sample.py.
+UNUSED = [
+    ("", "--help"),
+    ("--model @no 1+1?", "cannot load model"),
+    ("--model @no --eval", "held_out|--data"),
+    ("--eval --data @bad", "bad.jsonl:2"),
+    ("--eval --size 0", "--size 0"),
+    ("--n 0 q", "--n 0"),
+    ("--eval --exam @long", "long.jsonl:1|label"),
+    ("x" * 5000, "context"),
+]
+
+# And of figures.votes.
+UNVOTED = [
+    ("", "MODEL"),
+    ("@no", "held_out|--data"),
+    ("toy --data @bad", "bad.jsonl:2"),
+    ("toy --data @long", "context|9+9+9"),
+    ("toy --n 4 --critiques 4", "--critiques 4|--n 4"),
+    ("toy --n 1", "--critiques 1|--n 1"),
+    ("toy --size 0", "--size 0"),
+]
+
+
+def input_files(folder):
+    """{word: the file that it stands for}."""
+    question = "9+" * 220 + "9"
+    long = {"question": question, "answer": "9", "response": "9" * 600}
+    bad = [{"question": "x", "answer": "1"}, {"question": "x"}]
+    return {
+        "@no": folder / "no.jsonl",
+        "@empty": write(folder / "empty.jsonl", []),
+        "@bad": write(folder / "bad.jsonl", bad),
+        "@long": write(folder / "long.jsonl", [long]),
+        "@good": write(folder / "good.jsonl", problems(3)),
+    }
+
+
+def refuses(folder, table, call):
+    """Each command line is refused with one line before anything is written to folder/out."""
+    named = input_files(folder)
+    for flags, words in table:
+        fails(words, call, *[named.get(word, word) for word in flags.split()])
+        assert not (folder / "out").exists(), flags
+
+
+def test_bad_input_of_train(tmp_path):
+    """It is refused in one line before anything is written."""
+    refuses(tmp_path, REFUSED, functools.partial(trained, tmp_path / "out", ""))
+
+
+def test_bad_input_of_sample(tmp_path):
+    """It is refused in one line."""
+    refuses(tmp_path, UNUSED, functools.partial(used, ""))
+
+
+def test_bad_input_of_votes(tmp_path):
+    """It is refused in one line, before anything is sampled and drawn."""
+    voted = functools.partial(printed_by, votes.main, "--out", tmp_path / "out")
+    with patch(votes, "respond", side_effect=AssertionError("sampled")):
+        refuses(tmp_path, UNVOTED, voted)
+
+
+def test_the_exam_has_no_training_question(tmp_path):
+    """Of six pairs of questions the two that are trained on are left out."""
+    asked = problems(20, 3)
+    argv = files(tmp_path, data=asked[:12], eval_data=asked[16:], exam=static_pairs(asked[10:16]))
+    rows, printed = trained(tmp_path / "run", "--steps 0 --eval-size 8", *argv)
+    assert "exam.jsonl: 4 pairs left out" in printed
+    examined = {row["question"] for row in lines(tmp_path / "run" / "exam.jsonl")}
+    assert examined == {problem.question for problem in asked[12:16]}
+    assert rows[0]["eval/pairs"] == 8
+
+
+def test_a_run_leaves_demonstrations_of_held_out_questions_out(tmp_path):
+    """Of twenty, four of held-out problems and four of the exam; the loss on the others falls."""
+    asked = problems(20, 3)
+    argv = files(
+        tmp_path,
+        data=asked[:12],
+        eval_data=asked[16:],
+        exam=static_pairs(asked[12:16]),
+        cold_start=shown_rows(asked),
+    )
+    flags = "--steps 0 --eval-size 8 --cold-start-lr 3e-4"
+    with mock.patch.multiple(train, COLD_START_PASSES=12, COLD_START_BATCH=8):
+        _, printed = trained(tmp_path / "run", flags, *argv)
+    assert "cold_start.jsonl: 8 demonstrations left out: held out" in printed
+    losses = [float(loss) for loss in re.findall(r"cold start .*loss ([\d.]+)", printed)]
+    assert len(losses) > 2
+    assert losses[-1] < losses[0]
+
+
+def test_the_exam_is_of_the_starting_policy(tmp_path):
+    """Without --exam it is sampled on held-out problems, the same whatever the method; half of its
+    pairs are right. Two such runs can be compared."""
+    held_out = problems(30, 9)
+    argv = files(tmp_path, data=problems(12, 3), eval_data=held_out)
+    flags = f"--device cpu --model {TOY} --steps 0 --max-new-tokens 64 --eval-size 16"
+    exams = []
+    for method in ("g-rl", "c-rl"):
+        out = tmp_path / method
+        printed_by(train.main, flags, "--method", method, "--out", out, *argv)
+        exams.append(data.read_jsonl(out / "exam.jsonl", data.to_pair))
+    exam, other = exams
+    assert exam == other
+    assert [pair.right for pair in exam] == [True, False] * (len(exam) // 2)
+    assert {pair.problem for pair in exam} <= set(held_out[:16])
+    words = ["g-rl", "c-rl", "held out: t2"]
+    draw(compare, tmp_path / "c.svg", words, tmp_path / "g-rl", tmp_path / "c-rl")
+
+
+def test_a_question_on_the_command_line():
+    """An answer, as many critiques as were asked for, a correction with and one without help."""
+    text = used("--n 3", "Compute 9-7*2-5 modulo 10.")
+    assert text.count("ANSWER") == 1
+    assert text.count("CRITIQUE") == 3
+    assert text.count("CORRECTED") == 2
+    assert "boxed" in text
+
+
+def test_printed_text_is_safe_for_a_terminal():
+    """Control characters are spelled out, new lines are not."""
+    assert runs.printable("a\x1b[2J\n") == "a\\x1b[2J\n"
+
+
+def test_a_runs_own_evaluation_again(tmp_path):
+    """sample.py --eval gives the last numbers of the run: its held-out problems, exam and limit,
+    which here cuts some of the completions."""
+    flags = "--steps 1 --questions 4 --n 4 --eval-size 16 --max-new-tokens 21"
+    rows, _ = trained(tmp_path / "run", flags)
+    last = {name: value for name, value in rows[-1].items() if name.startswith("eval/")}
+    text = used("--eval --json --model", tmp_path / "run")
+    assert json.loads(text.splitlines()[-1]) == last
+    assert last["eval/truncated"] > 0
+
+
+def test_evaluations_of_other_problems(tmp_path):
+    """--data names other problems, of which --size takes the first."""
+    asked = files(tmp_path, data=problems(5, 8))
+    assert '"eval/size": 4' in used("--eval --json --size 4", *asked)
+
+
+def test_evaluations_without_an_exam(tmp_path):
+    """An exam without a pair, as a policy leaves that is always right, is sampled."""
+    policy.save_policy(*base(), tmp_path)
+    write(tmp_path / "held_out.jsonl", problems(8, 2, held_out=True))
+    (tmp_path / "exam.jsonl").write_text("")
+    assert "critique_p1" in used("--eval --size 4 --max-new-tokens 64 --model", tmp_path)
+
+
+# ---------------------------------------------------------------------------------------- figures
+
+
+def draw(program, picture, words, *args):
+    """What a program of figures/ printed; its picture must be well-formed, and hold the words."""
+    printed = printed_by(program.main, "--out", picture, *args)
+    root = ElementTree.parse(picture).getroot()
+    assert root.tag.endswith("svg")
+    text = "".join(root.itertext())
+    for word in words:
+        assert word in text
+    assert "nan" not in (picture.read_text() + printed).lower()
+    return printed
+
+
+def test_ticks_by_hand():
+    """Round numbers that hold the least and the greatest value; an axis of shares ends at 1."""
+    for low, high, count, whole, expected in [
+        (0, 1, 5, False, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0.43, 0.98, 5, False, [0.4, 0.6, 0.8, 1]),
+        (0, 20, 7, True, [0, 5, 10, 15, 20]),
+        (0, 2, 7, True, [0, 1, 2]),
+        (1, 1, 5, False, [0.98, 1]),  # a flat line: never beyond 1
+        (0, 0, 5, False, [0, 0.2]),
+    ]:
+        close(chart.ticks(low, high, count, whole), expected)
+
+
+def test_bands_by_hand():
+    """Mean, least and greatest at each place that all runs have."""
+    seeds = [[(0, 1.0), (1, 3.0)], [(0, 2.0)], []]
+    assert chart.band(seeds) == [(0, 1.5, 1.0, 2.0)]
+
+
+def made_up_run(folder, end):
+    """A run's folder with two lines of metrics, and with lines that cannot be used."""
+    folder.mkdir()
+    write(
+        folder / "metrics.jsonl",
+        [
+            {"step": 0, "eval/generation": 0.25, "eval/t2": None},
+            {"step": 1, "t1": 0.5, "eval/generation": end, "eval/t2": math.nan},
+            [1],
+        ],
+    )
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 1e999}\n{"step": "2", "t1": 1}\n{"step": 2, "cut in')
+    return folder
+
+
+def test_comparison(tmp_path):
+    """A table of last evaluations, one of the seeds of a method, their curves, and JSON. What is no
+    number is drawn and printed nowhere."""
+    folders = [
+        made_up_run(tmp_path / "gc-rl-0", 0.5),
+        made_up_run(tmp_path / "gc-rl-1", 0.75),
+        made_up_run(tmp_path / "a&b", 1.0),
+    ]
+    words = ["gc-rl-*, 2 seeds", "a&b", "held out: generation", "in training: t1"]
+    printed = draw(compare, tmp_path / "c.svg", words, "--json", *folders)
+    table = [re.split("  +", line) for line in printed.splitlines()]
+    assert ["last evaluation", "start", "gc-rl-0", "gc-rl-1", "a&b"] in table
+    assert ["eval/generation", "0.250", "0.500", "0.750", "1.000"] in table
+    assert ["eval/t2", "-", "-", "-", "-"] in table
+    assert ["eval/generation", "0.625 (0.500 to 0.750)", "1.000"] in table
+    numbers = json.loads(printed.splitlines()[-1])
+    assert numbers[str(folders[1])]["eval/generation"] == 0.75
+
+
+def test_pictures_write_over_pictures_only(tmp_path):
+    """A file that is no SVG is left alone."""
+    picture = tmp_path / "c.svg"
+    picture.write_text("a text of mine")
+    run = made_up_run(tmp_path / "run", 0.5)
+    fails("c.svg", printed_by, compare.main, "--out", picture, run)
+    assert picture.read_text() == "a text of mine"
+
+
+def test_comparison_of_no_run(tmp_path):
+    """One line names the file that is not there; nothing is drawn."""
+    picture = tmp_path / "c.svg"
+    folder = tmp_path / "no"
+    fails("no/metrics.jsonl", printed_by, compare.main, "--out", picture, folder, kind=OSError)
+    assert not picture.exists()
+
+
+# Answers (None: none can be read), their weights, the place of the one that is elected.
+ELECTIONS = [
+    ([1, "2/4", 0.5, 3], [1, 1, 1, 1], 1),  # 1/2 and 0.5 are one answer
+    (["x+1", "x + 1", "y"], [1, 1, 1], 0),
+    ([1, 2, 2, 1], [1, 1, 1, 1], 0),  # a tie goes to the answer that came first
+    ([None, None, 3], [1, 1, 1], 2),
+    ([None, None], [1, 1], None),
+    ([], [], None),
+    ([1, 1, 2], [0.2, 0.3, 0.6], 2),
+    ([1, 2, 2], [0, 0, 0], 1),  # no critique calls any right: a plain vote
+    ([None, 1, 2, 2], [1, 0, 0, 0], 2),  # what cannot be read has no vote to weigh
+]
+
+
+def test_majority_vote():
+    """The answer with the most weight is elected, by the first text that gives it."""
+    for answered, weights, elected in ELECTIONS:
+        texts = ["hm" if answer is None else box(answer) for answer in answered]
+        assert votes.majority_vote(texts, weights) == elected, (texts, weights)
+
+
+def test_what_was_cut_elects_nothing():
+    """A response that was cut has no answer, whatever number it stopped at."""
+    problem = Problem("1+1?", "2")
+    cut = Episode(a_sample(stopped=False), box(2), "response", problem, right=True)
+    assert not votes.elects_right([(cut, 1.0)])
+
+
+def test_votes_at_equal_budgets():
+    """A budget of 4 is four answers, two and their corrections, or two and a critique of each."""
+    problem = Problem("1+1?", "2")
+    texts = [box(3), box(2), box(3), box(2)]
+    drawn = [Episode(a_sample(), text, "", problem, text == box(2)) for text in texts]
+    wrong, right, *_ = drawn
+    corrected = [(wrong, a_sample(), box(2)), (right, a_sample(), box(3))]
+    checks = [Episode(a_sample(), "", "", problem, says_right=e.right) for e in (wrong, right)]
+    with (
+        patch(votes, "respond", return_value=drawn) as respond,
+        patch(votes, "complete", return_value=corrected) as complete,
+        patch(votes, "criticise", return_value=checks) as criticise,
+    ):
+        table = votes.vote(None, [problem], [2, 4], 1, 0)
+    assert respond.call_args.args[2] == 4
+    assert complete.call_args.args[1] == [wrong, right]
+    assert complete.call_args.args[3] == 1
+    assert [pair.response for pair in criticise.call_args.args[1]] == texts[:2]
+    assert criticise.call_args.args[2] == 1
+    assert table["parallel"] == {2: 0, 4: 0}, "3 and 2 tie, and 3 came first"
+    assert table["parallel, corrected"] == {2: 1, 4: 1}, "corrected to 2 and 3: 2 came first"
+    assert table["critique-weighted"] == {2: 0, 4: 1}, "called wrong, 3 wins alone only"
+
+
+def budgets_of(folder, flags):
+    """{way: the budgets that it has an accuracy for} of votes on the toy, with their picture."""
+    words = ["accuracy by vote", "critique-weighted"]
+    argv = f"toy --device cpu --json --size 8 {flags}".split()
+    printed = draw(votes, folder / "votes.svg", words, *argv)
+    numbers = json.loads(printed.splitlines()[-1])
+    assert 0 <= numbers.pop("greedy/t1") <= 1
+    assert 0 <= numbers.pop("greedy/t2") <= 1
+    return {way: list(row) for way, row in numbers.items()}
+
+
+def test_budgets_of_votes(tmp_path):
+    """2, 4, 8 and so on, and --n itself."""
+    assert budgets_of(tmp_path, "--n 6") == {
+        "vote/parallel": ["2", "4", "6"],
+        "vote/parallel, corrected": ["2", "4", "6"],
+        "vote/critique-weighted": ["2", "4", "6"],
+    }
+
+
+def test_budgets_of_votes_with_many_critiques(tmp_path):
+    """An answer and three critiques cost 4 samples: a budget of 2 has none."""
+    assert budgets_of(tmp_path, "--n 4 --critiques 3") == {
+        "vote/parallel": ["2", "4"],
+        "vote/parallel, corrected": ["2", "4"],
+        "vote/critique-weighted": ["4"],
+    }
+
+
+# -------------------------------------------------------------------------------------------- toy
+
+
+def test_the_teacher_knows_arithmetic():
+    """Python agrees with every answer, and the teacher finds every step of it right."""
+    for problem in problems(300):
+        expression = problem.question.split()[1]
+        steps = make.Teacher().solve(expression)
+        assert problem.answer == str(eval(expression) % 10)
+        assert is_correct(solved(problem), problem.answer)
+        check = make.Teacher().criticise(steps)
+        assert judgement(check) is True
+        assert check.count("ok") == 3
+
+
+def test_the_teachers_critique_by_hand():
+    """Each step is held against memory as it stands, also behind a wrong one."""
+    check = make.Teacher().criticise([(8, "*", 9, 5), (5, "-", 1, 4)])
+    assert check == "8*9=5:2 no\n5-1=4:4 ok\nConclusion: wrong"
+
+
+def wrong_facts(teacher):
+    """How many of the 300 facts a teacher does not recall as they are."""
+    sure = make.Teacher()
+    wrong = 0
+    for a in range(10):
+        for op in "+-*":
+            for b in range(10):
+                wrong += teacher.recall(a, op, b) != sure.recall(a, op, b)
+    return wrong
+
+
+def test_what_the_teacher_is_not_sure_of():
+    """78 facts can come out wrong, and 33 of them are never right in solving."""
+    assert wrong_facts(make.Teacher(1.0, random.Random(0))) == 78
+    assert wrong_facts(make.Teacher(0.0, random.Random(0), make.BLIND)) == 33
+
+
+def test_held_out_problems_are_in_no_demonstration():
+    """They are no training problems, and no demonstration is about one of them."""
+    held_out = {problem.question for problem in problems(512, 2, held_out=True)}
+    assert len(held_out) == 512
+    assert not held_out & {problem.question for problem in problems(3000)}
+    rng = random.Random(0)
+    for _ in range(500):
+        messages, _ = make.demonstrate(rng)
+        text = "\n".join(message["content"] for message in messages)
+        for question in re.findall(r"Compute \S+ modulo 10\.", text):
+            assert question not in held_out
+
+
+def test_demonstrations_of_the_toy_are_well_formed():
+    """Critiques end in a judgement; tokens are the text and EOS; prompts are short."""
+    tokenizer = base()[1]
+    rng = random.Random(0)
+    for _ in range(500):
+        messages, text = make.demonstrate(rng)
+        assert "Conclusion" not in text or judgement(text) is not None
+        given = rollout.demonstration(tokenizer, messages, text)
+        assert tokenizer.decode(given.tokens[:-1]) == text
+        assert given.tokens[-1] == tokenizer.eos_token_id
+        assert len(given.prompt) < 256
+
+
+def committed_exam():
+    """The pairs of toy/exam.jsonl."""
+    return data.read_jsonl(TOY / "exam.jsonl", data.to_pair)
+
+
+def test_committed_problems_are_those_of_make():
+    """toy/make.py writes the same training and held-out problems."""
+    assert data.load_problems(TOY / "train.jsonl") == problems(make.TRAIN, 1)
+    assert data.load_problems(TOY / "held_out.jsonl") == problems(make.HELD_OUT, 2, True)
+
+
+def test_the_committed_exam():
+    """Right and wrong by turns, rightly labelled, on problems that are held out."""
+    exam = committed_exam()
+    assert [pair.right for pair in exam] == [True, False] * (make.EXAM // 2)
+    asked = set(problems(2 * make.EXAM, 3, True))
+    for pair in exam:
+        assert pair.right == is_correct(pair.response, pair.problem.answer)
+        assert pair.problem in asked
+
+
+def test_the_committed_model_is_right_half_the_time():
+    """There is something to learn, and something to learn it from."""
+    held_out = problems(96, 2, held_out=True)
+    numbers = sample.evaluate(toy_policy(), held_out, committed_exam()[:96])
+    assert 0.3 < numbers["eval/generation"] < 0.8
+    assert 0.3 < numbers["eval/critique"] < 0.8
+
+
+def test_make_writes_a_folder_like_the_committed_one(tmp_path):
+    """The same tokenizer, a model of the same size, the same limit."""
+    with mock.patch.multiple(make, STEPS=3, BATCH=8, HELD_OUT=6, EXAM=4):
+        assert "wrote" in printed_by(lambda argv: make.make(*argv), "", tmp_path)
+    model, tokenizer = load_policy(tmp_path, "cpu")
+    toy, committed = base()
+    assert model.num_parameters() == toy.num_parameters()
+    assert tokenizer.chat_template == committed.chat_template
+    assert tokenizer.get_vocab() == committed.get_vocab()
+    assert runs.run_flags(tmp_path) == runs.run_flags(TOY) == {"max_new_tokens": 64}
+
+
+# ---------------------------------------------------------------------------------------- answers
 
 # reference == responses that are right, reference != responses that are not; ¶ is a new line
 ANSWERS = r"""So. #### yes == \boxed{yes} | the answer is Yes. ;; So. #### yes != \boxed{no} | yes
@@ -665,20 +3524,49 @@ B == \boxed{(B)} | \boxed{B} | The answer is (B). ;; (B) == \boxed{B} | \boxed{(
 
 
 def test_is_correct_table():
+    """Right and wrong responses to each reference answer."""
     for row in re.split("\n| ;; ", ANSWERS):
         answer, responses = re.split(" [=!]=", row)
         for response in responses.split(" |"):
             response = response.strip().replace("¶", "\n")
-            given = response, answer, reward.final_answer(response)
-            assert is_correct(response, answer) is (" == " in row), given
+            expected = " == " in row
+            assert is_correct(response, answer) is expected, (response, answer)
+
+
+HOSTILE = [
+    "9",
+    "{",
+    "\\boxed{",
+    "\\frac{",
+    "#",
+    "1,111",
+    "1/",
+    "-",
+    "####1",
+    "\\text{",
+    "^",
+    "=",
+    " ",
+    "1 ",
+    "answer is ",
+    "\\frac{1} ",
+    "1 1/",
+    "9e9",
+    "5 \\times 10^",
+]
 
 
 def test_hostile_text_takes_linear_time():
-    texts = ["9", "{", "\\boxed{", "\\frac{", "#", "1,111", "1/", "-", "####1", "\\text{", "^", "="]
-    texts += [" ", "1 ", "answer is ", "\\frac{1} ", "1 1/", "9e9", "5 \\times 10^"]
-    texts = [text * (10**6 // len(text)) for text in texts]
-    texts += ["\\boxed{" + "9" * 10**6 + "}", "the answer is " + "9" * 10**6, "9**9**9"]
-    texts += ["\\boxed{" + "{" * 10**6, "\\frac" + " " * 10**6, "5" + " " * 10**6 + "/"]
+    """A megabyte of anything is read in less than two seconds, as a response or as a reference."""
+    texts = [text * (10**6 // len(text)) for text in HOSTILE]
+    texts += [
+        "\\boxed{" + "9" * 10**6 + "}",
+        "\\boxed{" + "{" * 10**6,
+        "the answer is " + "9" * 10**6,
+        "\\frac" + " " * 10**6,
+        "5" + " " * 10**6 + "/",
+        "9**9**9",
+    ]
     for text in texts:
         start = time.process_time()
         assert not is_correct(text, "8")
@@ -686,28 +3574,77 @@ def test_hostile_text_takes_linear_time():
         assert time.process_time() - start < 2, f"{text[:20]!r}..."
 
 
-PIECES = "Conclusion: right|\\boxed{|}|{|\\frac|####|answer is |**|1,234|-|.5|/|\n|\r\n|\ufeff|"
-PIECES += "\x1b[2J|\x00|\u2028|'|[|]|(|)|$|%|^|_|\\text{|e9|1e999|\U0001f600|\u0663|\ud800|nan|\\|"
-PIECES += "null|:|,|{}"
-PIECES = [*PIECES.split("|"), "|", '"', '{"question": "1+1", "answer": "2"}', '{"answer": []}']
+PIECES = [
+    "Conclusion: right",
+    "\\boxed{",
+    "}",
+    "{",
+    "\\frac",
+    "####",
+    "answer is ",
+    "**",
+    "1,234",
+    "-",
+    ".5",
+    "/",
+    "\n",
+    "\r\n",
+    "\ufeff",
+    "\x1b[2J",
+    "\x00",
+    "\u2028",
+    "'",
+    "[",
+    "]",
+    "(",
+    ")",
+    "$",
+    "%",
+    "^",
+    "_",
+    "\\text{",
+    "e9",
+    "1e999",
+    "\U0001f600",
+    "\u0663",
+    "\ud800",
+    "nan",
+    "\\",
+    "null",
+    ":",
+    ",",
+    "{}",
+    "|",
+    '"',
+    '{"question": "1+1", "answer": "2"}',
+    '{"answer": []}',
+]
+
+
+def random_text(rng):
+    """Up to 10 kB of PIECES."""
+    limit = rng.choice((30, 300, 3000, 10000))
+    text = ""
+    while len(text) < limit:
+        text += rng.choice(PIECES) * rng.choice((1, 1, 1, 3, 300))
+    return text[:limit]
 
 
 def fuzz(folder, count):
-    """Random texts of up to 10 kB: no exception but InputError, none over 50 ms of processor time
-    (best of three)."""
-    rng, path = random.Random(0), folder / "fuzz.jsonl"
+    """Random texts: no exception but InputError, none over 50 ms of processor time (best of 3)."""
+    path = folder / "fuzz.jsonl"
 
     def read(text):
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
         with contextlib.suppress(InputError):
-            reward.read_jsonl(path, reward.to_problem)
+            data.read_jsonl(path, data.to_problem)
 
+    as_response = functools.partial(is_correct, answer="7")
+    as_reference = functools.partial(is_correct, "7")
+    rng = random.Random(0)
     for _ in range(count):
-        text, limit = "", rng.choice((30, 300, 3000, 10000))
-        while len(text) < limit:
-            text += rng.choice(PIECES) * rng.choice((1, 1, 1, 3, 300))
-        text = text[:limit]
-        for work in (judgement, read, lambda x: is_correct(x, "7"), lambda x: is_correct("7", x)):
+        text = random_text(rng)
+        for work in (judgement, read, as_response, as_reference):
             spent = []
             while not spent or (spent[-1] > 0.05 and len(spent) < 3):
                 start = time.process_time()
@@ -717,1037 +3654,26 @@ def fuzz(folder, count):
 
 
 def test_fuzz(tmp_path):
+    """A thousand random texts."""
     fuzz(tmp_path, 1000)
 
 
 def long_fuzz(tmp_path):
+    """A hundred thousand."""
     fuzz(tmp_path, 100_000)
-
-
-def test_equations_1_to_6():
-    assert [reward.response_reward(box(x), "7") for x in (7, 8)] == [1, 0]  # eq. 1
-    for judged, right in [(True, True), (False, False), (True, False), (False, True)]:
-        earned = 0.7 if judged == right else 0
-        assert reward.critique_reward(judged, right) == earned  # eq. 2
-    for right, accuracy, earned in ((True, 0.25, 1.4), (False, 0.3, 0.5)):  # eq. 3
-        close(reward.reweighted_reward(right, right, accuracy), earned)
-        for judged in (not right, None):
-            assert reward.reweighted_reward(judged, right, accuracy) == 0
-            assert reward.critique_reward(judged, right) == 0
-    refined = [True, False, True, True]
-    close([reward.denoising_reward(call, refined) for call in (True, False)], [0.075, 0.525])  # 4
-    assert reward.denoising_reward(None, refined) == reward.denoising_reward(False, [False]) == 0
-    assert [reward.critique_reward(r, r, 0.6, 0.8) for r in (True, False)] == [0.6, 0.8]  # eq. 5
-    assert [reward.critique_reward(r, r, 0.8, 0.6) for r in (True, False)] == [0.8, 0.6]  # eq. 6
-    outcomes = ((0, 0), (0, 1), (1, 0), (1, 1))
-    assert [reward.shaped_reward(a, b, 10) for a, b in outcomes] == [0, 11, -10, 1]  # SCoRe
-    for a in (0.1, 0.5, 0.9):  # a perfect critic earns 0.35 from each label: eq. 3 balances them
-        close(a * reward.reweighted_reward(True, True, a), 0.35)
-        close((1 - a) * reward.reweighted_reward(False, False, a), 0.35)
-
-
-def test_filter_and_cache():
-    rng, asked = random.Random(0), [Problem(f"q{i}", "1") for i in range(50)]
-    groups = [[Pair(p, f"{j}", rng.random() < 0.3) for j in range(5)] for p in asked] + [[]]
-    kept, everything = reward.filter_pairs(groups, rng), sum(groups, [])
-    mixed = [g for g in groups if len({p.right for p in g}) == 2]
-    assert 0 < len(mixed) < 50 and [p.right for p in kept] == [True, False] * len(mixed)
-    assert [p.problem for p in kept] == [g[0].problem for g in mixed for _ in range(2)]
-    assert all(p in everything for p in kept)
-    draws = {tuple(reward.filter_pairs(mixed[:1], random.Random(s))) for s in range(40)}
-    assert len(draws) > 1, "drawn at random"
-    cache = PairCache(maxlen=20)
-    cache.extend(kept[:12])
-    drawn = cache.draw(5, rng)
-    assert len(set(drawn)) == 5 and len(cache) == 7
-    assert set(drawn) | set(cache) == set(kept[:12])
-    assert set(cache.draw(100, rng)) == set(kept[:12]) - set(drawn)
-    assert len(cache) == 0 and cache.draw(3, rng) == []
-    cache.extend([Pair(asked[0], str(i), True) for i in range(25)])
-    assert len(cache) == 20 and cache[0].response == "5", "the oldest leave first"
-
-
-def test_advantages_by_hand():
-    close(relative([1, 0, 0, 1], [0] * 4), [1, -1, -1, 1], 1e-5)
-    close(relative([1, 0, 0, 0], [0] * 4), torch.tensor([3, -1, -1, -1]) / math.sqrt(3), 1e-5)
-    close(relative([1, 0, 0, 0], [0] * 4, std=False), [0.75, -0.25, -0.25, -0.25])
-    close(relative([1, 5, 0, 7], ["a", "b", "a", "b"], std=False), [0.5, -1, -0.5, 1])
-    assert relative([0.7] * 7 + [1.1], [0] * 7 + [1]).tolist() == [0.0] * 8, "exact zeros"
-    assert relative([], []).shape == (0,)
-    # The open point of the paper: divided by the deviation, one pair's critiques have the same
-    # advantages under eqs. 2 and 5; over a batch, or without the division, they differ.
-    calls, right = [True, False, True, True, True, False, False, True], [True] * 4 + [False] * 4
-    eq2 = [reward.critique_reward(c, r) for c, r in zip(calls, right)]
-    eq5 = [reward.critique_reward(c, r, 0.6, 0.8) for c, r in zip(calls, right)]
-    for groups, std, differ in (("pppprrrr", 1, 0), ("bbbbbbbb", 1, 1), ("pppprrrr", 0, 1)):
-        away = relative(eq2, groups, std) - relative(eq5, groups, std)
-        assert (away.abs().max() > 0.01) == differ, (groups, std)
-
-
-BAD_ROWS = r"""data.jsonl => {oops}|{"question": "x", "answer": "$"}|[1]
-answer => {"question": "x"}|{"question": "x", "answer": null}|{"question": "x", "answer": true}
-question => {"answer": "x"}|{"question": " ", "answer": "x"}|{"question": 5, "answer": "x"}
-surrogates => {"question": "a\ud800", "answer": "x"}"""
-
-
-def test_data_files(tmp_path):
-    path = tmp_path / "data.jsonl"
-
-    def load(data):
-        path.write_bytes(data if isinstance(data, bytes) else data.encode())
-        return [(p.question, p.answer) for p in reward.load_problems(path)]
-
-    good = '{"question": "1+1?", "answer": "so #### 2"}\n\n'
-    good += '{"question": "2+2\u2028?", "answer": 4}\n'
-    found = [("1+1?", "so #### 2"), ("2+2\u2028?", "4")]
-    assert load(good) == load("\ufeff" + good.replace("\n", "\r\n")) == found
-    for row in BAD_ROWS.split("\n"):
-        words, bad = row.split(" => ")
-        for text in bad.split("|"):
-            fails("data.jsonl:4:|" + words, load, f"{good}{text}\n")
-    fails("data.jsonl:4:", load, good + "[" * 10**5)
-    fails("data.jsonl:4:|utf-8", load, good.encode() + b'{"question": "\xff", "answer": "1"}\n')
-    fails("data.jsonl:1:", load, b"\xff\xfe\x00")
-    fails("data.jsonl|empty", load, "\n \n")
-    fails("none.jsonl|No such file", reward.load_problems, tmp_path / "none.jsonl", kind=OSError)
-    fails(str(tmp_path), reward.load_problems, tmp_path, kind=OSError)
-    pair = Pair(Problem("q", "1"), "r", True)
-    assert reward.to_pair(from_pair(pair)) == pair
-    write(path, [pair, from_pair(pair) | {"label": "right"}])
-    fails("data.jsonl:2|label", reward.read_jsonl, path, reward.to_pair)
-
-
-def test_what_is_held_out(tmp_path):
-    for name, questions in (("data", "abcdeb" * 5), ("other", "bxyz"), ("same", "abcde")):
-        write(tmp_path / name, [Problem(q, "1") for q in questions])
-
-    def split(data, other=None, size=None):
-        parts = reward.load_split(tmp_path / data, other and tmp_path / other, size)
-        return tuple("".join(p.question for p in part) for part in parts)
-
-    assert split("data") == ("ac" * 5, "deb")
-    assert split("data", "other") == ("acde" * 5, "bxyz")
-    assert split("other", "data", 1) == ("bxyz", "a"), "what is beyond --eval-size is not held out"
-    fails("no problem is left", split, "data", "same")
-
-
-def test_gsm8k_comes_from_the_cache_or_fails_clearly(tmp_path):
-    hub, out = patch(torch.hub, "get_dir", lambda: str(tmp_path)), tmp_path / "out"
-    with hub, patch(reward, "GSM8K", "http://127.0.0.1:9/"):
-        fails("gsm8k|cannot download", train.main, ["--model", "x", "--out", str(out)])
-        assert not list(tmp_path.rglob("*.jsonl")) and not out.exists()
-        for split in ("train", "test"):
-            write(tmp_path / f"gsm8k/{split}.jsonl", [Problem(split, "<<1+1=2>>\n#### 2")])
-        parts = reward.load_split("gsm8k")
-    assert [[p.question for p in part] for part in parts] == [["train"], ["test"]]
-    assert is_correct("2", parts[1][0].answer)
-
-
-# -------------------------------------------------------------------------------- loss and update
-
-
-def test_grpo_loss_by_hand():
-    old, mask = torch.zeros(2, 2), torch.tensor([[1, 1], [1, 0]])
-    new = torch.tensor([[1.5, 0.9], [0.7, math.nan]]).log()  # ratios; masked may be anything
-    advantage = torch.tensor([[1.0, 1.0], [-2.0, -2.0]])
-    # min(1.5, 1.2) = 1.2, min(0.9, 0.9) = 0.9, min(0.7 * -2, 0.8 * -2) = -1.6; three tokens
-    loss, clipped, k3 = train.grpo_loss(new, old, advantage, mask)
-    close(loss, -(1.2 + 0.9 - 1.6) / 3)
-    assert clipped.tolist() == [[True, False], [True, False]] and not k3.any()
-    loss, clipped, _ = train.grpo_loss(new, old, advantage, mask, clip=0.6)
-    close(loss, -(1.5 + 0.9 - 1.4) / 3)
-    assert not clipped.any()
-    ref = torch.tensor([[1.5, 1.8], [1.4, 9.0]]).log()  # ref/new = 1, 2, 2
-    one = 1 - math.log(2)  # k3 of 2
-    for kl, share in ((0.5, 2), (torch.tensor([[0.5], [0.0]]), 1)):  # of the second row no KL
-        loss, _, k3 = train.grpo_loss(new, old, advantage, mask, ref_logprobs=ref, kl=kl)
-        close(loss, (-(1.2 + 0.9 - 1.6) + 0.5 * share * one) / 3)
-        close(k3, [[0, one], [one, 0]])
-    assert train.grpo_loss(new, old, advantage, torch.zeros(2, 2))[0] == 0
-
-
-def test_grpo_gradient_in_closed_form():
-    old, ref = torch.randn(3, 4), torch.randn(3, 4)
-    advantage = torch.tensor([[1.0], [-0.5], [2.0]]).expand(3, 4)
-    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]]).bool()
-    new = old.clone().requires_grad_()  # on policy: d/dlogp = -A / N
-    train.grpo_loss(new, old, advantage, mask)[0].backward()
-    close(new.grad, -advantage * mask / 7)
-    new = (old + torch.tensor([[0.5, -0.5, 0.1, -0.1]] * 3)).requires_grad_()
-    train.grpo_loss(new, old, advantage, mask, 0.2, ref_logprobs=ref, kl=0.3)[0].backward()
-    ratio = (new - old).exp().detach()  # beyond the clip the policy term has no gradient
-    active = torch.where(advantage > 0, ratio < 1.2, ratio > 0.8)
-    expected = -advantage * ratio * active + 0.3 * (1 - (ref - new).exp().detach())
-    close(new.grad, expected * mask / 7)
-
-
-def gradient(loss=None):
-    """That of a loss, or what the toy's parameters hold."""
-    if loss is not None:
-        base()[0].zero_grad()
-        loss.backward()
-    found = torch.cat([p.grad.flatten() for p in base()[0].parameters()])
-    base()[0].zero_grad()
-    return found
-
-
-def gradient_of(episodes, temperature=1.0):
-    """The gradient of GRPO's loss, unclipped, by plain passes: an independent path."""
-    loss = 0.0
-    for s, advantage in ((e.sample, e.advantage) for e in episodes):
-        logits = base()[0](torch.tensor([s.prompt + s.tokens])).logits[0, len(s.prompt) - 1 : -1]
-        logp = (logits / temperature).log_softmax(-1)[range(len(s.tokens)), s.tokens]
-        loss = loss - (advantage * (logp - torch.tensor(s.logprobs)).exp()).sum()
-    return gradient(loss / sum(len(e.sample.tokens) for e in episodes))
-
-
-def episodes_of(n=6, count=4, temperature=1.0):
-    """Episodes of a real rollout of the toy with made-up advantages, some of them 0."""
-    done = sample.respond(toy_policy(temperature=temperature), problems(count, 3), n, 1)
-    for i, e in enumerate(done):
-        e.advantage = [1.0, -0.5, 0.0, 2.0][i % 4]
-    return done
-
-
-def recording():
-    """An optimizer that keeps the gradients in `seen` and moves nothing."""
-    optimizer = torch.optim.SGD(base()[0].parameters(), lr=1.0)
-    optimizer.seen = []
-    optimizer.step = lambda: optimizer.seen.append(gradient())
-    return optimizer
-
-
-def updated(episodes, updates=1, clip_norm=1e9, **options):
-    """(metrics, the gradients of all optimizer steps) of train.update on the toy."""
-    recorder = recording()
-    with patch(train, "GRAD_CLIP", clip_norm):
-        how = recorder, episodes, updates, random.Random(0)
-        return train.update(base()[0], *how, **options), recorder.seen
-
-
-def micro(tokens):
-    """Micro-batches of the toy of so many tokens."""
-    each = 4 * 2 * (4 * 256 + 3 * 512)  # bytes: 7 matrices in 2 layers
-    return patch(rollout, "memory", return_value=tokens * each)
-
-
-def test_update_has_the_gradient_of_the_loss():
-    """Micro-batches, skipped episodes and several optimizer steps; sampler and learner agree."""
-    for temperature in (1.0, 0.7):
-        episodes = episodes_of(temperature=temperature)
-        expected = gradient_of(episodes, temperature)
-        with micro(200), patch(rollout, "LOGITS", 388 * 30):  # logits in slices, too
-            metrics, (seen,) = updated(episodes, temperature=temperature)
-            assert len(list(rollout.micro_batches(base()[0], [e.sample for e in episodes]))) > 3
-        close(seen, expected, 1e-5)
-        assert metrics["ratio/max_log"] < 1e-3 and metrics["ratio/clipped"] == 0
-        close(metrics["grad_norm"], expected.norm(), 1e-4)
-        assert not any("kl" in name or "loss" in name for name in metrics)
-    assert updated(episodes)[0]["ratio/max_log"] > 0.1, "scored at another temperature"
-    _, (seen,) = updated(episodes, clip_norm=0.01, temperature=0.7)
-    close(seen, 0.01 * expected / expected.norm(), 1e-6)
-    episodes = [e for e in episodes_of() if e.advantage]
-    with patch(train, "accumulate", wraps=train.accumulate) as spy:
-        _, seen = updated(episodes, 2)
-    parts = [call.args[1] for call in spy.call_args_list]
-    for ours, part in zip(seen, parts):
-        close(ours, gradient_of(part), 1e-5)
-    assert len(seen) == 2 and sorted(map(id, sum(parts, []))) == sorted(map(id, episodes))
-    assert len(updated(episodes[::5], 8)[1]) == len({tuple(e.sample.prompt) for e in episodes[::5]})
-    old = episodes[0].sample.logprobs  # as after a first step that has moved the policy
-    episodes[0].sample.logprobs = [value - 0.5 for value in old]
-    metrics, _ = updated(episodes[:1])
-    names = "ratio/clipped", "ratio/max_log", "ratio/mean_log"
-    close([metrics[name] for name in names], [1.0, 0.5, 0.5], 1e-3)
-    assert updated(episodes[:1], clip=0.9)[0]["ratio/clipped"] == 0
-
-
-def test_kl_to_the_reference():
-    """At the reference k3 and its gradient vanish; away from it the weight of each counts."""
-    episodes, other = episodes_of(), copy.deepcopy(base()[0])
-    for p in other.parameters():
-        p.data += 0.005 * torch.randn_like(p)
-    samples, episodes[0].role = [e.sample for e in episodes], "attempt 1"
-    ours, theirs = (logprobs(model, samples) for model in (base()[0], other))
-    k3 = [((b - a).exp() - (b - a) - 1) for a, b in zip(ours, theirs)]
-    means = k3[0].mean().item(), torch.cat(k3[1:]).mean().item()
-    expected = gradient(torch.cat(k3).mean())
-    for weight in (1.0, 2.0):
-        for e in episodes:
-            e.advantage, e.kl = 0.0, weight
-        metrics, (seen,) = updated(episodes, reference=base()[0])
-        assert seen.abs().max() < 1e-5 and metrics.get("kl/response", 0) < 1e-9
-        metrics, (seen,) = updated(episodes, reference=other)
-        close(seen, weight * expected, 1e-4)
-        close([metrics["kl/attempt 1"], metrics["kl/response"]], means, 1e-4)
-    real, rows = train.score_rows, {id(s): row.detach() for s, row in zip(samples, ours)}
-
-    def far(model, samples, temperature):  # a reference that thinks e^9 times better of one token
-        if model is not other:
-            return real(model, samples, temperature)
-        return [rows[id(s)] + 9.0 * (torch.arange(len(rows[id(s)])) == 0) for s in samples]
-
-    with patch(train, "score_rows", far):
-        metrics, _ = updated(episodes, reference=other)
-    tokens, length = sum(len(s.tokens) for s in samples[1:]), len(samples[0].tokens)
-    bounded = math.exp(train.MAX_AWAY) - train.MAX_AWAY - 1  # not e^9: one token must not rule
-    close(metrics["kl/attempt 1"], bounded / length, 1e-3)
-    close(metrics["kl/response"], bounded * len(samples[1:]) / tokens, 1e-3)
-
-
-def test_supervised_learning_is_the_same_update():
-    """Given texts with advantage 1: the gradient of the plain mean negative log-prob."""
-    (model, tokenizer), texts = base(), ["1+2=3", "3*4=2\n" + box(2), "5", "1"]
-    chats = [solve(f"Compute 1+{i} modulo 10.") for i in (1, 2, 3, 3)]
-    given = [rollout.demonstration(tokenizer, chat, text) for chat, text in zip(chats, texts)]
-    total = 0.0
-    for s, chat, text in zip(given, chats, texts):
-        assert s.prompt == encode_chat(tokenizer, chat) and s.logprobs == []
-        assert s.tokens[-1] == tokenizer.eos_token_id and tokenizer.decode(s.tokens[:-1]) == text
-        logits = model(torch.tensor([s.prompt + s.tokens])).logits[0, len(s.prompt) - 1 : -1]
-        target = torch.tensor(s.tokens)
-        total = total + torch.nn.functional.cross_entropy(logits, target, reduction="sum")
-    mean = total / sum(len(s.tokens) for s in given)
-    with micro(60):
-        metrics, (seen,) = updated([Episode(s, "", "given", None, advantage=1.0) for s in given])
-    close(metrics["loss"], mean.item(), 1e-5)
-    close(seen, gradient(mean), 1e-5)
-    assert metrics["ratio/max_log"] == 0
-
-
-def test_learner_out_of_memory_and_not_finite():
-    """Smaller micro-batches give the same gradient; nan stops the run and names its episode."""
-    episodes, real = episodes_of(), train.score_rows
-
-    def small_device(model, samples, temperature):
-        if len(samples) > 5:
-            raise torch.OutOfMemoryError("pretended")
-        return real(model, samples, temperature)
-
-    _, (expected,) = updated(episodes)
-    with patch(train, "score_rows", small_device), micro(600):
-        _, (seen,) = updated(episodes)
-    close(seen, expected, 1e-5)
-    episodes[9].sample.logprobs[0] = math.nan
-    error = fails("gradient norm is nan", updated, episodes, kind=FloatingPointError)
-    assert error.episode is episodes[9]
-    base()[0].zero_grad()
-    few = episodes_of()[:4]  # far below a micro-batch's size: it is halved until one row is left
-
-    def one_row(model, samples, temperature):
-        if len(samples) > 1:
-            raise torch.OutOfMemoryError("pretended")
-        return real(model, samples, temperature)
-
-    _, (expected,) = updated(few)
-    with patch(train, "score_rows", one_row):
-        _, (seen,) = updated(few)
-    close(seen, expected, 1e-5)
-
-
-# ---------------------------------------------------------------------------------------- recipes
-
-
-def test_tables_by_hand():
-    calls, right = [True, True, False, None, False, True], [True, False, False, True, True, True]
-    table, names = sample.judge_table(calls, right), "accuracy p1 p2 precision recall unreadable"
-    values = 3 / 6, 2 / 4, 1 / 2, 2 / 3, 2 / 4, 1 / 6
-    assert table == dict(zip(names.split(" "), values))
-    empty = sample.judge_table([None], [False])
-    assert empty["precision"] is empty["p1"] is empty["recall"] is None and empty["p2"] == 0
-
-    def attempts(*rows, second=STUB):
-        """Rows of first text, right?, second text, right?"""
-        a = [Episode(STUB, text, "attempt 1", None, r) for text, r, _, _ in rows]
-        b = [Episode(second, text, "attempt 2", None, r) for _, _, text, r in rows]
-        return sample.attempts_table(a, b)
-
-    one, two, half = map(box, (1, 2, 0.5))
-    rows = [(one, 1, one, 1), (one, 1, two, 0), (two, 0, one, 1), (half, 0, one, 1)]
-    rows.append((half, 0, "so " + box("1/2"), 0))
-    table, names = attempts(*rows), "t1 t2 delta i_to_c c_to_i unchanged kept truncated"
-    close([table[name] for name in names.split(" ")], [0.4, 0.6, 0.2, 0.4, 0.2, 0.2, 1 / 3, 0])
-    table = attempts(*rows, second=CUT)
-    assert table["kept"] == 0 and table["truncated"] == 0.5, "what was cut has no answer to keep"
-    assert attempts(("no answer", 0, "no answer", 0))["kept"] == 0, "none is given"
-    assert attempts((one, 1, two, 0))["kept"] is None, "no first answer is wrong"
-    # nor is what was cut right, whatever it says so far
-    problem = Problem("1+1?", "2")
-    assert sample.outcome(STUB, "2", problem) == 1 and sample.outcome(CUT, "2", problem) == 0
-    done = [(CUT, "Conclusion: right"), (STUB, "Conclusion: right")]
-    with patch(sample, "complete", lambda *args: done):
-        judged = [e.judged for e in sample.criticise(None, [Pair(problem, "2", True)], 2, 0)]
-    assert judged == [None, True]
-
-
-def test_two_attempts_and_evaluation_by_an_independent_path():
-    asked, tokenizer = problems(12, 6), base()[1]
-
-    def answers(chats):
-        prompts = [encode_chat(tokenizer, chat) for chat in chats]
-        samples = generate(base()[0], prompts, max_new_tokens=64, temperature=0)
-        return [tokenizer.decode(s.tokens[:-1]) for s in samples]
-
-    exam = sample.sample_pairs(toy_policy(), problems(40, 7), 8, 12, 0)
-    assert [p.right for p in exam] == [True, False] * 6
-    assert all(p.right == is_correct(p.response, p.problem.answer) for p in exam)
-    first = answers([solve(p.question) for p in asked])
-    second = answers([correct(p.question, text) for p, text in zip(asked, first)])
-    t1, t2 = (sum(map(is_correct, x, [p.answer for p in asked])) for x in (first, second))
-    checks = answers([critique.critique(p.problem.question, p.response) for p in exam])
-    agree = sum(judgement(text) is pair.right for text, pair in zip(checks, exam))
-    numbers = sample.evaluate(toy_policy(), asked, exam)
-    names = ["eval/" + name for name in ("generation", "t1", "t2", "critique", "size", "pairs")]
-    close([numbers[name] for name in names], [t1 / 12, t1 / 12, t2 / 12, agree / 12, 12, 12])
-    assert t1 in range(1, 12) and agree > 0
-    # the second attempt goes on with the real conversation
-    first, second, table = sample.two_attempts(toy_policy(), asked[:3], 2, 5)
-    assert [e.problem for e in first] == [p for p in asked[:3] for _ in range(2)]
-    for a, b in zip(first, second):
-        assert b.problem == a.problem and (a.role, b.role) == ("attempt 1", "attempt 2")
-        assert b.sample.prompt == encode_chat(tokenizer, correct(a.problem.question, a.text))
-        assert b.reward == is_correct(b.text, b.problem.answer)
-    assert table == sample.attempts_table(first, second)
-
-
-def test_gcrl_recipes():
-    policy, asked, flags = toy_policy(), problems(8, 8), " --n 4 --questions 8 --pairs 6"
-
-    def step(method, cache, static=()):
-        args = arguments("--method " + method + flags)
-        episodes, metrics = train.gcrl(args, policy, 1, asked, cache, list(static))
-        return episodes, metrics, [e.role for e in episodes]
-
-    cache = PairCache(maxlen=100)
-    episodes, metrics, roles = step("g-rl", cache)
-    assert roles == ["response"] * 32 and not len(cache)
-    assert metrics["response/accuracy"] == sum(e.reward for e in episodes) / 32
-    assert [e.problem for e in episodes] == [p for p in asked for _ in range(4)]
-    episodes, metrics, roles = step("gc-rl --kl 0.5", cache)
-    critiques, count = episodes[32:], metrics["critique/pairs"]
-    assert roles == ["response"] * 32 + ["critique"] * 4 * count
-    assert all(e.kl == 0.5 for e in episodes) and {e.reward for e in critiques} == {0.0, 0.7}
-    right = [sum(e.reward for e in episodes[i : i + 4]) for i in range(0, 32, 4)]
-    assert count + len(cache) == 2 * sum(0 < r < 4 for r in right) and 2 < count <= 6
-    assert metrics["critique/reward"] == sum(e.reward for e in critiques) / len(critiques)
-    assert len({e.group for e in episodes[:32]}) == 8 and len({e.group for e in critiques}) == count
-    cache = PairCache(maxlen=100)
-    for left in (2, 4):  # pairs are drawn without replacement, then comes another pass
-        _, metrics, roles = step("c-rl", cache, static_pairs(asked[:4]))
-        assert roles == ["critique"] * 24 and len(cache) == left
-        assert "response/accuracy" not in metrics
-    _, metrics, roles = step("c-rl --critique-data dynamic", PairCache(maxlen=100))
-    assert set(roles) == {"critique"} and "response/accuracy" in metrics
-    # without the filter any two responses of a question go to the critic, never a cut one
-    answered = [Episode(STUB, str(i), "response", asked[i // 4], float(i < 4)) for i in range(8)]
-    answered += [Episode(CUT, "cut", "response", asked[2], 0.0) for _ in range(4)]
-    for balance, pairs in (("filter", 0), ("none", 4), ("reweight", 4)):
-        drawn = sample.draw_pairs(answered, 4, balance, random.Random(0))
-        assert len({p.response for p in drawn} - {"cut"}) == pairs == len(drawn)
-        assert all(p.right == (p.problem == asked[0]) and p.accuracy == 0.5 for p in drawn)
-    # with whom a reward is compared
-    prompts = ("q", "r"), ("q", "c", "a"), ("q", "c", "b"), ("p", "r")
-    for group, size in (("prompt", 4), ("question", 2), ("batch", 1)):
-        args = arguments(f"--group {group}")
-        assert len({train.group_key(args, *prompt) for prompt in prompts}) == size
-
-
-def test_rewards_of_critiques_by_flag():
-    """Each pair is judged right, wrong, and not readably; every flag reaches the rewards."""
-    problem = Problem("q", "7")
-    pairs = [Pair(problem, box(7), True, 0.2), Pair(problem, box(8), False, 0.2)]
-
-    def refine(policy, chats, n, seed):
-        assert n == 2 and chats == [correct("q", p.response, c) for p in pairs for c in "+-"]
-        return [(STUB, box(7)), (STUB, box(9))] * 4
-
-    for text, expected in [
-        ("", [0.7, 0, 0, 0, 0.7, 0]),
-        ("--reward-right 0.6 --reward-wrong 0.8", [0.6, 0, 0, 0, 0.8, 0]),
-        ("--balance reweight", [0.35 / 0.2, 0, 0, 0, 0.35 / 0.8, 0]),
-        ("--denoise 2", [0.75, 0.35, 0, 0.05, 1.05, 0]),  # eq. 4 with k/m = 1/2
-    ]:
-        calls, metrics = zip("+-?" * 2, (True, False, None) * 2), {}
-        done = [Episode(STUB, c, "critique", problem, judged=call) for c, call in calls]
-        with patch(sample, "complete", refine):
-            asked = [pair for pair in pairs for _ in range(3)]
-            train.reward_critiques(arguments(text), None, done, asked, 0, metrics)
-        close([e.reward for e in done], expected)
-        assert len({e.group for e in done}) == 2 and metrics["critique/accuracy"] == 1 / 3
-        assert metrics.get("refined/accuracy") == (0.5 if "denoise" in text else None)
-
-
-def test_score_stages_by_hand():
-    policy, (problem,) = toy_policy(), problems(1, 4)
-    done = sample.complete(policy, [solve(problem.question)], 8, 1)
-
-    def attempts(*_):  # outcomes (r1, r2) = (0,0), (0,1), (1,0), (1,1); real tokens, to be learned
-        made = [Episode(*d, "", problem, float(r)) for d, r in zip(done, "00110101")]
-        for i, e in enumerate(made):
-            e.role = f"attempt {1 + i // 4}"
-        return made[:4], made[4:], {"t1": 0.5}
-
-    half, flags = [-0.5, -0.5, 0.5, 0.5], " --n 4 --beta1 0.01 --beta2 0.1 --steps 2 --updates 1"
-    one, paid = [-0.5, 0.5] * 2, [-0.5, 10.5, -10.5, 0.5]
-    for method, step, kl, rewards, advantages in [
-        ("score --stage1-steps 1", 1, 0.11, [0, 0, 0, 0, 0, 1, 0, 1], [0] * 4 + one),
-        ("score --stage1-steps 1", 2, 0.01, [0, 0, 1, 1, 0, 11, -10, 1], half + paid),
-        ("score --stage1-steps 1 --alpha 0", 2, 0.01, [0, 0, 1, 1, 0, 1, 0, 1], half + one),
-        ("multi-turn", 1, 0.01, [0, 0, 1, 1, 0, 1, 0, 1], half + one),
-    ]:
-        args, recorder = arguments("--method " + method + flags), recording()
-        with patch(sample, "two_attempts", attempts):
-            episodes, metrics = train.score(args, policy, step, [problem])
-        assert metrics["stage"] == (1 if kl > 0.1 else 2)
-        close([e.reward for e in episodes], rewards)
-        close([e.kl for e in episodes], [kl] * 4 + [0.01] * 4)
-        with patch(train, "GRAD_CLIP", 1e9):
-            metrics = train.learn(args, policy, recorder, None, episodes, step)
-        close([e.advantage for e in episodes], advantages)  # each attempt has its own baseline
-        close(recorder.seen[0], gradient_of(episodes), 1e-5)
-        assert metrics["groups/no_spread"] == (0.5 if kl > 0.1 else 0)
-
-
-def test_learning_metrics_by_hand():
-    args, recorder, rates = arguments("--lr 0.3 --updates 1"), recording(), []
-    episodes = episodes_of(4, 2)
-    for i, e in enumerate(episodes):
-        e.group, e.reward, e.role = i // 2, float(i in (0, 2, 3)), "ab"[i // 6]
-    episodes[1].sample.stopped = False
-    for step in (1, 2, 3, 4):
-        metrics = train.learn(args, toy_policy(), recorder, None, episodes, step)
-        rates.append(recorder.param_groups[0]["lr"])
-    close(rates, [0.1, 0.2, 0.3, 0.3])  # a warm-up of three steps
-    nats = sum(sum(e.sample.logprobs) for e in episodes)
-    size = [len(e.sample.tokens) for e in episodes]
-    keys = "groups/no_spread", "truncated", "entropy", "length/a", "length/b"
-    values = [3 / 4, 1 / 8, -nats / sum(size), sum(size[:6]) / 6, sum(size[6:]) / 2]
-    close([metrics[key] for key in keys], values)
-    close([e.advantage for e in episodes], [1, -1] + [0] * 6, 1e-5)
-
-
-def test_supervised_recipes_keep_what_they_should():
-    policy, asked, star = toy_policy(), problems(6, 8), arguments("--method star --n 8")
-    kept, metrics = train.star(star, policy, 1, asked)
-    assert kept and all(is_correct(e.text, e.problem.answer) for e in kept)
-    roles = [e.role for e in kept]
-    assert metrics["traces"] == roles.count("attempt 2") > roles.count("attempt 1") > 0
-    # a right first attempt whose second is wrong is no trace
-    right = (1, 0, 1, 0), (0, 1, 1, 0)
-    made = [[Episode(STUB, str(i), "", None, r) for i, r in enumerate(x)] for x in right]
-    with patch(sample, "two_attempts", lambda *args: (*made, {})):
-        kept, metrics = train.star(star, policy, 1, [])
-    assert [e.text for e in kept] == ["1", "2", "2"] and metrics["traces"] == 2
-    kept, metrics = train.star(star, toy_policy(4), 1, asked)
-    assert not kept and metrics["truncated"] == 1
-    args = arguments("--method pair-sft --pairs 3")
-    kept, metrics = train.pair_sft(args, policy, 1, asked, None, static_pairs(asked))
-    assert len(kept) == metrics["traces"] == 3 == len({e.problem for e in kept})
-    for e in kept:
-        chat = correct(e.problem.question, box("x"))
-        assert e.sample == rollout.demonstration(base()[1], chat, solved(e.problem))
-
-
-# ------------------------------------------------------------------------------------- whole runs
-
-EVERY = "generation critique critique_precision critique_recall t1 t2 delta i_to_c c_to_i size kept"
-
-
-def test_reward_rises_in_every_method(tmp_path):
-    """A few problems again and again: what each method trains must get better on them."""
-    text = "--method {} --questions {} --steps 6 --n 8 --updates 2 --eval-size 4 --lr 4e-4"
-    for method, count, keys in [
-        ("g-rl", 16, ["response/accuracy"]),
-        ("c-rl", 16, ["critique/accuracy"]),
-        ("gc-rl", 16, ["response/accuracy"]),
-        ("score", 8, ["t2"]),
-        ("multi-turn", 8, ["t1", "t2"]),
-        ("star", 8, ["t1"]),
-        ("pair-sft", 8, []),
-    ]:
-        out, data = tmp_path / method, write(tmp_path / "data", problems(count, 3))
-        with patch(train, "STATIC_QUESTIONS", count):
-            (start, *rows), _ = trained(out, text.format(method, count), "--data", data)
-        for key in keys:
-            before, after = rows[0][key], (rows[-2][key] + rows[-1][key]) / 2
-            assert after > before + 0.05, f"{method}: {key} went from {before:.2f} to {after:.2f}"
-        losses = [row["loss"] for row in rows if "loss" in row]
-        assert len(losses) == 6 * (method in train.SUPERVISED)
-        assert method != "pair-sft" or losses[-1] < 0.7 * losses[0], losses
-        for row in rows:
-            assert row["ratio/max_log"] < 1e-3, f"{method} step {row['step']}"
-            assert row["skipped"] == 0 and row["seconds/sample"] > 0 < row["seconds/update"]
-        if method == "score":
-            stages = [row["stage"] for row in rows]
-            assert stages == [1, 1, 1, 2, 2, 2], "Stage I is half of 6 steps"
-            assert max(row["kl/attempt 1"] for row in rows) > 0
-        assert [row["step"] for row in (start, *rows)] == list(range(7))
-        assert all("eval/" + name in row for row in (start, rows[-1]) for name in EVERY.split())
-        model = AutoModelForCausalLM.from_pretrained(out)
-        weights = zip(model.parameters(), base()[0].parameters())
-        assert any(not torch.equal(a, b) for a, b in weights)
-
-
-SHORT = "--steps 5 --eval-every 3 --questions 3 --n 4 --updates 1 --eval-size 2 --pairs 1 --kl 0.01"
-
-
-def same_runs(rows, expected, *folders):
-    """The same metrics but for times and speeds, the same texts, the same weights."""
-    timed = re.compile("second|tokens/s|memory")
-    a, b = ([{k: r[k] for k in r if not timed.search(k)} for r in x] for x in (rows, expected))
-    for x, y in zip(a, b):
-        assert x == y, {key: (x.get(key), y.get(key)) for key in x | y if x.get(key) != y.get(key)}
-    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5]
-    a, b = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in folders)
-    assert all(torch.equal(a[name], b[name]) for name in b)
-    for name in ("samples", "train", "held_out", "exam"):
-        a, b = ((folder / f"{name}.jsonl").read_bytes() for folder in folders)
-        assert a == b and a
-
-
-def raises(error):
-    return mock.Mock(side_effect=error)
-
-
-def test_interruptions(tmp_path):
-    """Signals finish their step; after errors in a recipe, in an evaluation, in an update the last
-    checkpoint is whole; the run goes on as if nothing had been."""
-    whole, _ = trained(tmp_path / "whole", SHORT)
-    run, real, learn = tmp_path / "run", train.reward_critiques, train.learn
-
-    def within(steps, action):
-        """The action is taken in the recipe of the so many-th step."""
-        actions = iter([lambda: None] * (steps - 1) + [action])
-        return patch(train, "reward_critiques", lambda *args: (next(actions)(), real(*args)))
-
-    def signals(*numbers):
-        return lambda: [os.kill(os.getpid(), number) for number in numbers]
-
-    def poisoned(args, policy, optimizer, reference, episodes, step):
-        episodes[3].sample.logprobs[0] = math.nan
-        return learn(args, policy, optimizer, reference, episodes, step)
-
-    for disturbance, outcome, step in [
-        (within(1, signals(signal.SIGINT, signal.SIGTERM)), "143", 1),  # the second leaves at once
-        (within(1, signals(signal.SIGTERM)), "143", 2),
-        (within(1, signals(signal.SIGINT)), "130", 3),
-        (patch(sample, "evaluate", raises(OverflowError("too good"))), "too good", 3),
-        (within(2, raises(ZeroDivisionError("out of luck"))), "out of luck", 4),
-        (within(1, raises(InputError("prompt 7"))), "error: prompt 7", 4),
-        (patch(train, "learn", poisoned), "gradient norm", 4),
-    ]:
-        with disturbance:
-            fails(outcome, trained, run, SHORT + " --resume", kind=ArithmeticError)
-        assert torch.load(run / "resume.pt", weights_only=True)["step"] == step, outcome
-        assert not (run / "model.safetensors").exists()
-    assert len(lines(run / "not_finite.jsonl")) == 1
-    same_runs(trained(run, SHORT + " --resume")[0], whole, run, tmp_path / "whole")
-
-
-def test_killed_while_saving(tmp_path):
-    """Killed at each checkpoint, half-way through the file and before its renaming: --resume gives
-    the run that nothing happened to."""
-    rows = [{"question": p.question, "response": solved(p)} for p in problems(16, 2)]
-    shown = "--cold-start", write(tmp_path / "shown", rows), "--cold-start-lr", 1e-4
-
-    def half_written(state, file):
-        file.write(b"half of it")
-        raise KeyboardInterrupt
-
-    for method, flags in (("gc-rl", shown), ("score", ())):
-        text, run = f"--method {method} {SHORT}", tmp_path / f"{method} killed"
-        whole, printed = trained(tmp_path / method, text, *flags)
-        assert ("cold start" in printed) == (method == "gc-rl")
-        assert whole[1].get("kl/response", 0) < 1e-6, "the reference is the policy of step 0"
-        for attempt in range(8):  # four checkpoints: at the start, after steps 0, 3, 5
-            name, module = (("save", torch), ("replace", os))[attempt % 2]
-            real, spared = getattr(module, name), [attempt % 2 == 0 < attempt]
-
-            def dies(*args, name=name, real=real, spared=spared):
-                if str(args[-1]).endswith("jsonl") or (spared and spared.pop()):
-                    return real(*args)
-                half_written(*args) if name == "save" else raises(KeyboardInterrupt)()
-
-            with patch(module, name, dies):
-                fails("130", trained, run, text + " --resume", *flags)
-            assert (run / "resume.pt.partial").exists()
-            assert (run / "resume.pt").exists() == (attempt > 1)
-        same_runs(trained(run, text + " --resume", *flags)[0], whole, run, tmp_path / method)
-
-
-COUNTED = """
-import os, sys, torch, train
-torch.set_num_threads(1)
-count = int(sys.argv.pop(1))
-spared = iter([True] * (count - 1) + [False] * (count > 0))
-def counted(real):
-    return lambda *args: real(*args) if next(spared, True) else os.kill(os.getpid(), 9)
-torch.save, os.fsync, os.replace = map(counted, (torch.save, os.fsync, os.replace))
-train.main()
-"""
-
-
-def kills(folder, method, moments, writes, *flags):
-    """SIGKILL to real runs: at `moments` spread over the run, then at each write and rename, the
-    first `writes` of them; each then goes on, and gives what the whole run gave."""
-    words = f"{ON_TOY} --method {method} {SHORT}".split() + list(map(str, flags))
-
-    def run(out, limit=None, count=0):
-        command = [sys.executable, "-c", COUNTED, str(count), *words, "--out", str(out), "--resume"]
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it then sends SIGKILL
-            return subprocess.run(command, stdout=subprocess.DEVNULL, timeout=limit).returncode
-        return -signal.SIGKILL
-
-    begin = time.time()
-    assert run(folder / "whole") == 0
-    length, whole = time.time() - begin, lines(folder / "whole" / "metrics.jsonl")
-    cases = [(length * (i + 1) / (moments + 1), 0) for i in range(moments)]
-    cases += [(None, count) for count in range(1, 1 + writes)]
-    for number, case in enumerate(cases):
-        out = folder / str(number)
-        if run(out, *case) == 0 and case[1]:
-            break  # it has fewer writes
-        assert run(out) == 0, case
-        same_runs(lines(out / "metrics.jsonl"), whole, out, folder / "whole")
-    print(f"{method} {flags[:1]}: {number} or {number + 1} kills, all runs alike", flush=True)
-
-
-def test_killed_for_real(tmp_path):
-    kills(tmp_path, "gc-rl", 1, 0)
-
-
-def long_kills(tmp_path):
-    rows = [{"question": p.question, "response": solved(p)} for p in problems(16, 2)]
-    shown = "--cold-start", write(tmp_path / "shown", rows), "--cold-start-lr", 1e-4
-    for i, (method, flags) in enumerate((("gc-rl", ()), ("score", ()), ("gc-rl", shown))):
-        kills(tmp_path / str(i), method, 20, 99, *flags)
-
-
-def long_memory(tmp_path):
-    """200 steps of GC-RL need no more memory than 20."""
-    pages, real = [], train.show_step
-
-    def look(row, steps):
-        pages.append(int(Path("/proc/self/statm").read_text().split()[1]))
-        real(row, steps)
-
-    with patch(train, "show_step", look):
-        trained(tmp_path / "out", "--steps 200 --eval-every 100 --eval-size 16")
-    print(f"resident memory at step 20 {pages[20] >> 8} MiB, at step 200 {pages[200] >> 8} MiB")
-    assert pages[200] < 1.05 * pages[20]
-
-
-def test_run_folders(tmp_path):
-    """What --out holds decides whether a run begins, goes on, or is refused and left alone."""
-    run, data = tmp_path / "run", write(tmp_path / "data", problems(12, 3))
-
-    def go(text, out=run):
-        flags = "--method score --questions 2 --n 2 --eval-size 4 --steps "
-        return trained(out, flags + text, "--data", data)
-
-    (tmp_path / "file").touch()
-    for name in ("start", "resume.pt.partial", "notes.txt"):
-        (tmp_path / "other" / name).mkdir(parents=True)
-    for text in ("1", "1 --resume"):
-        fails("other|name another folder", go, text, tmp_path / "other")
-        fails("file|name another folder", go, text, tmp_path / "file")
-    assert len(list(tmp_path.glob("other/*"))) == 3
-    (run / "start").mkdir(parents=True)
-    for name in ("start/model.safetensors", "resume.pt.partial"):
-        (run / name).write_bytes(b"half")
-    assert [row["step"] for row in go("1")[0]] == [0, 1]
-    fails("holds a run|--resume", go, "2")
-    fails("--seed 0, not 5", go, "2 --resume --seed 5")
-    fails("--steps 1, not 0", go, "0 --resume")
-    write(data, problems(12, 4))  # a run goes on with the problems that it began with
-    with open(run / "metrics.jsonl", "a") as file:
-        file.write('{"step": 2, "left over": "from a step behind the checkpoint"}\n')
-    rows, _ = go("4 --resume --eval-every 7")
-    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4] and "eval/t1" in rows[4]
-    assert {row["stage"] for row in rows[1:]} == {2}, "Stage I is half of the one step asked first"
-    (run / "model.safetensors").unlink()
-    again, printed = go("4 --resume")
-    assert again == rows and "start" in printed and "end" in printed
-    assert AutoModelForCausalLM.from_pretrained(run)
-    assert [len(lines(run / f"{name}.jsonl")) for name in ("held_out", "exam")] == [4, 4]
-    assert reward.load_problems(run / "train.jsonl") == problems(12, 3)
-    (run / "resume.pt").write_bytes(b"half")
-    fails("resume.pt cannot be read", go, "2 --resume")
-    torch.save({"format": 0}, run / "resume.pt")
-    fails("resume.pt cannot be read|of another version", go, "2 --resume")
-    with patch(os, "replace", raises(OSError("no space left"))):
-        fails("no space left", go, "1", tmp_path / "full")
-
-
-def test_what_a_step_writes(tmp_path):
-    """Prompts that do not fit are skipped and counted; texts for a person to read."""
-    flags = "--method g-rl --questions 3 --n 3 --steps 2 --eval-size 2 --max-new-tokens 3 --data"
-    data = write(tmp_path / "data", [*problems(2), Problem("9+" * 300, "9")])
-    run, how = tmp_path / "run", (flags, data)
-    fails("context|9+9+9", trained, run, *how)
-    assert not run.exists()
-    with patch(sample, "check_lengths", lambda *args: None):
-        rows, printed = trained(run, *how)
-    assert [row["skipped"] for row in rows[1:]] == [3, 3] and rows[1]["tokens"] == 18
-    assert rows[1]["truncated"] == 1 and "--max-new-tokens" in printed and "--- response" in printed
-    texts = lines(run / "samples.jsonl")
-    assert [row["step"] for row in texts] == [1] * 3 + [2] * 3
-    assert all(row["reward"] == 0 and row["prompt"] and not row["stopped"] for row in texts)
-
-
-def test_order_of_the_problems():
-    asked = [train.batch_of(list("abcde"), step, 0, 3) for step in range(1, 11)]
-    passes = ["".join(sum(asked, []))[i : i + 5] for i in range(0, 30, 5)]
-    assert all(sorted(part) == list("abcde") for part in passes) and len(set(passes)) > 2
-    assert len(train.batch_of(list("ab"), 1, 0, 7)) == 7 and len(asked[0]) == 3
-
-
-def test_flags():
-    toy, real, plain = map(arguments, ("", "--model x --method c-rl", "--method multi-turn"))
-    assert (toy.steps, toy.lr, toy.kl, toy.n, toy.pairs) == (20, 1e-4, 0.0, 8, 64)
-    assert (real.steps, real.lr, real.kl, real.beta2, real.data) == (200, 1e-6, 1e-3, 0.1, "gsm8k")
-    assert real.critique_data == "static" and toy.critique_data == "dynamic"
-    assert plain.no_std and not toy.no_std and plain.alpha == plain.stage1_steps == 0
-    own = arguments("--data mine.jsonl")  # the toy's files go together
-    assert (own.data, own.eval_data, own.exam, own.steps) == ("mine.jsonl", None, None, 20)
-    for flags, noted in (("", 0), ("--reward-right 0.6", 1), ("--balance reweight", 1)):
-        assert ("cancel" in printed_by(train.parse_args, flags)) == noted, flags
-
-
-REFUSED = """--method grpo => --method|grpo;--frobnicate => --frobnicate;--n 1 => --n 1
---data @long --eval-data @long --model @no => no problem is left
---data @long --eval-data @empty => empty.jsonl
---data @long --eval-data @good --model @no => cannot load model|no.jsonl;--data @no => no.jsonl
---data @bad => bad.jsonl:2|answer;--cold-start @bad => bad.jsonl:1|response
---cold-start @long => --cold-start|context;--exam @bad => bad.jsonl:1;--steps -1 => --steps -1
---lr 0 => --lr;--temperature 0 => --temperature;--max-new-tokens 500 => context|500
---method score --steps 3 --stage1-steps 5 => --stage1-steps 5|3;--device nonsense => nonsense
---steps many => --steps|many;--kl nan => --kl;--pairs 0 => --pairs 0"""
-UNUSED = """ => --help;--model @no 1+1? => cannot load model;--model @no --eval => held_out|--data
---eval --data @bad => bad.jsonl:2;--vote --data @long => context|9+9+9;--eval --size 0 => --size 0
---vote --n 4 --critiques 4 => --critiques 4|--n 4;--vote --n 1 => --n 1;--n 0 q => --n 0
---eval --exam @long => long.jsonl:1|label"""
-
-
-def test_bad_input_is_one_line_and_touches_nothing(tmp_path):
-    kinds = "empty", "bad", "long", "good", "no"
-    names = {f"@{kind}": tmp_path / f"{kind}.jsonl" for kind in kinds}
-    write(names["@good"], problems(3))
-    names["@empty"].touch()
-    names["@bad"].write_text('{"question": "x", "answer": "1"}\n{"question": "x"}\n')
-    write(names["@long"], [{"question": "9+" * 220 + "9", "answer": "9", "response": "9" * 600}])
-    for table, call in ((REFUSED, functools.partial(trained, tmp_path / "out")), (UNUSED, used)):
-        for case in re.split("[;\n]", table):
-            flags, words = case.split(" => ")
-            fails(words, call, "", *[names.get(word, word) for word in flags.split()])
-            assert not (tmp_path / "out").exists(), "written before the input is known to be good"
-    fails("context", used, "x" * 5000)
-
-
-def test_what_is_held_out_is_not_learned(tmp_path):
-    """Demonstrations of held-out questions, and exam pairs on training questions, are left out."""
-    asked, out = problems(20, 3), tmp_path / "run"
-    rows = [{"question": p.question, "response": solved(p)} for p in asked]
-    rows = [row | {"critique": "Conclusion: right"} for row in rows]
-    exam = write(tmp_path / "exam", static_pairs(asked[10:16]))
-    files = "--data", write(tmp_path / "data", asked[:12]), "--eval-data", tmp_path / "rest"
-    write(tmp_path / "rest", asked[16:])
-    flags = "--steps 0 --eval-size 8 --cold-start-lr 3e-4"
-    with patch(train, "COLD_START", (12, 8)):
-        shown = "--cold-start", write(tmp_path / "shown", rows), "--exam", exam
-        rows, printed = trained(out, flags, *files, *shown)
-    (told,) = (line for line in printed.splitlines() if "demonstrations" in line)
-    assert "held out" in told and " 8 " in told, "four problems held out, four in the exam"
-    (told,) = (line for line in printed.splitlines() if "pairs" in line and str(exam) in line)
-    assert " 4 " in told
-    examined = {row["question"] for row in lines(out / "exam.jsonl")}
-    assert examined == {p.question for p in asked[12:16]} and rows[0]["eval/pairs"] == 8
-    losses = [float(loss) for loss in re.findall(r"cold start .*loss ([\d.]+)", printed)]
-    assert len(losses) > 2 and losses[-1] < losses[0], losses
-    # without --exam it is sampled from the starting policy, the same whatever the method
-    flags = f"--model {rollout.TOY} --steps 0 --max-new-tokens 64 --eval-size 20 --method "
-    exams = []
-    write(tmp_path / "rest", problems(60, 9))
-    for method in ("g-rl", "c-rl"):
-        trained(tmp_path / method, flags + method, *files)
-        exams.append(lines(tmp_path / method / "exam.jsonl"))
-    assert exams[0] == exams[1] and [row["label"] for row in exams[0]] == [True, False] * 10
-    words = ["g-rl", "c-rl", "held out: t2"]
-    draw(compare, tmp_path / "c.svg", words, tmp_path / "g-rl", tmp_path / "c-rl")
-
-
-# -------------------------------------------------------------------------------------- sample.py
-
-
-def test_majority_vote():
-    x, y, z, half = map(box, (1, 2, 3, 0.5))
-    for texts, weights, elected in [
-        ([x, box("2/4"), half, z], None, 1),  # 1/2 and 0.5 are one answer
-        ([x, y, y, x], None, 0),  # a tie goes to the answer that came first
-        (["hm", "", z], None, 2),
-        (["hm", ""], None, None),
-        ([], None, None),
-        ([x, x, y], [0.2, 0.3, 0.6], 2),
-        ([x, y, y], [0.0] * 3, 1),  # no critique calls any right: a plain vote
-        ([box("x+1"), box("x + 1"), box("y")], None, 0),
-        (["", x, y, y], [1, 0, 0, 0], 2),  # what cannot be read has no vote to weigh
-    ]:
-        assert sample.majority_vote(texts, weights) == elected, (texts, weights)
-
-
-def test_votes_at_equal_budgets():
-    problem, answers = Problem("1+1?", "2"), [box(x) for x in (3, 2, 3, 2)]  # in this order
-
-    def complete(policy, chats, n, seed, show):
-        assert len(chats) == 2 and n == 1, "half of the budget of 4 is answers"
-        if show == "corrections":  # right, then wrong
-            return [(STUB, box(2)), (STUB, box(3))]
-        return [(STUB, "Conclusion: " + ("right" if a == box(2) else "wrong")) for a in answers[:2]]
-
-    def respond(policy, asked, n, seed, show):
-        return [Episode(STUB, text, "response", problem) for text in answers[:n]]
-
-    with mock.patch.multiple(sample, complete=complete, respond=respond):
-        table = sample.vote(None, [problem], [2, 4], 1, 0)
-    assert table["vote/parallel"] == {2: 0, 4: 0}, "3 and 2 tie and 3 came first"
-    assert table["vote/parallel, corrected"] == {2: 1, 4: 1}, "2 came first"
-    assert table["vote/critique-weighted"] == {2: 0, 4: 1}, "called wrong, 3 wins alone only"
-
-
-def test_sample_on_the_command_line(tmp_path):
-    text = used("--n 3", "Compute 9-7*2-5 modulo 10.")
-    assert [text.count(word) for word in ("ANSWER", "CRITIQUE", "CORRECTED")] == [1, 3, 2]
-    assert "boxed" in text and sample.printable("a\x1b[2J\n") == "a\\x1b[2J\n"
-    run, asked = tmp_path / "run", problems(12, 3)
-    flags = "--steps 1 --questions 4 --n 4 --eval-size 16 --data"
-    rows, _ = trained(run, flags, write(tmp_path / "data", asked))
-    # the run's own held-out problems, exam and limit
-    numbers = json.loads(used("--eval --json --model", run).splitlines()[-1])
-    (run / "exam.jsonl").write_text("")
-    assert "critique_p1" in used("--eval --size 4 --model", run), "an exam without a pair"
-    assert numbers == {key: value for key, value in rows[-1].items() if key.startswith("eval/")}
-    both = write(tmp_path / "both", asked[:2] + problems(3, 8))
-    assert '"eval/size": 4' in used("--eval --json --size 4 --model", run, "--data", both)
-    for flags, budgets, weighted in (("--n 4 --critiques 3", "24", "4"), ("--n 6", "246", "246")):
-        text = used("--vote --json --size 8 " + flags)
-        numbers = json.loads(text.splitlines()[-1])
-        assert all(0 <= numbers.pop("greedy/" + attempt) <= 1 for attempt in ("t1", "t2"))
-        names = ["vote/parallel", "vote/parallel, corrected", "vote/critique-weighted"]
-        found = {way: "".join(row) for way, row in numbers.items()}
-        assert found == dict(zip(names, (budgets, budgets, weighted)))
-    (tmp_path / "votes.json").write_text(text)
-    draw(votes, tmp_path / "votes.svg", ["critique-weighted"], tmp_path / "votes.json")
-
-
-# ---------------------------------------------------------------------------------------- figures
-
-
-def draw(program, picture, words, *args):
-    """What a program of figures/ printed; its picture must be well-formed, and hold the words."""
-    printed = printed_by(program.main, "--out", picture, *args)
-    root = ElementTree.parse(picture).getroot()
-    assert root.tag.endswith("svg") and all(word in "".join(root.itertext()) for word in words)
-    assert "nan" not in (picture.read_text() + printed).lower()
-    return printed
-
-
-def test_charts_by_hand():
-    for low, high, count, whole, expected in [
-        (0, 1, 5, False, [0, 0.2, 0.4, 0.6, 0.8, 1]),
-        (0.43, 0.98, 5, False, [0.4, 0.6, 0.8, 1]),
-        (0, 20, 7, True, [0, 5, 10, 15, 20]),
-        (0, 2, 7, True, [0, 1, 2]),
-        (1, 1, 5, False, [0.98, 1]),  # a flat line: never beyond 1
-        (0, 0, 5, False, [0, 0.2]),
-    ]:
-        close(chart.ticks(low, high, count, whole), expected)
-    assert chart.band([[(0, 1.0), (1, 3.0)], [(0, 2.0)], []]) == [(0, 1.5, 1.0, 2.0)]
-
-
-def test_comparison(tmp_path):
-    runs, picture = [tmp_path / name for name in ("gc-rl-0", "gc-rl-1", "a&b")], tmp_path / "c.svg"
-    for i, run in enumerate(runs):
-        run.mkdir()
-        start = {"step": 0, "eval/generation": 0.25, "eval/t2": None}
-        end = {"step": 1, "t1": 0.5, "eval/generation": 0.5 + i / 4, "eval/t2": math.nan}
-        write(run / "metrics.jsonl", [start, end, [1]])
-        with open(run / "metrics.jsonl", "a") as file:
-            file.write('{"step": 1e999}\n{"step": "2", "t1": 1}\n{"step": 2, "cut in')
-    words = ["gc-rl-*, 2 seeds", "a&b", "held out: generation", "in training: t1"]
-    printed = draw(compare, picture, words, "--json", *runs)
-    table = [re.split("  +", line) for line in printed.splitlines()]
-    assert ["last evaluation", "start", "gc-rl-0", "gc-rl-1", "a&b"] in table
-    assert ["eval/generation", "0.250", "0.500", "0.750", "1.000"] in table
-    assert ["eval/t2", "-", "-", "-", "-"] in table
-    assert ["eval/generation", "0.625 (0.500 to 0.750)", "1.000"] in table
-    assert json.loads(printed.splitlines()[-1])[str(runs[1])]["eval/generation"] == 0.75
-    picture.write_text("a text of mine")
-    fails("c.svg", printed_by, compare.main, "--out", picture, runs[0])  # is not written over
-    assert picture.read_text() == "a text of mine"
-    out = "--out", tmp_path / "d.svg"
-    fails("no/metrics.jsonl", printed_by, compare.main, "", *out, tmp_path / "no", kind=OSError)
-    fails("metrics.jsonl|no JSON", printed_by, votes.main, "", *out, run / "metrics.jsonl")
-    fails("FILE.json", printed_by, votes.main, "", *out)
-    assert not (tmp_path / "d.svg").exists()
-
-
-# -------------------------------------------------------------------------------------------- toy
-
-
-def test_toy_problems_and_teacher():
-    rng = random.Random(0)
-    for p in problems(300):
-        expression = p.question.split()[1]
-        steps = make.Teacher().solve(expression)
-        assert p.answer == str(eval(expression) % 10) == str(steps[-1][3])  # by Python's rules
-        assert is_correct(solved(p), p.answer)
-        check = make.Teacher().criticise(steps)
-        assert judgement(check) is True and check.count("ok") == 3
-    check = make.Teacher().criticise([(8, "*", 9, 5), (5, "-", 1, 4)])
-    assert check == "8*9=5:2 no\n5-1=4:4 ok\nConclusion: wrong"
-    held_out = {p.question for p in problems(512, 2, held_out=True)}
-    assert len(held_out) == 512 and not held_out & {p.question for p in problems(3000)}
-    facts = [(a, op, b) for a in range(10) for op in "+-*" for b in range(10)]
-    sure, shaky = make.Teacher(), make.Teacher(1.0, rng)
-    wrong = [fact for fact in facts if sure.recall(*fact) != shaky.recall(*fact)]
-    blind = make.Teacher(0.0, rng, make.BLIND)  # 33 of these facts are never right in solving
-    assert len(wrong) == 78 and sum(blind.recall(*f) != sure.recall(*f) for f in wrong) == 33
-    for _ in range(500):
-        messages, text = make.demonstrate(rng)
-        assert not any(q in m["content"] for q in held_out for m in messages)
-        assert "Conclusion" not in text or judgement(text) is not None
-        given = rollout.demonstration(base()[1], messages, text)
-        assert base()[1].decode(given.tokens[:-1]) == text and len(given.prompt) < 256
-
-
-def test_toy_files(tmp_path):
-    """The committed files are those that toy/make.py writes; its model is right half the time."""
-    held_out, exam = problems(make.HELD_OUT, 2, True), rollout.TOY / "exam.jsonl"
-    assert reward.load_problems(rollout.TOY / "train.jsonl") == problems(make.TRAIN, 1)
-    assert reward.load_problems(rollout.TOY / "held_out.jsonl") == held_out
-    exam = reward.read_jsonl(exam, reward.to_pair)
-    assert [p.right for p in exam] == [True, False] * (make.EXAM // 2)
-    assert all(p.right == is_correct(p.response, p.problem.answer) for p in exam)
-    asked = {p.question for p in problems(2 * make.EXAM, 3, True)}
-    assert {p.problem.question for p in exam} <= asked
-    numbers = sample.evaluate(toy_policy(), held_out[:96], exam[:96])
-    assert all(0.3 < numbers["eval/" + name] < 0.8 for name in ("generation", "critique")), numbers
-    with mock.patch.multiple(make, STEPS=3, BATCH=8, HELD_OUT=6, EXAM=4):
-        assert "wrote" in printed_by(lambda folder: make.make(*folder), "", tmp_path)
-    model, tokenizer = load_policy(tmp_path, "cpu")
-    assert model.num_parameters() == base()[0].num_parameters()
-    assert tokenizer.chat_template == base()[1].chat_template and len(tokenizer) == len(base()[1])
 
 
 # ------------------------------------------------------------------------------------------- main
 
 
 def main(names):
-    passed = failed = 0
+    """Run the tests that are asked for; 1 if any failed, or if there are none."""
     kind = "long_" if "--long" in names else "test_"
-    names = set(names) - {"--long"}
+    parts = [name for name in names if name != "--long"] or [kind]
+    passed = 0
+    failed = 0
     for name, test in list(globals().items()):
-        if not name.startswith(kind) or (names and not any(part in name for part in names)):
+        if not name.startswith(kind) or not any(part in name for part in parts):
             continue
         start = time.time()
         try:
