@@ -21,7 +21,7 @@ CRITIQUE = (
     "End with the line Conclusion: right or the line Conclusion: wrong."
 )
 
-# SCoRe's instruction p1: there may be an error; no word on whether or where (no oracle).
+# SCoRe's instruction: it says neither whether there is an error nor where.
 REWRITE = "Write the full solution again, corrected. Put the final answer in \\boxed{{}}."
 CORRECT = "There may be an error above. " + REWRITE
 CORRECT_WITH = "A critique of the solution above:\n{critique}\n\n" + REWRITE

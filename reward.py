@@ -1,4 +1,4 @@
-"""Rewards, balanced resampling and advantages: no model here, only text and numbers.
+"""Rewards, balanced resampling and advantages: everything that needs no model.
 
 Equations 1 to 6 are those of GC-RL (arXiv 2602.22765), the shaped reward is that of SCoRe (arXiv
 2409.12917), the group-relative advantage that of GRPO (arXiv 2402.03300).
@@ -9,6 +9,7 @@ from collections import defaultdict, deque
 import torch
 
 from details.answers import is_correct
+from details.data import Pair
 
 
 def response_reward(response, answer):
@@ -24,6 +25,7 @@ def critique_reward(says_right, is_right, reward_on_right=0.7, reward_on_wrong=0
 
     By default these constants make no difference: advantages are taken among the critiques of one
     response, where rewards are 0 or one constant, and the division by the deviation cancels it.
+    They do with --no-std, --group question or batch, or --denoise.
     """
     if says_right is not is_right:
         return 0.0
@@ -34,7 +36,7 @@ def critique_reward(says_right, is_right, reward_on_right=0.7, reward_on_wrong=0
 
 def reweighted_reward(says_right, is_right, accuracy):
     """Eq. 3: 0.35 / E[R(r)] for judging a right response right, 0.35 / (1 - E[R(r)]) for judging a
-    wrong one wrong, else 0.
+    wrong one wrong, else 0. Where half of the responses are right this is eq. 2's 0.7.
 
     For use without the filter: both labels then carry the same total weight, however rare one of
     them is. accuracy: E[R(r)] over the responses that the pairs were drawn from, which are those
@@ -49,7 +51,8 @@ def reweighted_reward(says_right, is_right, accuracy):
 
 def denoising_reward(says_right, outcomes):
     """Eq. 4, added to eq. 2 or 3: with k of m refined responses right, 0.1 k/m if the critique says
-    right, 0.7 k/m if it says wrong, since it must then help to mend the response.
+    right, 0.7 k/m if it says wrong. A critique that says wrong must help to correct the response;
+    one that says right leaves nothing to correct, so it earns little.
 
     outcomes: of the m responses that were sampled with the critique in view.
     """
@@ -67,6 +70,23 @@ def shaped_reward(reward1, reward2, alpha):
 
 
 # --------------------------------------------------------------------------- balanced resampling
+
+
+def pairs_by_question(responses, n, step=0):
+    """n responses to each question as [[Pair, ...], ...] for the critic. Responses that were cut
+    are left out, of the accuracy too: unfinished is not wrong. step: the step whose policy gave
+    them."""
+    ended = [episode for episode in responses if episode.sample.stopped]
+    accuracy = sum(episode.right for episode in ended) / max(1, len(ended))
+    groups = []
+    for start in range(0, len(responses), n):
+        pairs = []
+        for episode in responses[start : start + n]:
+            if episode.sample.stopped:
+                pair = Pair(episode.problem, episode.text, episode.right, accuracy, step)
+                pairs.append(pair)
+        groups.append(pairs)
+    return groups
 
 
 def filter_pairs(groups, rng):
@@ -93,7 +113,8 @@ def random_pairs(groups, rng):
 
 
 class PairCache(deque):
-    """The question-response cache: pairs wait here for the critic and leave when drawn.
+    """The question-response cache: pairs wait here for the critic and leave when drawn. Some steps
+    bring more pairs than are criticised, others fewer; the cache evens this out.
 
     Bounded: beyond `maxlen` the oldest go first, since the policy has moved furthest from them.
     A draw of more pairs than it holds returns all of them: nothing is criticised twice, and the
@@ -118,8 +139,9 @@ def advantages(rewards, groups, std=True):
     """A = (R - mean of the group) / (std of the group + 1e-6), or without the division (as in
     Dr. GRPO, arXiv 2503.20783): a float tensor [samples].
 
-    rewards: numbers [samples]; groups: one hashable key for each. std is the population's (the
-    group is all there is). A group without spread gets exact zeros: rounding must not become a
+    rewards: numbers [samples]; groups: one hashable key for each. std is the population's, since
+    the group is all there is; verl and TRL divide by the sample's, which makes theirs 0.935 of
+    these at n = 8. A group without spread gets exact zeros: rounding must not become a
     gradient.
     """
     rewards = torch.as_tensor(rewards, dtype=torch.float64)

@@ -3,8 +3,8 @@
 All that is trained here is a *sample*: a prompt, the tokens that the policy added to it, and the
 log-prob of each of them at the moment it was drawn. Responses (first-order rollout), critiques
 (second-order rollout), refinements and second attempts are all made by the one function `generate`;
-they differ in the prompt only. Whoever wants to know what is trained, and not how sampling works,
-reads as far as `generate` and `logprobs`.
+they differ in the prompt only. If you only want to know what is trained, and not how sampling
+works, stop after `generate` and `logprobs`.
 """
 
 import functools
@@ -32,7 +32,7 @@ from details.fast import (
 from details.policy import autocast, context_length, decode, encode_chat, load_folder, setup_of
 from details.runs import Meter
 
-LOGITS = 1 << 24  # logits that scoring holds at once
+LOGITS = 1 << 24  # logits that `logprobs` holds at once
 
 
 @dataclass
@@ -66,12 +66,13 @@ class Episode:
 
     sample: Sample
     text: str
-    role: str  # response, critique, attempt 1, attempt 2
+    role: str  # response, critique, attempt 1, attempt 2, refinement; given
     problem: Problem
     right: bool = False  # of a response or an attempt: its outcome
     pair: Pair | None = None  # of a critique: what it criticises
     says_right: bool | None = None  # of a critique: its judgement, None if none can be read
-    # Given by the recipe, and by the update.
+    first: "Episode | None" = None  # of a second attempt: the first
+    # Set by the recipe; the advantage by the update.
     reward: float = 0.0
     group: tuple = ()  # episodes with the same group share one baseline
     kl: float = 0.0  # weight of the KL to the reference on its tokens
@@ -119,6 +120,7 @@ def two_attempts(policy, problems, n, seed, show=None):
     second = []
     for attempt, sample, text in complete(policy, first, chats, 1, seed + 1, show):
         second.append(answered(attempt.problem, sample, text, "attempt 2"))
+        second[-1].first = attempt
     return first, second
 
 
@@ -139,22 +141,6 @@ def answered(problem, sample, text, role):
     stopped at."""
     right = sample.stopped and is_correct(text, problem.answer)
     return Episode(sample, text, role, problem, right=right)
-
-
-def pairs_by_question(responses, n):
-    """n responses to each question as [[Pair, ...], ...] for the critic. Responses that were cut
-    are left out, also of the accuracy: unfinished is not wrong."""
-    ended = [episode for episode in responses if episode.sample.stopped]
-    accuracy = sum(episode.right for episode in ended) / max(1, len(ended))
-    groups = []
-    for start in range(0, len(responses), n):
-        pairs = []
-        for episode in responses[start : start + n]:
-            if episode.sample.stopped:
-                pair = Pair(episode.problem, episode.text, episode.right, accuracy)
-                pairs.append(pair)
-        groups.append(pairs)
-    return groups
 
 
 def complete(policy, items, chats, n, seed, show=None):
@@ -201,54 +187,7 @@ def demonstration(tokenizer, messages, text):
     return Sample(prompt, tokens, [], stopped=True, given=True)
 
 
-# ------------------------------------------------------------------- loading, sampling and scoring
-
-
-def load_policy(name, device=None, precision=None):
-    """Load a causal LM and its tokenizer: (model, tokenizer).
-
-    name: `toy`, a model folder or a hub id; safetensors only, no remote code. precision: fp32 or
-    bf16 arithmetic (default: bf16 on CUDA, else fp32); the weights are fp32 everywhere, since a
-    learning rate of 1e-6 rounds away in bf16. `model.generation_config` is replaced by a plain one
-    with the full stop set: settings such as a repetition penalty would make `model.generate` sample
-    another policy than the one trained. Raises InputError.
-    """
-    model, tokenizer = load_folder(name, device, precision)
-    share_prompts(model, name)
-    return model, tokenizer
-
-
-def share_prompts(model, name):
-    """Let rows share the keys of their prompts in sampling, where that finds the same log-probs as
-    the library's attention in the same arithmetic. Where not, one line says so."""
-    library = model.config._attn_implementation
-    if library != "sdpa" or not model._supports_attention_backend:
-        return
-    noise = 1e-3 if setup_of(model).arithmetic == torch.float32 else 0.02
-    # By the library's attention.
-    bound = 1.3 * sampling_error(model) + noise
-    model.set_attn_implementation("shared_prompts")
-    try:
-        error = sampling_error(model)
-        reason = f"mean |log ratio| {error:.2g}, the library's allows {bound:.2g}"
-    except Exception as failure:  # models differ in what attention gets
-        error = math.inf
-        reason = one_line(failure)
-    if not error <= bound:
-        model.set_attn_implementation(library)
-        print(f"note: {name}: each row copies its prompt, which is slower ({reason})")
-
-
-def sampling_error(model):
-    """The mean |log ratio| between what sampling recorded and what scoring, in which the library's
-    attention is at work, finds for the same tokens."""
-    prompts = [list(range(length)) for length in range(1, 9)]
-    samples = generate(model, prompts, 2, max_new_tokens=8, stop=())
-    drawn = [torch.tensor(sample.logprobs) for sample in samples]
-    with torch.no_grad():
-        scored = logprobs(model, samples)
-    log_ratio = torch.cat(scored).cpu() - torch.cat(drawn)
-    return log_ratio.abs().mean().item()
+# -------------------------------------------------------------------------- sampling and log-probs
 
 
 @torch.no_grad()
@@ -280,15 +219,18 @@ def generate(
         if not 0 < len(prompt) < context:
             sizes = f"{len(prompt)} tokens, the model's context {context}"
             raise InputError(f"prompt {place} has {sizes}")
+    # Tokens are drawn where there is float64: Apple's GPUs have none.
+    device = torch.device("cpu") if model.device.type == "mps" else model.device
     if stop is None:
         stop = model.generation_config.eos_token_id
-    stop = torch.tensor(stop, dtype=torch.long, device=model.device)
+    stop = torch.tensor(stop, dtype=torch.long, device=device)
     rows = [list(prompt) for prompt in prompts for _ in range(n)]
-    random = torch.Generator().manual_seed(seed)
-    noise = torch.rand(len(rows), max_new_tokens, generator=random)
-    noise = noise.to(model.device)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(len(rows), max_new_tokens, generator=generator, dtype=torch.float64)
+    noise = noise.to(device)
 
-    # Like lengths together means less padding; the longest first: what fails, fails early.
+    # Like lengths together means less padding. Parts are taken from the end, the longest first:
+    # what fails, fails early.
     waiting = sorted(
         range(len(rows)),
         key=lambda row: (len(rows[row]), rows[row]),
@@ -327,9 +269,11 @@ def logprobs(model, samples, temperature=1.0) -> list[torch.Tensor]:
     Gradients follow the caller's grad mode.
     """
     result = [None] * len(samples)
-    for part in micro_batches(model, samples):
-        rows = score_part(model, [samples[place] for place in part], temperature)
-        for place, row in zip(part, rows):
+    meter = Meter()
+    for places in micro_batches(model, samples):
+        part = [samples[place] for place in places]
+        rows = logprobs_part(model, part, temperature, meter)
+        for place, row in zip(places, rows):
             result[place] = row
     return result
 
@@ -339,7 +283,7 @@ def logprobs(model, samples, temperature=1.0) -> list[torch.Tensor]:
 
 def sample_part(model, prompts, noise, temperature, stop, meter):
     """Prefill, then token by token; rows that have ended leave. noise [rows, max_new_tokens]."""
-    device = model.device
+    device = noise.device  # where tokens are drawn
     count, steps = noise.shape
     context = context_length(model)
     room = [context - len(prompt) for prompt in prompts]  # for tokens behind each prompt
@@ -360,10 +304,16 @@ def sample_part(model, prompts, noise, temperature, stop, meter):
         logits = to_logits(model, states)
         logits = logits[owner]
         mask = mask[owner]
-        space = torch.empty_like(logits)
+        space = torch.empty_like(logits, dtype=torch.float64, device=device)
     with autocast(model), meter.timed("decode", model):
         for t in range(steps):
-            token, logp = choose(logits, noise[batch, t], temperature, space[: len(batch)])
+            logits = logits.to(device)
+            token, logp = choose(
+                logits,
+                noise[batch, t],
+                temperature,
+                space[: len(batch)],
+            )
             rows = batch[going]
             tokens[rows, t] = token[going]
             logprob[rows, t] = logp[going]
@@ -374,17 +324,17 @@ def sample_part(model, prompts, noise, temperature, stop, meter):
             if left == 0 or t + 1 == steps:
                 break
             if left <= 0.9 * len(batch):
-                cache.batch_select_indices(going.nonzero().squeeze(1))
-                batch = batch[going]
-                token = token[going]
-                mask = mask[going]
-                going = going[going]
-            logits, mask = decode_step(model, token, mask, cache)
+                staying = going.nonzero().squeeze(1)
+                cache.batch_select_indices(staying.to(model.device))
+                mask = mask[staying.to(model.device)]
+                batch = batch[staying]
+                token = token[staying]
+                going = going[staying]
+            logits, mask = decode_step(model, token.to(model.device), mask, cache)
             meter.count(len(batch), left)
     # Back into lists, each row up to its own last token.
     lengths = (tokens >= 0).sum(1)
-    last = tokens.gather(1, lengths[:, None] - 1).squeeze(1)
-    stopped = torch.isin(last, stop).tolist()
+    stopped = torch.isin(tokens, stop).any(1).tolist()
     tokens = tokens.tolist()
     logprob = logprob.tolist()
     samples = []
@@ -409,8 +359,7 @@ def prefill(model, prompts, cache, meter):
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     ids, mask = left_pad(distinct, model.device)
     # The first real token of a row is at 0.
-    position = mask.cumsum(1) - 1
-    position = position.clamp(min=0)
+    position = (mask.cumsum(1) - 1).clamp(min=0)
     states = forward(model, ids, mask, position, 1, cache)
     meter.count(ids.numel(), sum(map(len, distinct)))
     place = {prompt: i for i, prompt in enumerate(distinct)}
@@ -423,8 +372,7 @@ def decode_step(model, token, mask, cache):
     """The next logits [rows, vocabulary] after one more token a row, and the mask that holds it."""
     # Clamped for rows that have ended but not left yet: nothing reads what they decode.
     position = mask.sum(1, keepdim=True).clamp(max=context_length(model) - 1)
-    now = torch.ones_like(mask[:, :1])
-    mask = torch.cat([mask, now], 1)
+    mask = torch.nn.functional.pad(mask, (0, 1), value=1)
     states = forward(model, token[:, None], mask, position, 1, cache)
     return to_logits(model, states[:, -1]), mask
 
@@ -440,8 +388,7 @@ def forward(model, ids, mask, position, keep, cache):
         setup.cache_name: cache,
     }
     if setup.plain_head:
-        output = model.base_model(ids, **options)
-        return output.last_hidden_state[:, -keep:]
+        return model.base_model(ids, **options).last_hidden_state[:, -keep:]
     return model(ids, logits_to_keep=keep, **options).logits
 
 
@@ -449,43 +396,44 @@ def to_logits(model, states):
     """From what `forward` returned to logits. A plain head's are computed in fp32 under autocast
     too: bf16 would double the distance between what sampler and learner take for a log-prob."""
     with torch.autocast(states.device.type, enabled=False):
-        states = states.float()
-        if setup_of(model).plain_head:
-            return model.get_output_embeddings()(states)
-        return states
+        if not setup_of(model).plain_head:
+            return states.float()
+        head = model.get_output_embeddings()
+        return head(states.to(head.weight.dtype)).float()
 
 
 def choose(logits, noise, temperature, space=None):
     """One token a row and its log-prob, both [rows]; noise [rows] in [0, 1). Greedy decoding
     (temperature 0) is a choice and not a distribution: its tokens get the model's own log-probs.
 
-    Works in place, since fresh memory costs more than the arithmetic: overwrites `logits` [rows,
-    vocabulary] and, where given, `space`, a tensor like it.
+    The cumulative distribution is float64, as the noise is: in fp32 tokens at the end of a large
+    vocabulary could never be drawn. Works in place, since fresh memory costs more than the
+    arithmetic: overwrites `logits` [rows, vocabulary] and, where given, `space`, its like in
+    float64.
     """
     logits /= temperature or 1.0
-    logits -= logits.amax(-1, keepdim=True)  # no exponential overflows
-    total = torch.exp(logits, out=space).cumsum_(-1)
+    token = logits.argmax(-1, keepdim=True)
+    logits -= logits.gather(1, token)  # no exponential overflows
+    weights = logits.exp_()
+    total = torch.cumsum(weights, -1, dtype=torch.float64, out=space)
     if temperature > 0:
         # Invert the cumulative distribution at this row's own random number.
         drawn = noise[:, None] * total[:, -1:]
         token = torch.searchsorted(total, drawn, right=True)
         token = token.clamp(max=logits.shape[1] - 1)  # rounding at the very edge
-    else:
-        token = logits.argmax(-1, keepdim=True)
-    logprob = logits.gather(1, token) - total[:, -1:].log()
-    return token.squeeze(1), logprob.squeeze(1)
+    logprob = (weights.gather(1, token) / total[:, -1:]).log()
+    return token.squeeze(1), logprob.squeeze(1).float()
 
 
-# ---------------------------------------------------------------- scoring, one part at a time
+# ---------------------------------------------------------------- log-probs, one part at a time
 
 
-def score_part(model, samples, temperature, meter=None):
+def logprobs_part(model, samples, temperature, meter):
     """Log-probs of the samples' tokens: fp32 [completion length] each.
 
     As in sampling, each distinct prompt is computed once, and the completions go on from copies of
     its keys and values; the gradient flows through.
     """
-    meter = meter or Meter()
     lengths = [len(sample.tokens) for sample in samples]
     tokens = [torch.tensor(sample.tokens) for sample in samples]
     tokens = pad_sequence(tokens, batch_first=True)
@@ -503,6 +451,7 @@ def score_part(model, samples, temperature, meter=None):
         # The prompt's last position predicts the first token, the rest of them predict the rest.
         states = states.index_select(0, owner)[:, None]
         if width > 1:
+            # A token is fed where another follows it.
             mask = torch.cat([mask[owner], real[:, 1:].long()], 1)
             position = mask.cumsum(1)[:, 1 - width :] - 1
             rest = forward(model, tokens[:, :-1], mask, position, width - 1, cache)
@@ -517,7 +466,7 @@ def token_logprobs(model, states, tokens, temperature):
     they are drawn from. In slices that backward computes again: of all tensors the logits are the
     largest, and with this they do not grow with the batch."""
 
-    def score_slice(states, tokens):
+    def slice_logprobs(states, tokens):
         logits = to_logits(model, states) / (temperature or 1.0)
         chosen = logits.gather(1, tokens[:, None])
         return chosen.squeeze(1) - logits.logsumexp(1)
@@ -525,5 +474,57 @@ def token_logprobs(model, states, tokens, temperature):
     size = max(1, LOGITS // model.config.get_text_config().vocab_size)
     scored = []
     for part in zip(states.split(size), tokens.split(size)):
-        scored.append(checkpoint(score_slice, *part, use_reentrant=False))
+        scored.append(checkpoint(slice_logprobs, *part, use_reentrant=False))
     return torch.cat(scored)
+
+
+# ---------------------------------------------------------------------------------------- loading
+
+
+def load_policy(name, device=None, precision=None):
+    """Load a causal LM and its tokenizer: (model, tokenizer).
+
+    name: `toy`, a model folder or a hub id; safetensors only, no remote code. precision: fp32 or
+    bf16 arithmetic (default: bf16 on CUDA, else fp32); the weights are fp32 everywhere, since a
+    learning rate of 1e-6 rounds away in bf16. `model.generation_config` is replaced by a plain one
+    with the full stop set: settings such as a repetition penalty would make `model.generate` sample
+    another policy than the one trained. Raises InputError.
+    """
+    model, tokenizer = load_folder(name, device, precision)
+    error, reason = sampling_error(model)
+    if not error < 0.1:  # Mamba and its like keep another state
+        raise InputError(f"model {name}: no sampling with a key-value cache: {reason}")
+    share_prompts(model, name, error)
+    return model, tokenizer
+
+
+def share_prompts(model, name, error):
+    """Let rows share the keys of their prompts in sampling, where that finds the same log-probs as
+    the library's attention in the same arithmetic. Where not, one line says so. error: the
+    `sampling_error` of the library's attention."""
+    library = model.config._attn_implementation
+    if library != "sdpa" or not model._supports_attention_backend:
+        return
+    tolerance = 1e-3 if setup_of(model).arithmetic == torch.float32 else 0.02
+    bound = 1.3 * error + tolerance
+    model.set_attn_implementation("shared_prompts")
+    error, reason = sampling_error(model)
+    if not error <= bound:
+        model.set_attn_implementation(library)
+        print(f"note: {name}: each row copies its prompt, which is slower ({reason})")
+
+
+def sampling_error(model):
+    """How far sampling is from scoring, in which the library's attention is at work: the mean
+    |log ratio| of what they find for the same tokens, and it or an error in words."""
+    prompts = [list(range(length)) for length in range(1, 9)]
+    try:
+        samples = generate(model, prompts, 2, max_new_tokens=8, stop=())
+        with torch.no_grad():
+            scored = logprobs(model, samples)
+    except Exception as error:  # models differ in what caches and attention get
+        return math.inf, one_line(error)
+    drawn = [torch.tensor(sample.logprobs) for sample in samples]
+    log_ratio = torch.cat(scored).cpu() - torch.cat(drawn)
+    error = log_ratio.abs().mean().item()
+    return error, f"mean |log ratio| {error:.2g}"

@@ -1,22 +1,39 @@
-"""A trained policy at work: it answers a question, criticises its answer and corrects it.
+"""A policy at work: it answers a question, criticises the answer, corrects it.
 
-python sample.py "Compute 7+6*7*8 modulo 10."       answer, critiques, corrected answers (toy)
-python sample.py --model out --eval --json          a run on its own held-out problems and exam
+python sample.py "Compute 7+6*7*8 modulo 10."  answer, critiques, corrections
+python sample.py --explain "Compute ..."       a step of GC-RL in slow motion
+python sample.py --model out --eval --json     a run on its held-out problems
 """
 
 import argparse
 import json
 import math
+import os
 import random
 import sys
 from pathlib import Path
 
+os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # see train.py
+
+import torch
+
 from critique import correct, solve
 from details.answers import answer_key
-from details.data import InputError, Pair, Problem, load_problems, read_jsonl, run_command, to_pair
+from details.data import (
+    InputError,
+    Pair,
+    Problem,
+    load_problems,
+    read_jsonl,
+    run_command,
+    seed_of,
+    to_pair,
+    to_problem,
+)
 from details.policy import TOY
-from details.runs import print_table, printable, run_flags, seed_of
-from reward import filter_pairs
+from details.runs import run_flags
+from figures.report import print_table, printable
+from reward import advantages, critique_reward, filter_pairs, pairs_by_question
 from rollout import (
     Policy,
     complete,
@@ -24,28 +41,40 @@ from rollout import (
     criticise,
     encode_chat,
     load_policy,
-    pairs_by_question,
+    refine,
     respond,
     two_attempts,
 )
 
 
 def show_question(policy, question, n, seed):
-    """Print an answer, n critiques and their judgements, and corrected answers."""
-    # What the policy holds for best; its critiques are drawn, so that they differ.
+    """Print an answer, n critiques and their judgements, and what is answered in the end: the
+    answer, or the corrected one if most critiques call it wrong."""
+    # The answer is greedy; its critiques are drawn, so that they differ.
     answer = greedy_text(policy, solve(question))
     print(f"QUESTION\n{printable(question)}\n\nANSWER\n{printable(answer)}")
     # Whether the answer is right is not known here, and nobody asks the pair.
     pair = Pair(Problem(question, ""), answer, right=False)
     critiques = criticise(policy, [pair], n, seed)
-    judgements = {True: "right", False: "wrong", None: "no judgement that can be read"}
     for number, episode in enumerate(critiques, 1):
-        print(f"\nCRITIQUE {number}: {judgements[episode.says_right]}\n{printable(episode.text)}")
-    chat = correct(question, answer, critiques[0].text)
-    helped = greedy_text(policy, chat)
-    print(f"\nCORRECTED, with critique 1\n{printable(helped)}")
+        print(f"\nCRITIQUE {number}: {JUDGED[episode.says_right]}\n{printable(episode.text)}")
+    # With the first critique that finds fault, if any does.
+    number = next((i for i, e in enumerate(critiques) if e.says_right is False), 0)
+    helped = greedy_text(policy, correct(question, answer, critiques[number].text))
+    print(f"\nCORRECTED, with critique {number + 1}\n{printable(helped)}")
     unaided = greedy_text(policy, correct(question, answer))
-    print(f"\nCORRECTED, without a hint\n{printable(unaided)}")
+    print(f"\nCORRECTED, without a critique\n{printable(unaided)}")
+    # Selective revision, as in PAG (arXiv 2506.10406): correct only what is judged wrong.
+    first = criticise(policy.greedy(), [pair], 1, seed)[0]
+    final = answer
+    if first.says_right is False:
+        final = greedy_text(policy, correct(question, answer, first.text))
+    print(
+        f"\nFINAL ANSWER: its greedy critique says {JUDGED[first.says_right]}\n{printable(final)}"
+    )
+
+
+JUDGED = {True: "right", False: "wrong", None: "no judgement that can be read"}
 
 
 def greedy_text(policy, chat):
@@ -54,28 +83,92 @@ def greedy_text(policy, chat):
     return text
 
 
+# ------------------------------------------------------------------------- a step in slow motion
+
+
+def explain(policy, problem, n, seed):
+    """Print what a step of GC-RL would do with one question. No weights are changed."""
+    prompt = encode_chat(policy.tokenizer, solve(problem.question))
+    print(f"PROMPT, {len(prompt)} tokens\n{printable(policy.tokenizer.decode(prompt))}\n")
+    responses = respond(policy, [problem], n, seed)
+    print(f"{n} RESPONSES; a right one earns 1")
+    show_group(responses, [float(e.right) for e in responses])
+
+    pairs = filter_pairs(pairs_by_question(responses, n), random.Random(seed))
+    if not pairs:
+        print("All are right or all are wrong: the filter drops the question.")
+        return
+    critiques = criticise(policy, pairs, n, seed + 1)
+    print("THE FILTER KEEPS a right and a wrong response")
+    for start, pair in ((0, pairs[0]), (n, pairs[1])):
+        outcome = "right" if pair.right else "wrong"
+        print(
+            f"\n{n} CRITIQUES of {one_line(pair.response)}, which is {outcome}; to say so earns 0.7"
+        )
+        group = critiques[start : start + n]
+        show_group(group, [critique_reward(e.says_right, pair.right) for e in group])
+
+    # One that can be learned from, with as few decisions as possible.
+    critique = min(critiques, key=lambda e: (e.advantage == 0, decisions(e) or 99))
+    print("EVERY TOKEN of one critique moves with the critique's advantage")
+    print(f"{'token':16}{'log-prob':>10}{'advantage':>11}")
+    for token, logprob in zip(critique.sample.tokens, critique.sample.logprobs):
+        text = repr(policy.tokenizer.decode([token]))
+        mark = "  <- a decision" if logprob < DECISION else ""
+        print(f"{text:16}{logprob:10.2f}{critique.advantage:+11.2f}{mark}")
+
+
+DECISION = -0.3  # nats: a token with a lower log-prob could well have been another
+
+
+def decisions(episode):
+    return sum(logprob < DECISION for logprob in episode.sample.logprobs)
+
+
+def show_group(episodes, rewards):
+    """A group of completions with their rewards and advantages, best first."""
+    values = torch.tensor(rewards)
+    print(f"mean reward {values.mean():.2f}, deviation {values.std(correction=0):.2f}")
+    for e, reward, advantage in zip(episodes, rewards, advantages(rewards, [0] * len(rewards))):
+        e.advantage = advantage.item()
+        print(f"{reward:5.1f}{e.advantage:+7.2f}  {one_line(e.text)}")
+    print()
+
+
+def one_line(text):
+    return printable(" / ".join(text.splitlines()))
+
+
 # ------------------------------------------------------------------------------------ evaluation
 
 
 def evaluate(policy, problems, exam):
     """Greedy evaluation on held-out problems (answers, second attempts) and on the exam's pairs
-    (critiques): a dict of eval/... numbers."""
+    (critiques): a dict of eval/... numbers, and the answers as Episodes."""
     policy = policy.greedy()
     first, second = two_attempts(policy, problems, 1, seed=0, show="evaluation")
     critiques = criticise(policy, exam, 1, seed=0, show="critiques")
     attempts = attempts_table(first, second)
     judgements = judgement_table(critiques)
+    # Selective revision: it criticises its own answers, and corrects those that it judges wrong.
+    own = [Pair(e.problem, e.text, e.right) for e in first]
+    own = criticise(policy, own, 1, seed=0, show="own critiques")
+    doubted = [e for e in own if e.says_right is False]
+    trusted = [e.pair.right for e in own if e.says_right is not False]
+    refined = refine(policy, doubted, 1, seed=0)
     numbers = {
         "eval/generation": attempts["t1"],
         "eval/critique": judgements.pop("accuracy"),
         "eval/size": len(problems),
         "eval/pairs": len(exam),
+        "eval/revised": mean(trusted + [e.right for e in refined]),
+        "eval/self_critique": judgement_table(own)["accuracy"],
     }
     for name, value in attempts.items():
         numbers[f"eval/{name}"] = value
     for name, value in judgements.items():
         numbers[f"eval/critique_{name}"] = value
-    return numbers
+    return numbers, first
 
 
 def mean(values):
@@ -187,19 +280,25 @@ def parse_args(argv):
     add = parser.add_argument
     add("question", nargs="?", help="a question to answer")
     add("--model", default="toy", help="toy, a run's folder, a model folder or a hub id [toy]")
+    add("--explain", action="store_true", help="a step of GC-RL on the question in slow motion")
+    add("--answer", help="the right answer, for --explain [that of MODEL's data files]")
     add("--eval", action="store_true", help="evaluate: answers, second attempts, critiques")
     add("--data", help="gsm8k (its test file) or a JSONL file [MODEL/held_out.jsonl]")
     add("--exam", help="JSONL file of critique pairs for --eval [MODEL's own; of --data: sampled]")
     add("--size", type=int, help="use the first N problems", metavar="N")
-    add("--n", type=int, default=4, help="critiques of a question [4]")
+    add("--n", type=int, help="critiques of a question [4]; samples per prompt of --explain [8]")
     add("--temperature", type=float, default=1.0, help="of critiques [1.0]")
     add("--max-new-tokens", type=int, help="limit of a completion [that of the run, else 512]")
     add("--seed", type=int, default=0)
     add("--device", help="cpu, cuda, mps [cuda where there is one]")
+    add("--precision", choices=["fp32", "bf16"], help="of the arithmetic [that of the run]")
     add("--json", action="store_true", help="the numbers as one JSON object on the last line")
     args = parser.parse_args(argv)
     check_numbers(args, ["seed"])
+    args.n = args.n or (8 if args.explain else 4)
     # Without this the program would load a model and say nothing.
+    if args.explain and not args.question:
+        raise InputError("--explain: give a question")
     if not args.question and not args.eval:
         raise InputError("give a question or --eval (see --help)")
     return args
@@ -219,20 +318,40 @@ def held_out_and_exam(args, folder):
     return problems, read_jsonl(exam, to_pair) if exam else []
 
 
+def problem_of(args, folder):
+    """The question with its answer: --answer, or what the data files beside the model say."""
+    if args.answer:
+        return to_problem({"question": args.question, "answer": args.answer})
+    for name in ("held_out", "train"):
+        path = folder / f"{name}.jsonl"
+        for problem in load_problems(path) if path.exists() else []:
+            if problem.question == args.question:
+                return problem
+    raise InputError(f"--explain: the answer is not known in {folder}: give it by --answer")
+
+
 def use(argv):
-    """Do what the flags ask for."""
+    """Do what the flags ask for; returns the numbers of --eval."""
     args = parse_args(argv)
     # All input is read and refused before the model is loaded.
     folder = TOY if args.model == "toy" else Path(args.model)
     problems = exam = []
+    if args.explain:
+        problem = problem_of(args, folder)
     if args.eval:
         problems, exam = held_out_and_exam(args, folder)
-    model, tokenizer = load_policy(args.model, args.device)
-    # A run's folder knows how long its completions may be.
-    limit = args.max_new_tokens or run_flags(folder).get("max_new_tokens", 512)
+    # A run's folder knows in which arithmetic it was trained, and how long completions may be.
+    flags = run_flags(folder)
+    model, tokenizer = load_policy(
+        args.model, args.device, args.precision or flags.get("precision")
+    )
+    limit = args.max_new_tokens or flags.get("max_new_tokens", 512)
     policy = Policy(model, tokenizer, limit, args.temperature)
     check_lengths(policy, [*problems, Problem(args.question or "", "")])
-    if args.question:
+    numbers = {}
+    if args.explain:
+        explain(policy, problem, args.n, args.seed)
+    elif args.question:
         show_question(policy, args.question, args.n, args.seed)
     if args.eval:
         if not exam:
@@ -245,14 +364,16 @@ def use(argv):
                 seed=seed_of(args.seed, "exam"),
                 show="critique pairs",
             )
-        numbers = evaluate(policy, problems, exam)
+        numbers, _ = evaluate(policy, problems, exam)
         print_table(str(args.data or folder), {args.model: numbers})
         if args.json:
             print(json.dumps(numbers))
+    return numbers
 
 
 def main(argv=None):
-    run_command(use, argv)
+    """The command line; returns the numbers of --eval, for a notebook."""
+    return run_command(use, argv)
 
 
 if __name__ == "__main__":

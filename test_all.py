@@ -11,6 +11,7 @@ import contextlib
 import copy
 import functools
 import io
+import itertools
 import json
 import math
 import os
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 import traceback
+from fractions import Fraction
 from pathlib import Path
 from unittest import mock
 from xml.etree import ElementTree
@@ -38,8 +40,9 @@ import sample
 import train
 from critique import correct, judgement, solve
 from details import data, demonstrations, fast, policy, runs
+from details.answers import answer_key, reference_key, to_number
 from details.data import InputError, Pair, Problem, from_pair, from_problem
-from figures import chart, compare, votes
+from figures import chart, compare, report, votes
 from reward import PairCache, advantages, is_correct
 from rollout import Episode, Policy, Sample, encode_chat, generate, load_policy, logprobs
 from toy import make
@@ -116,7 +119,8 @@ def tiny(kind):
 def sharing(kind):
     """A `tiny` model whose rows share their prompts, as `load_policy` sets it up."""
     model = tiny(kind)
-    rollout.share_prompts(model, kind)
+    error, _ = rollout.sampling_error(model)
+    rollout.share_prompts(model, kind, error)
     return model
 
 
@@ -218,41 +222,23 @@ def test_equation_1_pays_a_right_answer():
     assert reward.response_reward(box(8), "7") == 0
 
 
-def test_equation_2_pays_a_judgement_that_agrees_with_the_outcome():
-    """R(c) is 0.7 for judging a right response right or a wrong one wrong, and 0 for anything else,
-    a critique without a judgement that can be read included."""
-    for says_right, is_right, earned in (
-        (True, True, 0.7),
-        (False, False, 0.7),
-        (True, False, 0),
-        (False, True, 0),
-        (None, True, 0),
-        (None, False, 0),
+def test_equations_2_3_5_and_6_pay_a_judgement_that_agrees_with_the_outcome():
+    """Eq. 2 pays 0.7 for judging a right response right or a wrong one wrong, eq. 5 pays 0.6 and
+    0.8, eq. 6 the reverse. With an accuracy E of the responses eq. 3 pays 0.35 / E and
+    0.35 / (1 - E), here with E = 1/4. Anything else earns 0, a critique without a judgement that
+    can be read included."""
+    for says_right, is_right, equation_2, equation_3, equation_5, equation_6 in (
+        (True, True, 0.7, 0.35 / 0.25, 0.6, 0.8),
+        (False, False, 0.7, 0.35 / 0.75, 0.8, 0.6),
+        (True, False, 0, 0, 0, 0),
+        (False, True, 0, 0, 0, 0),
+        (None, True, 0, 0, 0, 0),
+        (None, False, 0, 0, 0, 0),
     ):
-        assert reward.critique_reward(says_right, is_right) == earned
-
-
-def test_equation_3_pays_more_for_the_rarer_label():
-    """With an accuracy E of the responses: 0.35 / E for judging a right one right, 0.35 / (1 - E)
-    for judging a wrong one wrong, and 0 for anything else."""
-    for says_right, is_right, accuracy, earned in (
-        (True, True, 0.25, 1.4),  # 0.35 / 0.25
-        (False, False, 0.3, 0.5),  # 0.35 / 0.7
-        (True, False, 0.3, 0),
-        (False, True, 0.25, 0),
-        (None, True, 0.25, 0),
-        (None, False, 0.3, 0),
-    ):
-        close(reward.reweighted_reward(says_right, is_right, accuracy), earned)
-
-
-def test_equation_3_balances_the_labels():
-    """A perfect critic earns 0.35 on average from each label, however rare that is."""
-    for share_right in (0.1, 0.5, 0.9):
-        on_right = reward.reweighted_reward(True, True, share_right)
-        on_wrong = reward.reweighted_reward(False, False, share_right)
-        close(share_right * on_right, 0.35)
-        close((1 - share_right) * on_wrong, 0.35)
+        assert reward.critique_reward(says_right, is_right) == equation_2
+        assert reward.reweighted_reward(says_right, is_right, 0.25) == equation_3
+        assert reward.critique_reward(says_right, is_right, 0.6, 0.8) == equation_5
+        assert reward.critique_reward(says_right, is_right, 0.8, 0.6) == equation_6
 
 
 def test_equation_4_pays_a_critique_that_helps_to_mend_the_response():
@@ -262,13 +248,6 @@ def test_equation_4_pays_a_critique_that_helps_to_mend_the_response():
     close(reward.denoising_reward(False, refined), 0.525)  # 0.7 * 3/4
     assert reward.denoising_reward(None, refined) == 0
     assert reward.denoising_reward(False, [False]) == 0
-
-
-def test_equations_5_and_6_are_equation_2_with_other_constants():
-    """Eq. 5 pays 0.6 on right responses and 0.8 on wrong ones, eq. 6 the reverse."""
-    for on_right, on_wrong in ((0.6, 0.8), (0.8, 0.6)):
-        assert reward.critique_reward(True, True, on_right, on_wrong) == on_right
-        assert reward.critique_reward(False, False, on_right, on_wrong) == on_wrong
 
 
 def test_shaped_reward_pays_what_the_second_attempt_changes():
@@ -285,25 +264,17 @@ def test_shaped_reward_pays_what_the_second_attempt_changes():
 # -------------------------------------------------------------------------------------- advantages
 
 
-def test_advantages_are_divided_by_the_deviation():
-    """A reward minus the mean of its group, by the population's deviation of the group."""
-    # Mean 1/2, deviation 1/2.
-    found = advantages([1, 0, 0, 1], ["g"] * 4)
-    close(found, [1, -1, -1, 1], 1e-5)
-    # Mean 1/4, deviation sqrt(3)/4.
-    found = advantages([1, 0, 0, 0], ["g"] * 4)
-    close(found, torch.tensor([3, -1, -1, -1]) / math.sqrt(3), 1e-5)
-
-
-def test_advantages_without_the_division():
-    """As in Dr. GRPO: a reward minus the mean of its group, and no more."""
-    found = advantages([1, 0, 0, 0], ["g"] * 4, std=False)
-    close(found, [0.75, -0.25, -0.25, -0.25])
+def test_advantages_by_hand():
+    """A reward minus the mean of its group, by the population's deviation of the group; or, as in
+    Dr. GRPO, without the division."""
+    away = torch.tensor([0.75, -0.25, -0.25, -0.25])
+    close(advantages([1, 0, 0, 0], "gggg", std=False), away)
+    close(advantages([1, 0, 0, 0], "gggg"), away / (math.sqrt(3) / 4), 1e-5)
 
 
 def test_advantages_are_taken_inside_groups():
     """Each group has a mean of its own, wherever its members stand."""
-    found = advantages([1, 5, 0, 7], ["a", "b", "a", "b"], std=False)
+    found = advantages([1, 5, 0, 7], "abab", std=False)
     close(found, [0.5, -1, -0.5, 1])  # means 1/2 and 6
 
 
@@ -317,24 +288,16 @@ def test_groups_without_spread_have_no_advantage():
 def test_where_the_constants_of_equation_5_cancel():
     """The open point of the paper: divided by the deviation, the critiques of one response have the
     same advantages under eqs. 2 and 5; over a batch, or without the division, they differ."""
-    says_right = [True, False, True, True, True, False, False, True]
-    is_right = [True] * 4 + [False] * 4
-    by_response = ["a"] * 4 + ["b"] * 4
-    all_in_one = ["g"] * 8
-    equation_2 = []
-    equation_5 = []
-    for says, outcome in zip(says_right, is_right):
-        equation_2.append(reward.critique_reward(says, outcome))
-        equation_5.append(reward.critique_reward(says, outcome, 0.6, 0.8))
+    # Of a right response the critiques "a", of a wrong one the critiques "b".
+    equation_2 = [0.7, 0, 0.7, 0.7, 0, 0.7, 0.7, 0]
+    equation_5 = [0.6, 0, 0.6, 0.6, 0, 0.8, 0.8, 0]
     for groups, std, cancel in (
-        (by_response, True, True),
-        (all_in_one, True, False),
-        (by_response, False, False),
+        ("aaaabbbb", True, True),
+        ("gggggggg", True, False),
+        ("aaaabbbb", False, False),
     ):
-        of_equation_2 = advantages(equation_2, groups, std)
-        of_equation_5 = advantages(equation_5, groups, std)
-        away = (of_equation_2 - of_equation_5).abs().max()
-        assert (away < 1e-4) == cancel
+        away = advantages(equation_2, groups, std) - advantages(equation_5, groups, std)
+        assert (away.abs().max() < 1e-4) == cancel
 
 
 # ---------------------------------------------------------------------------------------- the loss
@@ -351,16 +314,13 @@ def loss_by_hand(mask=MASK, **options):
 
 
 def test_loss_is_clipped():
-    """-min(ratio A, clipped ratio A), as a mean over all tokens that are not masked."""
+    """-min(ratio A, clipped ratio A), as a mean over all tokens that are not masked; nothing is
+    clipped inside a wide clip."""
     loss, clipped, k3 = loss_by_hand(clip=0.2)
     # min(1.5, 1.2) = 1.2; min(0.9, 0.9) = 0.9; min(0.7 * -2, 0.8 * -2) = -1.6; three tokens
     close(loss, -(1.2 + 0.9 - 1.6) / 3)
     assert clipped.tolist() == [[True, False], [True, False]]
     assert not k3.any(), "no reference, no KL"
-
-
-def test_loss_inside_a_wide_clip():
-    """No ratio here is beyond 1 - 0.6 or 1 + 0.6: nothing is clipped."""
     loss, clipped, _ = loss_by_hand(clip=0.6)
     close(loss, -(1.5 + 0.9 - 1.4) / 3)  # 0.7 * -2 = -1.4
     assert not clipped.any()
@@ -384,110 +344,63 @@ def test_loss_of_nothing_is_0():
     assert loss == 0
 
 
-# Completions of four, two and one tokens.
-LONG_MASK = torch.tensor(
-    [
-        [1, 1, 1, 1],
-        [1, 1, 0, 0],
-        [1, 0, 0, 0],
-    ]
-)
-ROW_ADVANTAGES = torch.tensor([[1.0], [-0.5], [2.0]])
-
-
-def test_gradient_on_policy_is_the_advantage():
-    """Where the policy has not moved yet, d loss / d log-prob is -A / tokens."""
-    old = torch.randn(3, 4)
-    new = old.clone().requires_grad_()
-    loss, _, _ = train.grpo_loss(new, old, ROW_ADVANTAGES, LONG_MASK)
-    loss.backward()
-    close(new.grad, -ROW_ADVANTAGES * LONG_MASK / 7)
-
-
-def test_gradient_off_policy_in_closed_form():
+def test_gradient_of_the_loss_in_closed_form():
     """-A ratio where nothing is clipped, 0 beyond the clip; and kl (1 - ref/new) from the KL."""
     torch.manual_seed(0)
     old = torch.randn(3, 4)
     ref = torch.randn(3, 4)
-    # Ratios of about 1.65, 0.61, 1.11 and 0.90.
-    moved = torch.tensor([0.5, -0.5, 0.1, -0.1])
+    mask = torch.ones(3, 4).triu()  # completions of four, three and two tokens
+    values = torch.tensor([[1.0], [-0.5], [2.0]])
+    moved = torch.tensor([0.5, -0.5, 0.1, 0.0])  # ratios of about 1.65, 0.61, 1.11 and 1
     new = (old + moved).requires_grad_()
-    loss, _, _ = train.grpo_loss(new, old, ROW_ADVANTAGES, LONG_MASK, 0.2, ref, kl=0.3)
+    loss, _, _ = train.grpo_loss(new, old, values, mask, 0.2, ref, kl=0.3)
     loss.backward()
     ratio = moved.exp()
-    inside = torch.where(ROW_ADVANTAGES > 0, ratio < 1.2, ratio > 0.8)
-    of_policy = -ROW_ADVANTAGES * ratio * inside
+    inside = torch.where(values > 0, ratio < 1.2, ratio > 0.8)
     of_kl = 0.3 * (1 - (ref - old - moved).exp())
-    close(new.grad, (of_policy + of_kl) * LONG_MASK / 7)
+    close(new.grad, (of_kl - values * ratio * inside) * mask / 9)
 
 
 # ------------------------------------------------------------------- the data filter and the cache
 
 
-def answered_questions():
-    """Pairs of 50 questions with five responses each, about three in ten of them right, and of a
-    question without a response."""
-    rng = random.Random(0)
-    groups = [[]]
-    for number in range(50):
-        problem = Problem(f"question {number}", "1")
-        pairs = []
-        for response in "abcde":
-            pairs.append(Pair(problem, response, right=rng.random() < 0.3))
-        groups.append(pairs)
-    return groups
-
-
-def with_both_labels(groups):
-    """The groups in which some responses are right and some are wrong."""
-    return [pairs for pairs in groups if {pair.right for pair in pairs} == {True, False}]
+def answers_to(question, outcomes):
+    """Pairs of a question with responses, right where `outcomes` has a 1."""
+    problem = Problem(question, "1")
+    return [Pair(problem, str(place), it == "1") for place, it in enumerate(outcomes)]
 
 
 def test_filter_keeps_a_right_and_a_wrong_response():
-    """One of each from every question that has both, right before wrong; nothing of the others."""
-    groups = answered_questions()
-    kept = reward.filter_pairs(groups, random.Random(0))
-    mixed = with_both_labels(groups)
-    assert 0 < len(mixed) < 50
-    assert len(kept) == 2 * len(mixed)
-    for pairs, first, second in zip(mixed, kept[::2], kept[1::2]):
-        assert first in pairs
-        assert first.right
-        assert second in pairs
-        assert not second.right
-
-
-def test_filter_draws_at_random():
-    """Which of the right and of the wrong responses are kept differs from seed to seed."""
-    groups = with_both_labels(answered_questions())[:1]
+    """One of each, drawn at random, from every question that has both, right before wrong; nothing
+    of the others."""
+    groups = [[], answers_to("a", "11"), answers_to("b", "0101"), answers_to("c", "0")]
+    groups.append(answers_to("d", "10"))
     draws = set()
     for seed in range(40):
-        draws.add(tuple(reward.filter_pairs(groups, random.Random(seed))))
-    assert len(draws) > 1
+        right, wrong, *others = reward.filter_pairs(groups, random.Random(seed))
+        assert right.right
+        assert not wrong.right
+        assert {right, wrong} < set(groups[2])
+        assert others == groups[4]
+        draws.add((right, wrong))
+    assert len(draws) == 4, "each of two right ones with each of two wrong ones"
 
 
 def test_cache_draws_without_replacement():
-    """What is drawn leaves the cache, what is not stays; a draw of more than there is takes all."""
+    """Of 25 pairs in a cache for 20, the oldest five are gone. What is drawn leaves the cache, what
+    is not stays; a draw of more than there is takes all."""
     rng = random.Random(0)
-    pairs = reward.filter_pairs(answered_questions(), rng)[:12]
-    cache = PairCache(maxlen=20)
-    cache.extend(pairs)
-    drawn = cache.draw(5, rng)
-    assert len(set(drawn)) == 5
-    assert len(cache) == 7
-    assert set(drawn) | set(cache) == set(pairs)
-    rest = cache.draw(100, rng)
-    assert set(rest) == set(pairs) - set(drawn)
-    assert len(cache) == 0
-    assert cache.draw(3, rng) == []
-
-
-def test_oldest_pairs_leave_the_cache_first():
-    """Of 25 pairs in a cache for 20, the first five are gone."""
-    pairs = [Pair(Problem("q", "1"), str(number), True) for number in range(25)]
+    pairs = answers_to("q", "1" * 25)
     cache = PairCache(maxlen=20)
     cache.extend(pairs)
     assert list(cache) == pairs[5:]
+    drawn = cache.draw(5, rng)
+    assert len(set(drawn)) == 5
+    assert len(cache) == 15
+    rest = cache.draw(100, rng)
+    assert set(drawn + rest) == set(pairs[5:])
+    assert len(cache) == 0
+    assert cache.draw(3, rng) == []
 
 
 # --------------------------------------------------------------------------- prompts and judgement
@@ -503,12 +416,11 @@ def test_prompt_to_solve():
 def test_prompt_to_criticise():
     """One user message, since the response is somebody's text: question, response, and the two
     conclusions to choose from."""
-    (message,) = critique.critique("How many {x}?", "It is \\boxed{5} {")
+    parts = ["How many {x}?", "It is \\boxed{5} {", "Conclusion: right", "Conclusion: wrong"]
+    (message,) = critique.critique(*parts[:2])
     assert message["role"] == "user"
-    assert "How many {x}?" in message["content"]
-    assert "It is \\boxed{5} {" in message["content"]
-    assert "Conclusion: right" in message["content"]
-    assert "Conclusion: wrong" in message["content"]
+    for part in parts:
+        assert part in message["content"]
 
 
 def test_prompt_to_correct():
@@ -528,65 +440,63 @@ def test_prompt_to_correct():
     assert check in helped[2]["content"]
 
 
-RIGHT = [
-    "Conclusion: right",
-    "**Conclusion:** right",
-    "**Conclusion: right**",
-    "Conclusion: \\boxed{right}",
-    "Conclusion: `right`!",
-    "Conclusion: _right_",
-    "- Conclusion: RIGHT",
-    "**Conclusion:** Right. [END]",
-    "Conclusion: right <end>",
-    "hm\n  ## Conclusion\n\nright\n",
-    "Conclusion: wrong ... so\nConclusion:  right   \n\nThanks",
-    "Conclusion: maybe\nConclusion: right",
-    "Conclusion: right\nConclusion: maybe",
-]
-WRONG = [
-    "Conclusion: wrong",
-    "conclusion:WRONG.",
-    "Conclusion - \\boxed{\\text{Wrong}}",
-    "# Conclusion:\nwrong",
-    "Conclusion: wrong. [/end]",
-    "8*9=5:2\nConclusion: wrong",
-    "Conclusion: right\nConclusion: wrong",
-    "Conclusion: wrong\n\nRight answer: 5",
-    "Conclusion: wrong\n> Conclusion: right",
-    'Conclusion: wrong\n"Conclusion:right"',
-]
-NEITHER = [
-    "",
-    "right",
-    "Conclusion:",
-    "Conclusion: unclear",
-    "Conclusion: not right",
-    "Conclusion: rightly so",
-    "Conclusion: right|wrong",
-    "Conclusion: right or wrong",
-    "Conclusion: right / wrong",
-    "Conclusion: **right** or **wrong**",
-    "Conclusion: right, or wrong",
-    "Conclusion: right-or-wrong",
-    "Conclusion: the solution is right.",
-    "Conclusion: wrong (right answer: 5)",
-    "## Conclusion\nwrong, since 3*4 is 12",
-    "In conclusion, it went right",
-    "So, conclusion: right",
-    "The conclusion is: wrong",
-    "> Conclusion: right",
-    '"Conclusion: right"',
-]
+# A judgement, or none, and a critique that has it; ¶ is a new line.
+JUDGEMENTS = r"""
+right: Conclusion: right
+right: **Conclusion:** right
+right: **Conclusion: right**
+right: Conclusion: \boxed{right}
+right: Conclusion: `right`!
+right: Conclusion: _right_
+right: - Conclusion: RIGHT
+right: **Conclusion:** Right. [END]
+right: Conclusion: right <end>
+right: hm¶  ## Conclusion¶¶right¶
+right: Conclusion: wrong ... so¶Conclusion:  right   ¶¶Thanks
+right: Conclusion: maybe¶Conclusion: right
+right: Conclusion: right¶Conclusion: maybe
+wrong: Conclusion: wrong
+wrong: conclusion:WRONG.
+wrong: Conclusion - \boxed{\text{Wrong}}
+wrong: # Conclusion:¶wrong
+wrong: Conclusion: wrong. [/end]
+wrong: 8*9=5:2¶Conclusion: wrong
+wrong: Conclusion: right¶Conclusion: wrong
+wrong: Conclusion: wrong¶¶Right answer: 5
+wrong: Conclusion: wrong¶> Conclusion: right
+wrong: Conclusion: wrong¶"Conclusion:right"
+none:
+none: right
+none: Conclusion:
+none: Conclusion: unclear
+none: Conclusion: not right
+none: Conclusion: rightly so
+none: Conclusion: right|wrong
+none: Conclusion: right or wrong
+none: Conclusion: right / wrong
+none: Conclusion: **right** or **wrong**
+none: Conclusion: right, or wrong
+none: Conclusion: right-or-wrong
+none: Conclusion: the solution is right.
+none: Conclusion: wrong (right answer: 5)
+none: ## Conclusion¶wrong, since 3*4 is 12
+none: In conclusion, it went right
+none: So, conclusion: right
+none: The conclusion is: wrong
+none: > Conclusion: right
+none: "Conclusion: right"
+"""
 
 
 def test_judgement_is_the_last_conclusion():
     """A line of its own, in whatever markup; prose and quotations are not read. The same with the
     line ends of Windows."""
-    for texts, expected in ((RIGHT, True), (WRONG, False), (NEITHER, None)):
-        for text in texts:
-            assert judgement(text) is expected, text
-            windows = text.replace("\n", "\r\n") + "\r\n"
-            assert judgement(windows) is expected, text
+    for row in JUDGEMENTS.split("\n")[1:-1]:
+        name, text = row.split(":", 1)
+        expected = {"right": True, "wrong": False, "none": None}[name]
+        text = text.strip()
+        assert judgement(text.replace("¶", "\n")) is expected, row
+        assert judgement(text.replace("¶", "\r\n") + "\r\n") is expected, row
 
 
 def test_judgement_takes_linear_time():
@@ -676,31 +586,26 @@ def test_g_rl_samples_responses():
 
 
 def test_gc_rl_samples_responses_and_critiques_of_them():
-    """Four responses to each problem, then four critiques of each pair, for one update."""
-    episodes, metrics = a_step("--method gc-rl --kl 0.5", PairCache(maxlen=100))
+    """Four responses to each problem, then four critiques of each pair, for one update. Two pairs
+    of each problem with right and wrong responses: six at most are criticised, the rest waits."""
+    cache = PairCache(maxlen=100)
+    episodes, metrics = a_step("--method gc-rl --kl 0.5", cache)
     responses = episodes[:32]
     critiques = episodes[32:]
+    pairs = metrics["critique/pairs"]
     assert {e.role for e in responses} == {"response"}
     assert {e.role for e in critiques} == {"critique"}
     assert {e.kl for e in episodes} == {0.5}
     assert {e.reward for e in critiques} == {0.0, 0.7}
-    assert len(critiques) == 4 * metrics["critique/pairs"]
+    assert len(critiques) == 4 * pairs
     assert len({e.group for e in responses}) == 8
-    assert len({e.group for e in critiques}) == metrics["critique/pairs"]
+    assert len({e.group for e in critiques}) == pairs
     assert metrics["critique/reward"] == sum(rewards_of(critiques)) / len(critiques)
-
-
-def test_gc_rl_fills_the_cache_by_the_filter():
-    """Two pairs of each problem with right and wrong responses: six at most are criticised, and the
-    rest waits."""
-    cache = PairCache(maxlen=100)
-    episodes, metrics = a_step("--method gc-rl", cache)
     mixed = 0
     for start in range(0, 32, 4):
-        right = sum(rewards_of(episodes[start : start + 4]))
-        mixed += 0 < right < 4
-    assert 2 < metrics["critique/pairs"] <= 6
-    assert metrics["critique/pairs"] + len(cache) == 2 * mixed
+        mixed += len(set(rewards_of(responses[start : start + 4]))) == 2
+    assert 2 < pairs <= 6
+    assert pairs + len(cache) == 2 * mixed
 
 
 def test_c_rl_passes_over_static_pairs():
@@ -773,25 +678,20 @@ def rewarded_critiques(flags):
         return train.rewarded_critiques(arguments(flags), None, 1, SEVEN_PAIRS)
 
 
-def test_critiques_are_rewarded_by_equation_2():
-    """By default; each pair's critiques are a group, and a judgement in three is right."""
-    critiques, metrics = rewarded_critiques("")
-    close(rewards_of(critiques), [0.7, 0, 0, 0, 0.7, 0])
-    assert len({e.group for e in critiques}) == 2
-    assert metrics["critique/accuracy"] == 1 / 3
-    assert "refined/accuracy" not in metrics
-
-
-def test_critiques_are_rewarded_by_equation_5():
-    """--reward-right and --reward-wrong are its constants."""
-    critiques, _ = rewarded_critiques("--reward-right 0.6 --reward-wrong 0.8")
-    close(rewards_of(critiques), [0.6, 0, 0, 0, 0.8, 0])
-
-
-def test_critiques_are_rewarded_by_equation_3():
-    """--balance reweight, with the accuracy that the pairs have with them."""
-    critiques, _ = rewarded_critiques("--balance reweight")
-    close(rewards_of(critiques), [0.35 / 0.2, 0, 0, 0, 0.35 / 0.8, 0])
+def test_critiques_are_rewarded_by_equations_2_3_and_5():
+    """By eq. 2, whose constants are --reward-right and --reward-wrong; or by eq. 3, with the
+    accuracy that the pairs have with them. Each pair's critiques are a group, and a judgement in
+    three is right."""
+    for flags, on_right, on_wrong in (
+        ("", 0.7, 0.7),
+        ("--reward-right 0.6 --reward-wrong 0.8", 0.6, 0.8),
+        ("--balance reweight", 0.35 / 0.2, 0.35 / 0.8),
+    ):
+        critiques, metrics = rewarded_critiques(flags)
+        close(rewards_of(critiques), [on_right, 0, 0, 0, on_wrong, 0])
+        assert len({e.group for e in critiques}) == 2
+        assert metrics["critique/accuracy"] == 1 / 3
+        assert "refined/accuracy" not in metrics
 
 
 def test_critiques_are_rewarded_by_equation_4():
@@ -857,62 +757,27 @@ def score_step(flags, step=1):
     return first, second, metrics
 
 
-def test_score_stage_1():
-    """The second attempt is rewarded, the first held to the base by beta2 on top of beta1."""
-    first, second, metrics = score_step(SCORE, step=1)
-    assert metrics["stage"] == 1
-    assert rewards_of(first) == [0, 0, 0, 0]
-    assert rewards_of(second) == SECOND_RIGHT
-    close([e.kl for e in first], [0.11] * 4)
-    close([e.kl for e in second], [0.01] * 4)
-
-
-def test_score_stage_2():
-    """Both are rewarded, and the second is paid alpha times what it changes; beta1 on both."""
-    first, second, metrics = score_step(SCORE, step=2)
-    assert metrics["stage"] == 2
-    assert rewards_of(first) == FIRST_RIGHT
-    assert rewards_of(second) == [0, 11, -10, 1]  # alpha is 10
-    close([e.kl for e in first + second], [0.01] * 8)
-
-
-def test_score_stage_2_without_shaping():
-    """With --alpha 0 the second attempt has its own outcome as its reward."""
-    first, second, _ = score_step(SCORE + " --alpha 0", step=2)
-    assert rewards_of(first) == FIRST_RIGHT
-    assert rewards_of(second) == SECOND_RIGHT
-
-
-def test_multi_turn_rewards_both_attempts_alike():
-    """SCoRe without stages and shaping, from the first step on."""
-    first, second, metrics = score_step(MULTI_TURN, step=1)
-    assert metrics["stage"] == 2
-    assert rewards_of(first) == FIRST_RIGHT
-    assert rewards_of(second) == SECOND_RIGHT
-    close([e.kl for e in first + second], [0.01] * 8)
-
-
-def test_attempts_are_counted():
-    """A step's metrics have the table of its attempts."""
-    first, second, metrics = score_step(SCORE)
-    del metrics["stage"]
-    assert metrics == sample.attempts_table(first, second)
+def test_score_and_multi_turn_reward_attempts():
+    """Stage I rewards the second attempt and holds the first to the base by beta2 on top of beta1.
+    Stage II rewards both, and the second is paid alpha times what it changes. Multi-turn is SCoRe
+    without stages and shaping, from the first step on. Metrics have the table of the attempts."""
+    for flags, step, stage, of_first, of_second, kl_of_first in (
+        (SCORE, 1, 1, [0, 0, 0, 0], SECOND_RIGHT, 0.11),
+        (SCORE, 2, 2, FIRST_RIGHT, [0, 11, -10, 1], 0.01),  # alpha is 10
+        (SCORE + " --alpha 0", 2, 2, FIRST_RIGHT, SECOND_RIGHT, 0.01),
+        (MULTI_TURN, 1, 2, FIRST_RIGHT, SECOND_RIGHT, 0.01),
+    ):
+        first, second, metrics = score_step(flags, step)
+        assert rewards_of(first) == of_first
+        assert rewards_of(second) == of_second
+        close([e.kl for e in first], [kl_of_first] * 4)
+        close([e.kl for e in second], [0.01] * 4)
+        assert metrics == sample.attempts_table(first, second) | {"stage": stage}
 
 
 def test_star_keeps_right_traces():
-    """All that it keeps is right, to be learned as it stands; a trace ends in a second attempt."""
-    kept, metrics = a_step("--method star")
-    for e in kept:
-        assert is_correct(e.text, e.problem.answer)
-        assert e.sample.given
-        assert e.kl == 0
-    roles = [e.role for e in kept]
-    assert metrics["traces"] == roles.count("attempt 2")
-    assert roles.count("attempt 2") > roles.count("attempt 1") > 0
-
-
-def test_star_keeps_no_attempt_that_ends_wrong():
-    """A right first attempt whose second is wrong is no trace; a wrong first one is not learned."""
+    """A right first attempt whose second is wrong is no trace; a wrong first one is not learned.
+    What is kept is learned as it stands, without a KL."""
     first, second = attempts(
         ("a", True, "A", False),
         ("b", False, "B", True),
@@ -923,13 +788,9 @@ def test_star_keeps_no_attempt_that_ends_wrong():
         kept, metrics = a_step("--method star")
     assert [e.text for e in kept] == ["B", "c", "C"]
     assert metrics["traces"] == 2
-
-
-def test_star_keeps_nothing_where_all_is_cut():
-    """With a limit of four tokens no attempt comes to an end."""
-    kept, metrics = a_step("--method star", limit=4)
-    assert kept == []
-    assert metrics["truncated"] == 1
+    for e in kept:
+        assert e.sample.given
+        assert e.kl == 0
 
 
 def test_pair_sft_learns_the_right_response_after_the_wrong_one():
@@ -1059,24 +920,6 @@ def test_update_does_not_compute_what_has_no_gradient():
     assert computed == episodes[:6] + episodes[7:]
 
 
-def test_learner_and_sampler_agree():
-    """Before the first optimizer step all ratios are 1, at the temperature of sampling only."""
-    episodes = toy_rollout(temperature=0.7)
-    metrics, _ = updated(episodes, temperature=0.7)
-    assert metrics["ratio/max_log"] < 1e-3
-    assert metrics["ratio/clipped"] == 0
-    metrics, _ = updated(episodes, temperature=1.0)
-    assert metrics["ratio/max_log"] > 0.1
-
-
-def test_update_of_samples_has_no_loss_and_no_kl_in_its_metrics():
-    """GRPO's loss says how far the policy has moved, not how good it is; a KL needs a reference."""
-    metrics, _ = updated(toy_rollout())
-    for name in metrics:
-        assert "loss" not in name
-        assert "kl" not in name
-
-
 def test_gradient_is_clipped_to_its_largest_norm():
     """The same direction, of length GRAD_CLIP; the metric is the norm before."""
     episodes = toy_rollout()
@@ -1199,32 +1042,6 @@ def test_kl_to_the_reference():
         close(metrics["kl/response"], torch.cat(k3[1:]).mean().item(), 1e-4)
 
 
-def test_kl_vanishes_at_the_reference():
-    """As long as the policy is the reference there is neither a distance nor a gradient."""
-    metrics, (seen,) = updated(episodes_with_kl(2.0), reference=base()[0])
-    assert seen.abs().max() < 1e-5
-    assert metrics["kl/attempt 1"] < 1e-9
-    assert metrics["kl/response"] < 1e-9
-
-
-def test_no_token_rules_the_kl():
-    """A reference that thinks e^9 times better of a token counts as e^MAX_AWAY times better."""
-    reference = other_policy()
-    score_part = train.score_part
-
-    def far(model, samples, temperature, meter):
-        rows = score_part(base()[0], samples, temperature, meter)
-        if model is reference:
-            return [row + 9.0 for row in rows]
-        return rows
-
-    with patch(train, "score_part", far):
-        metrics, _ = updated(episodes_with_kl(1.0), reference=reference)
-    k3 = math.exp(train.MAX_AWAY) - train.MAX_AWAY - 1
-    close(metrics["kl/attempt 1"], k3, 1e-3)
-    close(metrics["kl/response"], k3, 1e-3)
-
-
 def test_demonstration_is_a_given_sample():
     """The chat's tokens as the prompt, the text's and EOS as the completion, and no log-probs."""
     _, tokenizer = base()
@@ -1261,52 +1078,36 @@ def test_supervised_learning_is_the_same_update():
 
 def device_for(rows):
     """A device that runs out of memory when it scores more rows than that."""
-    score_part = train.score_part
+    logprobs_part = train.logprobs_part
 
     def small(model, samples, temperature, meter):
         if len(samples) > rows:
             raise torch.OutOfMemoryError("a small device")
-        return score_part(model, samples, temperature, meter)
+        return logprobs_part(model, samples, temperature, meter)
 
-    return patch(train, "score_part", small)
+    return patch(train, "logprobs_part", small)
 
 
 def test_out_of_memory_means_smaller_micro_batches():
-    """They are halved until they fit, down to single rows; the gradient stays the same."""
+    """They are halved until they fit, down to single rows; the gradient stays the same. What
+    micro-batches before have added to it is not counted twice."""
     episodes = toy_rollout()
     _, (expected,) = updated(episodes)
-    for rows in (5, 1):
-        with device_for(rows):
+    # The second call fails; the others do what they should.
+    once = mock.Mock(wraps=train.logprobs_part)
+    error = torch.OutOfMemoryError("once")
+    once.side_effect = [mock.DEFAULT, error] + [mock.DEFAULT] * 99
+    in_the_middle = patch(train, "logprobs_part", once)
+    for room, device in ((10**6, device_for(5)), (10**6, device_for(1)), (200, in_the_middle)):
+        with micro_batches_of(room), device:
             _, (seen,) = updated(episodes)
         same_gradient(seen, expected)
-
-
-def test_out_of_memory_in_the_middle():
-    """What micro-batches before it have added to the gradient is not counted twice."""
-    episodes = toy_rollout()
-    _, (expected,) = updated(episodes)
-    score_part = mock.Mock(wraps=train.score_part)
-    # The second call fails; the others do what they should.
-    error = torch.OutOfMemoryError("once")
-    score_part.side_effect = [mock.DEFAULT, error] + [mock.DEFAULT] * 99
-    with micro_batches_of(200), patch(train, "score_part", score_part):
-        _, (seen,) = updated(episodes)
-    same_gradient(seen, expected)
 
 
 def test_out_of_memory_for_a_single_row_is_an_error():
     """Then there is nothing left to halve."""
     with device_for(0):
         fails("a small device", updated, toy_rollout()[:4], kind=torch.OutOfMemoryError)
-
-
-def test_gradient_that_is_not_finite_is_an_error():
-    """It carries the mini-batch that gave it, here all completions of one of four prompts."""
-    episodes = toy_rollout()
-    episodes[9].sample.logprobs[0] = math.nan
-    error = fails("norm is nan", updated, episodes, updates=4, kind=train.NotFinite)
-    second_prompt = episodes[6:12]
-    assert error.episodes == [e for e in second_prompt if e.reward != 0]
 
 
 def test_learning_rate_rises_in_three_steps():
@@ -1318,12 +1119,14 @@ def test_learning_rate_rises_in_three_steps():
 
 
 def test_reference_is_loaded_where_it_is_needed():
-    """Not without a KL, and not in the first step, in which the policy is the reference."""
+    """Not without a KL, and not in the first step, in which the policy is the reference: then there
+    is neither a distance nor a gradient."""
     load_reference = mock.Mock(return_value=other_policy())
     learned("", toy_rollout(), 2, load_reference)
-    metrics, _ = learned("", episodes_with_kl(1.0), 1, load_reference)
+    metrics, recorder = learned("", episodes_with_kl(1.0), 1, load_reference)
     assert not load_reference.called
     assert metrics["kl/response"] < 1e-9
+    assert recorder.gradients[0].abs().max() < 1e-5
     metrics, _ = learned("", episodes_with_kl(1.0), 2, load_reference)
     assert load_reference.called
     assert metrics["kl/response"] > 1e-6
@@ -1331,22 +1134,14 @@ def test_reference_is_loaded_where_it_is_needed():
 
 def test_advantages_of_score_are_not_divided():
     """Each attempt is compared with the mean of its own group, no more; and that is learned."""
-    nothing = [0, 0, 0, 0]
-    halves = [-0.5, -0.5, 0.5, 0.5]  # of the rewards 0, 0, 1, 1
-    changes = [-0.5, 0.5, -0.5, 0.5]  # of 0, 1, 0, 1
-    shaped = [-0.5, 10.5, -10.5, 0.5]  # of 0, 11, -10, 1, with a mean of 1/2
-    for flags, step, of_first, of_second in (
-        (SCORE, 1, nothing, changes),
-        (SCORE, 2, halves, shaped),
-        (SCORE + " --alpha 0", 2, halves, changes),
-        (MULTI_TURN, 1, halves, changes),
-    ):
+    for flags, step, no_spread in ((SCORE, 1, 0.5), (SCORE, 2, 0), (MULTI_TURN, 1, 0)):
         first, second, _ = score_step(flags, step)
         metrics, recorder = learned(flags, first + second, step, lambda: base()[0])
-        close([e.advantage for e in first], of_first)
-        close([e.advantage for e in second], of_second)
+        for group in (first, second):
+            earned = torch.tensor(rewards_of(group)).float()
+            close([e.advantage for e in group], earned - earned.mean())
         same_gradient(recorder.gradients[0], plain_gradient(first + second))
-        assert metrics["groups/no_spread"] == (0.5 if of_first == nothing else 0)
+        assert metrics["groups/no_spread"] == no_spread
 
 
 # --------------------------------------------------------------------- the tables of an evaluation
@@ -1438,20 +1233,10 @@ def greedy_text(chat):
     return tokenizer.decode(drawn.tokens[:-1])
 
 
-def toy_exam():
-    return sample.sample_pairs(toy_policy(), problems(40, seed=7), n=8, count=12, seed=0)
-
-
-def test_exam_holds_right_and_wrong_responses():
-    """In turn, and each pair's label is the outcome of its response."""
-    exam = toy_exam()
-    assert [pair.right for pair in exam] == [True, False] * 6
-    for pair in exam:
-        assert pair.right == is_correct(pair.response, pair.problem.answer)
-
-
-def test_evaluation_of_attempts_by_an_independent_path():
-    """The accuracies of greedy first answers, and of second answers that were shown the first."""
+def test_evaluation_by_an_independent_path():
+    """The accuracies of greedy first answers, and of second answers that were shown the first; of
+    an exam of right and wrong responses in turn the share of greedy critiques whose judgement
+    agrees with the outcome."""
     asked = problems(12, seed=6)
     first_right = 0
     second_right = 0
@@ -1460,25 +1245,21 @@ def test_evaluation_of_attempts_by_an_independent_path():
         second = greedy_text(correct(problem.question, first))
         first_right += is_correct(first, problem.answer)
         second_right += is_correct(second, problem.answer)
+    exam = sample.sample_pairs(toy_policy(), problems(40, seed=7), n=8, count=12, seed=0)
+    assert [pair.right for pair in exam] == [True, False] * 6
+    agree = 0
+    for pair in exam:
+        assert pair.right == is_correct(pair.response, pair.problem.answer)
+        text = greedy_text(critique.critique(pair.problem.question, pair.response))
+        agree += judgement(text) is pair.right
     assert 0 < first_right < 12
-    numbers = sample.evaluate(toy_policy(), asked, static_pairs(asked[:1]))
+    assert agree > 0
+    numbers, _ = sample.evaluate(toy_policy(), asked, exam)
     assert numbers["eval/generation"] == first_right / 12
     assert numbers["eval/t1"] == first_right / 12
     assert numbers["eval/t2"] == second_right / 12
-    assert numbers["eval/size"] == 12
-
-
-def test_evaluation_of_critiques_by_an_independent_path():
-    """The share of greedy critiques whose judgement agrees with the outcome."""
-    exam = toy_exam()
-    agree = 0
-    for pair in exam:
-        text = greedy_text(critique.critique(pair.problem.question, pair.response))
-        agree += judgement(text) is pair.right
-    assert agree > 0
-    numbers = sample.evaluate(toy_policy(), problems(2), exam)
     assert numbers["eval/critique"] == agree / 12
-    assert numbers["eval/pairs"] == 12
+    assert numbers["eval/size"] == numbers["eval/pairs"] == 12
 
 
 # ---------------------------------------------------------------------------------- demonstrations
@@ -1496,34 +1277,19 @@ def load_shown(folder, *rows, held_out=()):
     return demonstrations.load_demonstrations(path, held_out)
 
 
-def test_right_response_is_a_demonstration_of_solving(tmp_path):
-    """With or without a label."""
-    assert load_shown(tmp_path, SOLVED) == ([SOLVING], 0)
-    assert load_shown(tmp_path, SOLVED | {"label": "right"}) == ([SOLVING], 0)
-    assert load_shown(tmp_path, SOLVED | {"label": True}) == ([SOLVING], 0)
-
-
-def test_wrong_response_is_shown_to_the_critic_only(tmp_path):
-    """It is no demonstration of solving."""
-    assert load_shown(tmp_path, CALLED_WRONG) == ([CALLING_IT_WRONG], 0)
-
-
-def test_demonstrations_of_both_kinds(tmp_path):
-    """A right response and its critique, and the critique of a wrong one: three of two rows."""
-    right = SOLVED | {"critique": "Conclusion: right", "label": "right"}
-    wrong = CALLED_WRONG | {"label": False}
-    examples, left_out = load_shown(tmp_path, right, wrong)
-    assert len(examples) == 3
-    assert SOLVING in examples
-    assert CALLING_IT_WRONG in examples
-    assert left_out == 0
-
-
-def test_demonstrations_of_held_out_questions_are_left_out(tmp_path):
-    """And counted."""
-    other = {"question": "p", "response": "s"}
-    found = load_shown(tmp_path, other, SOLVED, SOLVED, held_out={"q"})
-    assert found == ([(solve("p"), "s")], 2)
+def test_demonstrations_of_solving_and_of_criticising(tmp_path):
+    """A right response is learned, labelled or not, and its critique; a wrong one is shown to the
+    critic only. Held-out questions are left out, and counted."""
+    for label in ({}, {"label": "right"}, {"label": True}):
+        assert load_shown(tmp_path, SOLVED | label) == ([SOLVING], 0)
+    for label in ({}, {"label": False}):
+        assert load_shown(tmp_path, CALLED_WRONG | label) == ([CALLING_IT_WRONG], 0)
+    other = {"question": "p", "response": "s", "critique": "Conclusion: right"}
+    examples, left_out = load_shown(tmp_path, other, SOLVED, CALLED_WRONG, held_out={"q"})
+    assert left_out == 2
+    assert len(examples) == 2
+    assert (solve("p"), "s") in examples
+    assert (critique.critique("p", "s"), "Conclusion: right") in examples
 
 
 def test_bad_demonstrations_are_refused(tmp_path):
@@ -1580,9 +1346,12 @@ def demonstrated(work, seeds):
 
 
 def test_two_demonstrations_of_a_worked_solution():
-    """A right one with every step called ok, and a wrong one; without the annotations."""
+    """A right one with every step called ok, and a wrong one; without the annotations. The broken
+    step is carried on and criticised: by hand for one of the slips; any step may be broken, and in
+    several ways."""
     rows = demonstrated(WORK, seeds=40)
     assert len(rows) == 40
+    seen = {}
     for right, wrong in rows:
         assert right["label"] == "right"
         assert right["critique"] == WORK_CHECKED
@@ -1591,12 +1360,6 @@ def test_two_demonstrations_of_a_worked_solution():
         assert judgement(wrong["critique"]) is False
         assert not is_correct(wrong["response"], WORK)
         assert "<<" not in right["response"] + wrong["response"]
-
-
-def test_broken_step_is_carried_on_and_criticised():
-    """By hand for one of the slips; any step may be broken, and in several ways."""
-    seen = {}
-    for _, wrong in demonstrated(WORK, seeds=40):
         seen[wrong["response"]] = wrong["critique"]
     assert seen[BROKEN] == BROKEN_CHECKED
     assert len(seen) > 10
@@ -1723,11 +1486,11 @@ def forward_logprobs(model, ids, temperature=1.0):
     return (logits / (temperature or 1.0)).log_softmax(-1)
 
 
-def agree(model, samples, temperature=1.0):
+def agree(model, samples, temperature=1.0, tolerance=2e-4):
     """What the sampler recorded is what the learner finds: one log-prob for each token."""
     for s, found in zip(samples, logprobs(model, samples, temperature)):
         assert len(s.tokens) == len(s.logprobs)
-        close(found.detach(), s.logprobs, 2e-4)
+        close(found.detach(), s.logprobs, tolerance)
 
 
 def is_packed(model):
@@ -1758,21 +1521,16 @@ def test_greedy_tokens_equal_model_generate():
 
 
 def test_sampled_logprobs_equal_teacher_forcing():
-    """The sampler records what the learner finds, for greedy tokens the model's own log-probs."""
+    """The sampler records what the learner finds, and what the model says of the same tokens in one
+    pass without any cache; of greedy tokens the log-probs at temperature 1."""
     for kind in KINDS:
         for temperature, large in WAYS:
-            agree(model_of(kind), samples_of(kind, temperature, large), temperature)
-
-
-def test_sampled_logprobs_equal_a_plain_forward_pass():
-    """The sampler records what the model says of the same tokens in one pass without any cache."""
-    for kind in KINDS:
-        for temperature, large in WAYS:
-            for s in samples_of(kind, temperature, large)[:3]:
+            samples = samples_of(kind, temperature, large)
+            agree(model_of(kind), samples, temperature)
+            for s in samples[:3]:
                 plain = forward_logprobs(model_of(kind), s.prompt + s.tokens, temperature)
-                before = len(s.prompt) - 1  # the position that predicts the first token
-                for place, token in enumerate(s.tokens):
-                    close(plain[before + place, token], s.logprobs[place], 2e-4)
+                behind_prompt = plain[len(s.prompt) - 1 : -1]
+                close(behind_prompt[range(len(s.tokens)), s.tokens], s.logprobs, 2e-4)
 
 
 def test_large_weights_are_packed_while_sampling():
@@ -1789,39 +1547,21 @@ def test_large_weights_are_packed_while_sampling():
 
 
 def test_any_model_can_be_sampled_and_scored():
-    """A model that `load_policy` did not make works at once, without its dropout."""
+    """A model that `load_policy` did not make works at once: without its dropout, or in bf16."""
     for kind in ("Llama", "GPT2", "Granite"):
         samples = generate(tiny(kind).train(), ragged(), max_new_tokens=12, stop=(2, 5), seed=1)
         agree(tiny(kind).train(), samples)
-
-
-def test_sampling_follows_the_distribution():
-    """Tokens come as often as the model says, at temperature 1 and below: no count is five standard
-    deviations off."""
-    model = model_of("Qwen2")
-    count = 20000
-    for temperature in (1.0, 0.5):
-        samples = generate(
-            model,
-            [[5, 6, 7]],
-            n=count,
-            max_new_tokens=1,
-            temperature=temperature,
-            seed=5,
-        )
-        drawn = torch.tensor([s.tokens[0] for s in samples])
-        probs = forward_logprobs(model, [5, 6, 7], temperature)[-1].exp()
-        deviation = (count * probs * (1 - probs) + 1).sqrt()
-        away = (torch.bincount(drawn, minlength=97) - count * probs).abs() / deviation
-        assert away.max() < 5, away.max()
+    model = AutoModelForCausalLM.from_pretrained(TOY, dtype=torch.bfloat16)
+    agree(model, generate(model, [[5, 6, 7], [8]], 2, 10), tolerance=0.2)
 
 
 def chosen(probs, noise, temperature):
     """Rows of the same distribution, each with its own random number: the tokens and their
     probabilities."""
     logits = torch.tensor([probs] * len(noise)).log()
-    space = torch.empty_like(logits)
-    token, logprob = rollout.choose(logits, torch.tensor(noise), temperature, space)
+    noise = torch.tensor(noise, dtype=torch.float64)
+    space = torch.empty_like(logits, dtype=torch.float64)
+    token, logprob = rollout.choose(logits, noise, temperature, space)
     return token.tolist(), logprob.exp()
 
 
@@ -1879,15 +1619,6 @@ def tokens_of(seed, bar=None):
     return [s.tokens for s in samples]
 
 
-def test_samples_are_in_prompt_major_order():
-    """First all completions of the first prompt, then all of the second, and so on."""
-    samples = generate(model_of("Mistral"), ragged(), n=2, max_new_tokens=2)
-    expected = []
-    for prompt in ragged():
-        expected += [prompt, prompt]
-    assert [s.prompt for s in samples] == expected
-
-
 def test_a_seed_gives_the_same_tokens():
     """The same seed, the same tokens; another seed, others; and a prompt's samples differ."""
     tokens = tokens_of(seed=9)
@@ -1898,16 +1629,16 @@ def test_a_seed_gives_the_same_tokens():
 
 def test_each_row_has_its_own_random_numbers():
     """Row i's j-th token is where the j-th number of row i falls in the cumulative distribution
-    that the model gives after all tokens before."""
-    model = model_of("Llama")
-    samples = generate(model, ragged(), n=3, max_new_tokens=25, stop=range(20), seed=3)
-    noise = torch.rand(len(samples), 25, generator=torch.Generator().manual_seed(3))
-    for row, s in enumerate(samples):
-        cumulative = forward_logprobs(model, s.prompt + s.tokens).exp().cumsum(-1)
-        for place, token in enumerate(s.tokens):
-            up_to = cumulative[len(s.prompt) - 1 + place]
-            below = up_to[token - 1] if token > 0 else 0.0
-            assert below - 1e-4 < noise[row, place] < up_to[token] + 1e-4
+    that the model gives after all tokens before, at temperature 1 and below."""
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.rand(24, 25, generator=generator, dtype=torch.float64)
+    for temperature, large in WAYS[:2]:
+        for row, s in enumerate(samples_of("Llama", temperature, large)):
+            probs = forward_logprobs(model_of("Llama"), s.prompt + s.tokens, temperature).exp()
+            for place, token in enumerate(s.tokens):
+                now = probs[len(s.prompt) - 1 + place]
+                assert now[:token].sum() - 1e-4 < noise[row, place]
+                assert noise[row, place] < now[: token + 1].sum() + 1e-4
 
 
 def test_parts_that_fit_the_memory_give_the_same_tokens():
@@ -2064,13 +1795,6 @@ def test_a_chat_without_room_gives_samples_without_tokens():
 # ------------------------------------------------------------------------- prompts that rows share
 
 
-def test_rows_by_prompt_by_hand():
-    """Rows 0 and 1 go on from the first prompt, row 2 from the second; row 0 fills the table."""
-    table, place = fast.rows_by_prompt(torch.tensor([0, 0, 1]))
-    assert table.tolist() == [0, 1, 2, 0]
-    assert place.tolist() == [0, 1, 2]
-
-
 def test_shared_prompts_by_hand():
     """Attention over prompts held once and rows' own tokens is that over copies, as rows leave."""
     torch.manual_seed(0)
@@ -2111,22 +1835,14 @@ def set_up(kind):
 
 def test_models_that_agree_share_prompts():
     """Where the log-probs are those of the library's attention, prompts are shared, and nothing is
-    said about it."""
-    for kind in set(KINDS) - {"Gemma2", "Bloom", "DiffLlama"}:
-        assert set_up(kind) == ("shared_prompts", ""), kind
-
-
-def test_models_with_another_attention_keep_it():
-    """Where the library's attention is not `sdpa` there is nothing to compare with."""
-    for kind in ("Gemma2", "Bloom"):
-        assert set_up(kind) == ("eager", ""), kind
-
-
-def test_models_that_disagree_keep_the_librarys_attention():
-    """One line names the model and by how much it would be wrong."""
-    attention, printed = set_up("DiffLlama")
-    assert attention == "sdpa"
-    assert re.fullmatch(r"note: DiffLlama: .* \(mean \|log ratio\| .*\)\n", printed)
+    said about it. Where the library's is not `sdpa` there is nothing to compare with. Where they
+    disagree, one line names the model and by how much it would be wrong."""
+    others = {"Gemma2": "eager", "Bloom": "eager", "DiffLlama": "sdpa"}
+    note = r"note: DiffLlama: .* \(mean \|log ratio\| .*\)\n"
+    for kind in KINDS:
+        attention, printed = set_up(kind)
+        assert attention == others.get(kind, "shared_prompts"), kind
+        assert re.fullmatch(note if attention == "sdpa" else "", printed)
 
 
 def test_models_whose_attention_raises_keep_the_librarys():
@@ -2141,11 +1857,14 @@ def test_models_whose_attention_raises_keep_the_librarys():
 
 
 def test_bf16_sampler_and_learner_compute_alike():
-    """The weights are fp32, keys and values bf16; what is sampled and what is scored differ by
-    rounding only, with packed weights too."""
+    """The weights are fp32, keys and values rounded to bf16, and both compute in bf16; what is
+    sampled and what is scored differ by rounding only, with packed weights too."""
     model, tokenizer = load_policy("toy", "cpu", "bf16")
     assert fast.shares_prompts(model)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+    computed = []
+    layer = model.model.layers[1].mlp.down_proj
+    layer.register_forward_hook(lambda layer, args, result: computed.append(result.dtype))
     prompts = [encode_chat(tokenizer, solve(problem.question)) for problem in problems(8)]
     forward = mock.Mock(wraps=model.base_model.forward)
     with patch(model.base_model, "forward", forward):
@@ -2154,10 +1873,12 @@ def test_bf16_sampler_and_learner_compute_alike():
             samples += generate(model, prompts, 2, 40)
     for call in forward.call_args_list:
         for layer in call.kwargs[policy.setup_of(model).cache_name].layers:
-            assert layer.keys.dtype == layer.values.dtype == torch.bfloat16
+            for numbers in (layer.keys, layer.values):
+                assert torch.equal(numbers, numbers.bfloat16().float())
     drawn = torch.cat([torch.tensor(s.logprobs) for s in samples])
     away = torch.cat(logprobs(model, samples)) - drawn
     assert 0 < away.abs().mean() < 0.02
+    assert set(computed) == {torch.bfloat16}
 
 
 def test_bf16_logits_are_a_product_in_fp32():
@@ -2183,9 +1904,10 @@ def toy_copy():
     return copy.deepcopy(base())
 
 
-def five_stops(folder):
-    """A model folder that names an end of turn in each place where one may stand: the ids, and the
-    model that is loaded from it."""
+def test_stop_set_is_the_union(tmp_path):
+    """EOS of config, generation config and tokenizer, and a template's own end of turn: each of
+    them ends a completion, and nothing else does. Other settings of generation are dropped: with a
+    repetition penalty model.generate would sample another policy than the one trained."""
     model, tokenizer = toy_copy()
     model.config.eos_token_id = 7
     model.generation_config = transformers.GenerationConfig(
@@ -2196,54 +1918,38 @@ def five_stops(folder):
         "{% for m in messages %}<|user|>{{ m['content'] }}"
         "{% if m['role'] == 'assistant' %} ok<|assistant|><|user|>{% endif %}{% endfor %}"
     )
-    policy.save_policy(model, tokenizer, folder)
-    loaded, _ = load_policy(folder, "cpu")
+    loaded, _ = load_policy(saved(tmp_path, model, tokenizer), "cpu")
     end_of_turn = tokenizer.convert_tokens_to_ids("<|assistant|>")
-    return {7, 11, 12, tokenizer.eos_token_id, end_of_turn}, loaded
-
-
-def test_stop_set_is_the_union(tmp_path):
-    """EOS of config, generation config and tokenizer, and a template's own end of turn."""
-    stops, model = five_stops(tmp_path)
+    stops = {7, 11, 12, tokenizer.eos_token_id, end_of_turn}
     assert len(stops) == 5
-    assert model.generation_config.eos_token_id == sorted(stops)
-
-
-def test_a_loaded_model_samples_to_its_stop_set(tmp_path):
-    """Each of the stop tokens ends a completion, and nothing else does."""
-    stops, model = five_stops(tmp_path)
-    samples = generate(model, [[20, 21]], n=50, max_new_tokens=60)
+    assert loaded.generation_config.eos_token_id == sorted(stops)
+    assert loaded.generation_config.repetition_penalty in (None, 1.0)
+    samples = generate(loaded, [[20, 21]], n=50, max_new_tokens=60)
     assert any(s.stopped for s in samples)
     for s in samples:
         assert s.stopped == (s.tokens[-1] in stops)
         assert not stops & set(s.tokens[:-1])
 
 
-def test_a_loaded_model_has_no_settings_of_generation(tmp_path):
-    """With a repetition penalty model.generate would sample another policy than the one trained."""
-    _, model = five_stops(tmp_path)
-    assert model.generation_config.repetition_penalty in (None, 1.0)
+def saved(folder, model=None, tokenizer=None):
+    """The toy's folder with parts of it replaced."""
+    policy.save_policy(model or base()[0], tokenizer or base()[1], folder)
+    return folder
 
 
 def refused(words, folder, model, tokenizer, **options):
     """A saved model that must not load."""
-    policy.save_policy(model, tokenizer, folder)
-    model.save_pretrained(folder, **options)
+    model.save_pretrained(saved(folder, model, tokenizer), **options)
     fails(words, load_policy, folder, "cpu")
 
 
-def test_missing_weights_are_refused(tmp_path):
-    """The library would fill them at random."""
+def test_missing_and_unknown_weights_are_refused(tmp_path):
+    """The library would fill the ones at random and drop the others."""
     weights = dict(base()[0].state_dict())
+    more = weights | {"model.extra.weight": torch.ones(3)}
+    refused("unexpected keys|model.extra.weight", tmp_path, *base(), state_dict=more)
     del weights["model.norm.weight"]
     refused("missing keys|model.norm.weight", tmp_path, *base(), state_dict=weights)
-
-
-def test_unknown_weights_are_refused(tmp_path):
-    """The library would drop them."""
-    weights = dict(base()[0].state_dict())
-    weights["model.extra.weight"] = torch.ones(3)
-    refused("unexpected keys|model.extra.weight", tmp_path, *base(), state_dict=weights)
 
 
 def test_more_tokens_than_embeddings_are_refused(tmp_path):
@@ -2263,9 +1969,15 @@ def test_a_model_without_eos_is_refused(tmp_path):
 
 
 def test_folders_and_devices_that_are_none_are_refused(tmp_path):
-    """A folder without a tokenizer, no folder, no such device: one line that names it."""
+    """An adapter, a folder without a tokenizer, weights that are not finite, no folder, no such
+    device: one line that names it."""
+    (tmp_path / "adapter_config.json").write_text("{}")
+    fails("an adapter|merge", load_policy, tmp_path, "cpu")
     base()[0].save_pretrained(tmp_path / "untold")
-    fails("cannot load model|untold", load_policy, tmp_path / "untold", "cpu")
+    fails("cannot load tokenizer of model|untold", load_policy, tmp_path / "untold", "cpu")
+    model, _ = toy_copy()
+    model.model.norm.weight.data[3] = math.nan
+    fails("model.norm.weight|not finite", load_policy, saved(tmp_path / "nan", model), "cpu")
     fails("cannot load model|none", load_policy, tmp_path / "none", "cpu")
     fails("cannot load model|nonsense", load_policy, "toy", "nonsense")
 
@@ -2384,20 +2096,53 @@ GOOD_FILE = (
     '{"question": "1+1?", "answer": "so #### 2"}\n\n{"question": "2+2\u2028?", "answer": 4}\n'
 )
 
-# What the error must name, and the line that it is about.
-BAD_ROWS = [
-    ("data.jsonl", "{oops}"),
-    ("data.jsonl", '{"question": "x", "answer": "$"}'),
-    ("data.jsonl", "[1]"),
-    ("data.jsonl", "[" * 10**5),
-    ("answer", '{"question": "x"}'),
-    ("answer", '{"question": "x", "answer": null}'),
-    ("answer", '{"question": "x", "answer": true}'),
-    ("question", '{"answer": "x"}'),
-    ("question", '{"question": " ", "answer": "x"}'),
-    ("question", '{"question": 5, "answer": "x"}'),
-    ("surrogates", r'{"question": "a\ud800", "answer": "x"}'),
+# A line of a file, and what the error must name.
+BAD_ROWS = r"""
+{oops} -> one JSON object a line
+question,answer -> one JSON object a line
+{"question": "x", "answer": "$"} -> no value
+[1] -> object
+{"question": "x"} -> no field 'answer'
+{"question": "x", "answer": null} -> answer
+{"question": "x", "answer": true} -> answer
+{"answer": "x"} -> no field 'question'
+{"question": " ", "answer": "x"} -> question
+{"question": 5, "answer": "x"} -> question
+{"question": "a\ud800", "answer": "x"} -> surrogates
+{"prompt": "q", "solution": "1"} -> no field 'question'|prompt, solution
+{"question": "q", "solution": "1"} -> no field 'answer'|question, solution
+{"question": "q", "answer": NaN} -> NaN
+{"question": "q", "answer": -Infinity} -> Infinity
+{"question": "q", "answer": 1e400} -> not finite
+{"question": "q", "answer": "NaN"} -> no value
+{"question": "q", "answer": "\frac{3}{7}"} -> double the backslash
+{"question": "\beta?", "answer": "1"} -> double the backslash
+"""
+
+BAD_FILES = [
+    (b"\x1f\x8b\x08\x00", "one JSON object a line|gzip"),
+    (b"PAR1\x15", "one JSON object a line|Parquet"),
+    (b'[{"question": "q", "answer": "1"}]', "one JSON object a line|array"),
+    (b'{\n"question": "q",\n"answer": "1"}', "one JSON object a line"),
+    (b"\xff\xfe\x00", ""),
 ]
+
+
+def test_bad_lines_are_named(tmp_path):
+    """What cannot be read is refused with file, line and field."""
+    good = GOOD_FILE.encode()
+    for row in BAD_ROWS.strip().split("\n"):
+        line, words = row.split(" -> ")
+        fails("data.jsonl:4:|" + words, read_problems, tmp_path, good + line.encode())
+    fails("data.jsonl:4:", read_problems, tmp_path, good + b"[" * 10**5)
+    not_utf8 = b'{"question": "\xff", "answer": "1"}\n'
+    fails("data.jsonl:4:|utf-8", read_problems, tmp_path, good + not_utf8)
+
+
+def test_files_in_other_formats_are_named(tmp_path):
+    """One line says what is expected and what was found."""
+    for content, words in BAD_FILES:
+        fails(f"data.jsonl:1:|{words}", read_problems, tmp_path, content)
 
 
 def read_problems(folder, content):
@@ -2409,24 +2154,12 @@ def read_problems(folder, content):
 
 def test_data_files(tmp_path):
     """Blank lines, a byte order mark, other ends of lines and numbers as answers are all right; a
-    line separator of Unicode ends no line."""
+    line separator of Unicode ends no line. The field `problem`, which is common, is read as
+    `question`."""
     found = [("1+1?", "so #### 2"), ("2+2\u2028?", "4")]
     assert read_problems(tmp_path, GOOD_FILE.encode()) == found
-    windows = "\ufeff" + GOOD_FILE.replace("\n", "\r\n")
+    windows = "\ufeff" + GOOD_FILE.replace("\n", "\r\n").replace("question", "problem")
     assert read_problems(tmp_path, windows.encode()) == found
-
-
-def test_bad_lines_are_named(tmp_path):
-    """What cannot be read is refused with file, line and field."""
-    for words, row in BAD_ROWS:
-        fails("data.jsonl:4:|" + words, read_problems, tmp_path, f"{GOOD_FILE}{row}\n".encode())
-
-
-def test_bad_bytes_are_named(tmp_path):
-    """What is no UTF-8 is refused with file and line."""
-    row = b'{"question": "\xff", "answer": "1"}\n'
-    fails("data.jsonl:4:|utf-8", read_problems, tmp_path, GOOD_FILE.encode() + row)
-    fails("data.jsonl:1:", read_problems, tmp_path, b"\xff\xfe\x00")
 
 
 def test_files_without_a_line_are_refused(tmp_path):
@@ -2467,8 +2200,10 @@ def split(folder, questions, other=None, size=None):
 
 
 def test_the_last_tenth_is_held_out(tmp_path):
-    """Without other data the last tenth is held out, and its questions are nowhere trained on."""
-    assert split(tmp_path, "abcdeb" * 5) == ("ac" * 5, "deb")
+    """Without other data the last tenth of the different questions is held out, once, and they are
+    nowhere trained on."""
+    assert split(tmp_path, "abcdeb" * 5) == ("abcdb" * 5, "e")
+    assert split(tmp_path, "abcdefghijklmnopqrst" * 3) == ("abcdefghijklmnopqr" * 3, "st")
 
 
 def test_held_out_questions_are_not_trained_on(tmp_path):
@@ -2505,20 +2240,6 @@ def test_gsm8k_comes_from_the_cache(tmp_path):
 
 # -------------------------------------------------------------------------------------- whole runs
 
-EVALUATION = [
-    "eval/generation",
-    "eval/critique",
-    "eval/critique_precision",
-    "eval/critique_recall",
-    "eval/t1",
-    "eval/t2",
-    "eval/delta",
-    "eval/i_to_c",
-    "eval/c_to_i",
-    "eval/size",
-    "eval/kept",
-]
-
 
 def six_steps(folder, method, count):
     """The metrics of six steps on a few problems again and again, with what holds of every run."""
@@ -2528,7 +2249,7 @@ def six_steps(folder, method, count):
         rows, _ = trained(out, flags + " --lr 4e-4", *files(folder, data=problems(count, 3)))
     assert [row["step"] for row in rows] == list(range(7))
     for row in (rows[0], rows[-1]):
-        assert not set(EVALUATION) - set(row)
+        assert {"eval/size", "eval/kept", "eval/critique", "eval/critique_recall"} <= set(row)
     for row in rows[1:]:
         assert row["ratio/max_log"] < 1e-3, "learner and sampler disagree"
         assert row["skipped"] == 0
@@ -2902,7 +2623,7 @@ def test_a_run_that_has_ended_writes_its_model_again(tmp_path):
     (run / "model.safetensors").unlink()
     again, printed = go(run, "1 --resume")
     assert again == rows
-    assert re.search(r"score, seed 0 +start +end\n", printed)
+    assert re.search(r"held out, greedy +start +end\n", printed)
     assert AutoModelForCausalLM.from_pretrained(run)
 
 
@@ -2927,26 +2648,12 @@ def test_a_checkpoint_that_cannot_be_read(tmp_path):
 
 
 def test_a_full_disk(tmp_path):
-    """One line says so."""
-    with patch(os, "replace", side_effect=OSError("no space left")):
-        fails("no space left", go, tmp_path / "full", "1")
-
-
-def loaded_in(out, text):
-    """What a run loads with `load_policy`, in this order."""
-    loading = mock.Mock(wraps=load_policy)
-    with patch(train, "load_policy", loading):
-        trained(out, "--method g-rl --questions 2 --n 4 --eval-size 2 " + text)
-    return [str(call.args[0]) for call in loading.call_args_list]
-
-
-def test_the_reference_is_loaded_when_it_is_needed(tmp_path):
-    """Once, from OUT/start: at the first step after step 1 that has a KL weight."""
-    start = str(tmp_path / "kl" / "start")
-    assert loaded_in(tmp_path / "none", "--steps 3") == ["toy"]
-    assert loaded_in(tmp_path / "kl", "--kl 0.1 --steps 1") == ["toy"]
-    # The policy is loaded from there too, and gets its weights from the checkpoint.
-    assert loaded_in(tmp_path / "kl", "--kl 0.1 --steps 3 --resume") == [start, start]
+    """One line says so, and where a model cannot be written, which."""
+    full = OSError(28, "No space left on device")
+    with patch(os, "replace", side_effect=full):
+        fails("No space left", go, tmp_path / "full", "1")
+    with patch(type(base()[0]), "save_pretrained", side_effect=full):
+        fails("start|cannot be written|No space left", trained, tmp_path / "run", "--steps 0")
 
 
 def three_tokens(out):
@@ -2962,21 +2669,17 @@ def test_problems_without_room_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_prompts_without_room_are_skipped_and_counted(tmp_path):
-    """Only problems are checked at the start: a prompt of a later turn may be too long."""
-    with patch(train, "check_lengths"):
-        rows, _ = three_tokens(tmp_path / "run")
-    assert [row["skipped"] for row in rows[1:]] == [3, 3]
-    assert rows[1]["tokens"] == 18
-
-
 def test_texts_of_a_run(tmp_path):
-    """Texts of the first and the last step for a person to read; a warning where most are cut."""
+    """Texts of the first and the last step for a person to read; a warning where most are cut. Only
+    problems are checked at the start: a prompt of a later turn may be too long, which is counted
+    and stops nothing."""
     with patch(train, "check_lengths"):
         rows, printed = three_tokens(tmp_path / "run")
+    assert [row["skipped"] for row in rows[1:]] == [3, 3]
+    assert rows[1]["tokens"] == 18
     assert rows[1]["truncated"] == 1
-    assert "--max-new-tokens" in printed
-    assert "--- response" in printed
+    assert printed.count("cannot learn: all completions were cut; raise --max-new-tokens") == 2
+    assert "[response is wrong, reward 0, advantage +0.00]" in printed
     texts = lines(tmp_path / "run" / "samples.jsonl")
     assert [row["step"] for row in texts] == [1, 1, 1, 2, 2, 2]
     for row in texts:
@@ -2989,14 +2692,14 @@ def test_order_of_the_problems():
     """Pass after pass over all of them, each in an order of its own, whatever a step takes."""
     asked = ""
     for step in range(1, 11):
-        batch = runs.batch_of("abcde", step, 0, 3)
+        batch = data.batch_of("abcde", step, 0, 3)
         assert len(batch) == 3
         asked += "".join(batch)
     orders = {asked[start : start + 5] for start in range(0, 30, 5)}
     assert len(orders) > 2
     for order in orders:
         assert sorted(order) == list("abcde")
-    assert len(runs.batch_of("ab", 1, 0, 7)) == 7
+    assert len(data.batch_of("ab", 1, 0, 7)) == 7
 
 
 # ------------------------------------------------------------------------------- the command lines
@@ -3040,71 +2743,67 @@ def test_constants_that_cancel_are_noted():
 
 
 # Flags of train.py and what the error must name; a word with @ is a file, see `input_files`.
-REFUSED = [
-    ("--method grpo", "--method|grpo"),
-    ("--frobnicate", "--frobnicate"),
-    ("--n 1", "--n 1"),
-    ("--data @long --eval-data @long --model @no", "no problem is left"),
-    ("--data @long --eval-data @empty", "empty.jsonl"),
-    ("--data @long --eval-data @good --model @no", "cannot load model|no.jsonl"),
-    ("--data @no", "no.jsonl"),
-    ("--data @bad", "bad.jsonl:2|answer"),
-    ("--cold-start @bad", "bad.jsonl:1|response"),
-    ("--cold-start @long", "--cold-start|context"),
-    ("--exam @bad", "bad.jsonl:1"),
-    ("--steps -1", "--steps -1"),
-    ("--lr 0", "--lr"),
-    ("--temperature 0", "--temperature"),
-    ("--max-new-tokens 500", "context|500"),
-    ("--method score --steps 3 --stage1-steps 5", "--stage1-steps 5|3"),
-    ("--device nonsense", "nonsense"),
-    ("--steps many", "--steps|many"),
-    ("--kl nan", "--kl"),
-    ("--pairs 0", "--pairs 0"),
-]
+REFUSED = """
+--method grpo -> --method|grpo
+--frobnicate -> --frobnicate
+--n 1 -> --n 1
+--data @long --eval-data @long --model @no -> no problem is left
+--data @long --eval-data @empty -> empty.jsonl
+--data @long --eval-data @good --model @no -> cannot load model|no.jsonl
+--data @no -> no.jsonl
+--data @bad -> bad.jsonl:2|answer
+--cold-start @bad -> bad.jsonl:1|response
+--cold-start @long -> --cold-start|context
+--exam @bad -> bad.jsonl:1
+--steps -1 -> --steps -1
+--lr 0 -> --lr
+--temperature 0 -> --temperature
+--max-new-tokens 500 -> context|500
+--method score --steps 3 --stage1-steps 5 -> --stage1-steps 5|3
+--device nonsense -> nonsense
+--steps many -> --steps|many
+--kl nan -> --kl
+--pairs 0 -> --pairs 0
+"""
 
 # The same of sample.py.
-UNUSED = [
-    ("", "--help"),
-    ("--model @no 1+1?", "cannot load model"),
-    ("--model @no --eval", "held_out|--data"),
-    ("--eval --data @bad", "bad.jsonl:2"),
-    ("--eval --size 0", "--size 0"),
-    ("--n 0 q", "--n 0"),
-    ("--eval --exam @long", "long.jsonl:1|label"),
-    ("x" * 5000, "context"),
-]
+UNUSED = """
+--device cpu -> --help
+--model @no 1+1? -> cannot load model
+--model @no --eval -> held_out|--data
+--eval --data @bad -> bad.jsonl:2
+--eval --size 0 -> --size 0
+--n 0 q -> --n 0
+--eval --exam @long -> long.jsonl:1|label
+@words -> context
+"""
 
 # And of figures.votes.
-UNVOTED = [
-    ("", "MODEL"),
-    ("@no", "held_out|--data"),
-    ("toy --data @bad", "bad.jsonl:2"),
-    ("toy --data @long", "context|9+9+9"),
-    ("toy --n 4 --critiques 4", "--critiques 4|--n 4"),
-    ("toy --n 1", "--critiques 1|--n 1"),
-    ("toy --size 0", "--size 0"),
-]
+UNVOTED = """
+--device cpu -> MODEL
+@no -> held_out|--data
+toy --data @bad -> bad.jsonl:2
+toy --data @long -> context|9+9+9
+toy --n 4 --critiques 4 -> --critiques 4|--n 4
+toy --n 1 -> --critiques 1|--n 1
+toy --size 0 -> --size 0
+"""
 
 
-def input_files(folder):
-    """{word: the file that it stands for}."""
-    question = "9+" * 220 + "9"
-    long = {"question": question, "answer": "9", "response": "9" * 600}
+def refuses(folder, table, call):
+    """Each command line is refused with one line before anything is written to folder/out."""
+    long = {"question": "9+" * 220 + "9", "answer": "9", "response": "9" * 600}
     bad = [{"question": "x", "answer": "1"}, {"question": "x"}]
-    return {
+    named = {
         "@no": folder / "no.jsonl",
         "@empty": write(folder / "empty.jsonl", []),
         "@bad": write(folder / "bad.jsonl", bad),
         "@long": write(folder / "long.jsonl", [long]),
         "@good": write(folder / "good.jsonl", problems(3)),
+        "@words": "x" * 5000,
     }
-
-
-def refuses(folder, table, call):
-    """Each command line is refused with one line before anything is written to folder/out."""
-    named = input_files(folder)
-    for flags, words in table:
+    for row in table.strip().split("\n"):
+        flags, words = row.split(" -> ")
         fails(words, call, *[named.get(word, word) for word in flags.split()])
         assert not (folder / "out").exists(), flags
 
@@ -3126,30 +2825,24 @@ def test_bad_input_of_votes(tmp_path):
         refuses(tmp_path, UNVOTED, voted)
 
 
-def test_the_exam_has_no_training_question(tmp_path):
-    """Of six pairs of questions the two that are trained on are left out."""
-    asked = problems(20, 3)
-    argv = files(tmp_path, data=asked[:12], eval_data=asked[16:], exam=static_pairs(asked[10:16]))
-    rows, printed = trained(tmp_path / "run", "--steps 0 --eval-size 8", *argv)
-    assert "exam.jsonl: 4 pairs left out" in printed
-    examined = {row["question"] for row in lines(tmp_path / "run" / "exam.jsonl")}
-    assert examined == {problem.question for problem in asked[12:16]}
-    assert rows[0]["eval/pairs"] == 8
-
-
-def test_a_run_leaves_demonstrations_of_held_out_questions_out(tmp_path):
-    """Of twenty, four of held-out problems and four of the exam; the loss on the others falls."""
+def test_no_question_is_both_learned_and_examined(tmp_path):
+    """Of six pairs of questions the two that are trained on are left out; of twenty demonstrations
+    four of held-out problems and four of the exam. The loss on the others falls."""
     asked = problems(20, 3)
     argv = files(
         tmp_path,
         data=asked[:12],
         eval_data=asked[16:],
-        exam=static_pairs(asked[12:16]),
+        exam=static_pairs(asked[10:16]),
         cold_start=shown_rows(asked),
     )
     flags = "--steps 0 --eval-size 8 --cold-start-lr 3e-4"
     with mock.patch.multiple(train, COLD_START_PASSES=12, COLD_START_BATCH=8):
-        _, printed = trained(tmp_path / "run", flags, *argv)
+        rows, printed = trained(tmp_path / "run", flags, *argv)
+    assert "exam.jsonl: 4 pairs left out" in printed
+    examined = {row["question"] for row in lines(tmp_path / "run" / "exam.jsonl")}
+    assert examined == {problem.question for problem in asked[12:16]}
+    assert rows[0]["eval/pairs"] == 8
     assert "cold_start.jsonl: 8 demonstrations left out: held out" in printed
     losses = [float(loss) for loss in re.findall(r"cold start .*loss ([\d.]+)", printed)]
     assert len(losses) > 2
@@ -3178,7 +2871,7 @@ def test_the_exam_is_of_the_starting_policy(tmp_path):
 def test_a_question_on_the_command_line():
     """An answer, as many critiques as were asked for, a correction with and one without help."""
     text = used("--n 3", "Compute 9-7*2-5 modulo 10.")
-    assert text.count("ANSWER") == 1
+    assert text.count("ANSWER") == 2, "the first, and the final one"
     assert text.count("CRITIQUE") == 3
     assert text.count("CORRECTED") == 2
     assert "boxed" in text
@@ -3186,7 +2879,7 @@ def test_a_question_on_the_command_line():
 
 def test_printed_text_is_safe_for_a_terminal():
     """Control characters are spelled out, new lines are not."""
-    assert runs.printable("a\x1b[2J\n") == "a\\x1b[2J\n"
+    assert report.printable("a\x1b[2J\n") == "a\\x1b[2J\n"
 
 
 def test_a_runs_own_evaluation_again(tmp_path):
@@ -3232,7 +2925,6 @@ def draw(program, picture, words, *args):
 def test_ticks_by_hand():
     """Round numbers that hold the least and the greatest value; an axis of shares ends at 1."""
     for low, high, count, whole, expected in [
-        (0, 1, 5, False, [0, 0.2, 0.4, 0.6, 0.8, 1]),
         (0.43, 0.98, 5, False, [0.4, 0.6, 0.8, 1]),
         (0, 20, 7, True, [0, 5, 10, 15, 20]),
         (0, 2, 7, True, [0, 1, 2]),
@@ -3240,12 +2932,6 @@ def test_ticks_by_hand():
         (0, 0, 5, False, [0, 0.2]),
     ]:
         close(chart.ticks(low, high, count, whole), expected)
-
-
-def test_bands_by_hand():
-    """Mean, least and greatest at each place that all runs have."""
-    seeds = [[(0, 1.0), (1, 3.0)], [(0, 2.0)], []]
-    assert chart.band(seeds) == [(0, 1.5, 1.0, 2.0)]
 
 
 def made_up_run(folder, end):
@@ -3284,20 +2970,15 @@ def test_comparison(tmp_path):
 
 
 def test_pictures_write_over_pictures_only(tmp_path):
-    """A file that is no SVG is left alone."""
+    """A file that is no SVG is left alone. Of no run nothing is drawn: one line names the file that
+    is not there."""
     picture = tmp_path / "c.svg"
-    picture.write_text("a text of mine")
-    run = made_up_run(tmp_path / "run", 0.5)
-    fails("c.svg", printed_by, compare.main, "--out", picture, run)
-    assert picture.read_text() == "a text of mine"
-
-
-def test_comparison_of_no_run(tmp_path):
-    """One line names the file that is not there; nothing is drawn."""
-    picture = tmp_path / "c.svg"
-    folder = tmp_path / "no"
-    fails("no/metrics.jsonl", printed_by, compare.main, "--out", picture, folder, kind=OSError)
+    compared = functools.partial(printed_by, compare.main, "--out", picture)
+    fails("no/metrics.jsonl", compared, tmp_path / "no", kind=OSError)
     assert not picture.exists()
+    picture.write_text("a text of mine")
+    fails("c.svg", compared, made_up_run(tmp_path / "run", 0.5))
+    assert picture.read_text() == "a text of mine"
 
 
 # Answers (None: none can be read), their weights, the place of the one that is elected.
@@ -3323,62 +3004,45 @@ def test_majority_vote():
 
 def test_what_was_cut_elects_nothing():
     """A response that was cut has no answer, whatever number it stopped at."""
-    problem = Problem("1+1?", "2")
-    cut = Episode(a_sample(stopped=False), box(2), "response", problem, right=True)
+    cut = Episode(a_sample(stopped=False), box(7), "response", SEVEN, right=True)
     assert not votes.elects_right([(cut, 1.0)])
 
 
 def test_votes_at_equal_budgets():
     """A budget of 4 is four answers, two and their corrections, or two and a critique of each."""
-    problem = Problem("1+1?", "2")
-    texts = [box(3), box(2), box(3), box(2)]
-    drawn = [Episode(a_sample(), text, "", problem, text == box(2)) for text in texts]
+    texts = [box(3), box(7), box(3), box(7)]
+    drawn = [Episode(a_sample(), text, "", SEVEN, text == box(7)) for text in texts]
     wrong, right, *_ = drawn
-    corrected = [(wrong, a_sample(), box(2)), (right, a_sample(), box(3))]
-    checks = [Episode(a_sample(), "", "", problem, says_right=e.right) for e in (wrong, right)]
+    corrected = [(wrong, a_sample(), box(7)), (right, a_sample(), box(3))]
+    checks = judged((False, False), (True, True))
     with (
         patch(votes, "respond", return_value=drawn) as respond,
         patch(votes, "complete", return_value=corrected) as complete,
         patch(votes, "criticise", return_value=checks) as criticise,
     ):
-        table = votes.vote(None, [problem], [2, 4], 1, 0)
+        table = votes.vote(None, [SEVEN], [2, 4], 1, 0)
     assert respond.call_args.args[2] == 4
     assert complete.call_args.args[1] == [wrong, right]
     assert complete.call_args.args[3] == 1
     assert [pair.response for pair in criticise.call_args.args[1]] == texts[:2]
     assert criticise.call_args.args[2] == 1
-    assert table["parallel"] == {2: 0, 4: 0}, "3 and 2 tie, and 3 came first"
-    assert table["parallel, corrected"] == {2: 1, 4: 1}, "corrected to 2 and 3: 2 came first"
+    assert table["parallel"] == {2: 0, 4: 0}, "3 and 7 tie, and 3 came first"
+    assert table["parallel, corrected"] == {2: 1, 4: 1}, "corrected to 7 and 3: 7 came first"
     assert table["critique-weighted"] == {2: 0, 4: 1}, "called wrong, 3 wins alone only"
 
 
-def budgets_of(folder, flags):
-    """{way: the budgets that it has an accuracy for} of votes on the toy, with their picture."""
-    words = ["accuracy by vote", "critique-weighted"]
-    argv = f"toy --device cpu --json --size 8 {flags}".split()
-    printed = draw(votes, folder / "votes.svg", words, *argv)
-    numbers = json.loads(printed.splitlines()[-1])
-    assert 0 <= numbers.pop("greedy/t1") <= 1
-    assert 0 <= numbers.pop("greedy/t2") <= 1
-    return {way: list(row) for way, row in numbers.items()}
-
-
 def test_budgets_of_votes(tmp_path):
-    """2, 4, 8 and so on, and --n itself."""
-    assert budgets_of(tmp_path, "--n 6") == {
-        "vote/parallel": ["2", "4", "6"],
-        "vote/parallel, corrected": ["2", "4", "6"],
-        "vote/critique-weighted": ["2", "4", "6"],
-    }
-
-
-def test_budgets_of_votes_with_many_critiques(tmp_path):
-    """An answer and three critiques cost 4 samples: a budget of 2 has none."""
-    assert budgets_of(tmp_path, "--n 4 --critiques 3") == {
-        "vote/parallel": ["2", "4"],
-        "vote/parallel, corrected": ["2", "4"],
-        "vote/critique-weighted": ["4"],
-    }
+    """2, 4, 8 and so on, and --n itself. An answer and three critiques cost 4 samples: a budget of
+    2 has none."""
+    words = ["accuracy by vote", "critique-weighted"]
+    flags = "toy --device cpu --json --size 8 --n 6 --critiques 3"
+    printed = draw(votes, tmp_path / "votes.svg", words, *flags.split())
+    numbers = json.loads(printed.splitlines()[-1])
+    assert 0 <= numbers["greedy/t1"] <= 1
+    assert 0 <= numbers["greedy/t2"] <= 1
+    assert list(numbers["vote/parallel"]) == ["2", "4", "6"]
+    assert list(numbers["vote/parallel, corrected"]) == ["2", "4", "6"]
+    assert list(numbers["vote/critique-weighted"]) == ["4", "6"]
 
 
 # -------------------------------------------------------------------------------------------- toy
@@ -3402,47 +3066,31 @@ def test_the_teachers_critique_by_hand():
     assert check == "8*9=5:2 no\n5-1=4:4 ok\nConclusion: wrong"
 
 
-def wrong_facts(teacher):
-    """How many of the 300 facts a teacher does not recall as they are."""
-    sure = make.Teacher()
-    wrong = 0
-    for a in range(10):
-        for op in "+-*":
-            for b in range(10):
-                wrong += teacher.recall(a, op, b) != sure.recall(a, op, b)
-    return wrong
-
-
 def test_what_the_teacher_is_not_sure_of():
-    """78 facts can come out wrong, and 33 of them are never right in solving."""
-    assert wrong_facts(make.Teacher(1.0, random.Random(0))) == 78
-    assert wrong_facts(make.Teacher(0.0, random.Random(0), make.BLIND)) == 33
+    """Of 300 facts 78 can come out wrong, and 33 of them are never right in solving."""
+    sure = make.Teacher()
+    unsure = make.Teacher(1.0, random.Random(0))
+    blind = make.Teacher(0.0, random.Random(0), make.BLIND)
+    for teacher, count in ((unsure, 78), (blind, 33)):
+        wrong = 0
+        for fact in itertools.product(range(10), "+-*", range(10)):
+            wrong += teacher.recall(*fact) != sure.recall(*fact)
+        assert wrong == count
 
 
-def test_held_out_problems_are_in_no_demonstration():
-    """They are no training problems, and no demonstration is about one of them."""
+def test_demonstrations_of_the_toy():
+    """None is about a held-out problem, as no training problem is one; critiques end in a
+    judgement, and prompts are short."""
     held_out = {problem.question for problem in problems(512, 2, held_out=True)}
     assert len(held_out) == 512
     assert not held_out & {problem.question for problem in problems(3000)}
     rng = random.Random(0)
     for _ in range(500):
-        messages, _ = make.demonstrate(rng)
-        text = "\n".join(message["content"] for message in messages)
-        for question in re.findall(r"Compute \S+ modulo 10\.", text):
-            assert question not in held_out
-
-
-def test_demonstrations_of_the_toy_are_well_formed():
-    """Critiques end in a judgement; tokens are the text and EOS; prompts are short."""
-    tokenizer = base()[1]
-    rng = random.Random(0)
-    for _ in range(500):
         messages, text = make.demonstrate(rng)
         assert "Conclusion" not in text or judgement(text) is not None
-        given = rollout.demonstration(tokenizer, messages, text)
-        assert tokenizer.decode(given.tokens[:-1]) == text
-        assert given.tokens[-1] == tokenizer.eos_token_id
-        assert len(given.prompt) < 256
+        assert len(encode_chat(base()[1], messages)) < 256
+        shown = "\n".join(message["content"] for message in messages)
+        assert held_out.isdisjoint(re.findall(r"Compute \S+ modulo 10\.", shown))
 
 
 def committed_exam():
@@ -3469,7 +3117,7 @@ def test_the_committed_exam():
 def test_the_committed_model_is_right_half_the_time():
     """There is something to learn, and something to learn it from."""
     held_out = problems(96, 2, held_out=True)
-    numbers = sample.evaluate(toy_policy(), held_out, committed_exam()[:96])
+    numbers, _ = sample.evaluate(toy_policy(), held_out, committed_exam()[:96])
     assert 0.3 < numbers["eval/generation"] < 0.8
     assert 0.3 < numbers["eval/critique"] < 0.8
 
@@ -3489,144 +3137,256 @@ def test_make_writes_a_folder_like_the_committed_one(tmp_path):
 # ---------------------------------------------------------------------------------------- answers
 
 # reference == responses that are right, reference != responses that are not; ¶ is a new line
-ANSWERS = r"""So. #### yes == \boxed{yes} | the answer is Yes. ;; So. #### yes != \boxed{no} | yes
-42 == \boxed{42} | \boxed{41} no, \boxed{42} | it is 42. | the answer is **42**
-42 == #### Step 2: add¶The answer is 42. | \boxed{42.0} | Answer: 42 | #### 42 | **Answer:** 42
-42 == The answer is:¶42 ;; 42 != \boxed{42} no, \boxed{41} | | no number | 42: 41 | \boxed{x}, 42
-blah <<6*7=42>> #### 42 == #### 42 | \boxed{42} ;; #### 1200 == #### 1,200 miles | \boxed{1200}
-5 == \boxed{\boxed{5}} | \boxed {5} | \boxed{\text{about }\{5\}} | \boxed{5} and \boxed{6 | 10-5
-5 == The answer is $5.00. | The answer is 5 apples, not 6. | \boxed{x = 5} | \boxed{5\!\!} | 5.
-5 == \boxed{\;5~} | \boxed{5 m} | \boxed{5 \text{ boys}} | \boxed{5\text{ cm}} | x=5
-5 != \boxed{5x+1} | \boxed{5-x} | \boxed{x\neq 5} | \boxed{x=\pm 5} | \boxed{5!} | -5 | \boxed{5y}
-so \boxed{5} == \boxed{5} ;; 0 == -0 | 0.0 ;; 0 != | \boxed{} | \boxed{1/0} | \boxed{\frac{1}{0}}
-7 == Answer: 7 | The answer is 3 + 4 = 7. | 007 | +7 | 7\% ;; 6 == The answer isn't 5, it is 6
-20 == 10 apples, 20 pears ;; 70000 == 70,000 dollars ;; 1000 == \boxed{1{,}000} | 1,000
-1,000 == \boxed{1\,000} ;; 1000000 == 1,000,000 ;; 1234.5 == \boxed{\$1,234.50}
-0.5 == \boxed{\frac{1}{2}} | \boxed{\frac12} | \boxed{.5} | 1/2 ;; 0.5 != \boxed{50\%} | \boxed{5}
-3.2 == costs £3.20 ;; 12 == so €12. | \boxed{12\ \mathrm{hours}} ;; 25 == \boxed{25\text{ cm}^2}
-60 == \boxed{60 \text{ km/h}} ;; 90 == \boxed{90^\circ} ;; 9 != \boxed{9**9**9} ;; 99 != 9**9
-3/4 == \boxed{\dfrac{3}{4}} | \boxed{0.75} | 75/100 ;; 1.5 == \boxed{1\frac{1}{2}} | 1 1/2
-3/2 == \boxed{1 1/2} ;; 3.5 == about $\frac{7}{2}$ of it | 3.50 ;; 2.5 == \boxed{\tfrac{10}{4}}
-1/2 == \boxed{\left( \frac { 1 } { 2 } \right)} | \boxed{2/4} | .5 | #### .5 ;; 0.3333333333 != 1/3
-1/10 == 0.1 ;; -0.5 == \boxed{-\frac{1}{2}} ;; -1/2 == \boxed{\frac{-1}{2}} ;; 50 == \boxed{50\%}
--5 == \boxed{ - \, 5 } | −5 | -$5 | $-5 ;; -5 != 10-5 | 5 ;; (1,2) == \boxed{(1, 2)} ;; 50 == 50%
-(1,2) != \boxed{(1,3)} ;; x + 1 == \boxed{x+1} ;; x+2 != \boxed{x+1} ;; red != blue | \boxed{blue}
-Blue == The answer is blue. | \boxed{\text{blue}} ;; \sqrt{2} != \boxed{2} | \sqrt2 is it
-\sqrt{2} == \boxed{\sqrt{2}} | \boxed{\sqrt2} ;; \frac{\pi}{4} != \boxed{4} | answer: \frac{\pi}{3}
-4 != Answer: $\frac{\pi}{4}$ ;; 3\pi != \boxed{3} ;; (-\infty,5] != \boxed{5} ;; 2x != \boxed{2y}
-2x == \boxed{2x} ;; 2 != \boxed{n/2} | \boxed{\frac{x}{2}} ;; text #### != \boxed{}
-\frac{1}{2x} != \boxed{\frac{12}{x}} ;; x^{23} != \boxed{x^{2}3} ;; x^{23} == \boxed{x^{23}}
-x^2 == \boxed{x^{2}} ;; 1 != answer: 1e9 | \boxed{10} ;; 1000000000 == answer: 1e9
-\frac{\pi}{4} == \boxed{\dfrac{\pi}{4}} | \boxed{\tfrac{\pi}{4}} | \boxed{\frac\pi4}
-B == \boxed{(B)} | \boxed{B} | The answer is (B). ;; (B) == \boxed{B} | \boxed{(b)}
-0.75 == x=\frac{-3}{-4} ;; 387420489 != 9**9**9 ;; $ != The answer is .
-300000 == \boxed{3\times 10^5} | \boxed{3 \cdot 10^{5}} ;; 3 != \boxed{3 \times 10^5}"""
+ANSWERS = r"""
+# Where the answer is: the last box, or a mark behind it.
+42 == \boxed{42} | \boxed{41} no, \boxed{42} | \boxed {42} | \boxed¶{42} | \Boxed{42} | \fbox{42}
+42 == \boxed{\boxed{42}} | \boxed{a=\boxed{42}} | \boxed{{42}} | \boxed{42}} | $\boxed 42$
+42 == \boxed{42 | \boxed{42} and \boxed{6 | $$\boxed{42}$$ | \boxed{42}^{\text{th}} | \boxed{42}\%
+42 != \boxed{42} no, \boxed{41} | \boxed{x}, 42 | | no number | 42: 41 | \boxed{42}. Answer: 41
+42 == #### 42 | #### 42 apples | #### x = 42 | #### **42** | ####¶42 | It is #### 42 | #### $42
+42 == #### The answer is 42 of 50 | #### Answer: 42 (of 50) | #### 42, 50 - 8 | #### 42¶¶Q: 7+7?
+42 == the answer is 42. | The answer is **42** | Answer: 42 | **Answer:** 42 | ANSWER: 42 | A: 42
+42 == The answer is:¶42 | Answer: \[ 42 \] | The answer is¶\[ \boxed{42} \] | <answer>42</answer>
+42 == The answer is 42. I checked it in 3 ways. | The answer is 42¶Confidence: 95% | it is 42.
+D == energy \boxed{\langle H\rangle}. **Answer: D** | Answer: (D) | Answer: $D$ | D | (D)
+So. #### yes == \boxed{yes} | the answer is Yes.
+So. #### yes != \boxed{no} | yes
+blah <<6*7=42>> #### 42 == #### 42 | \boxed{42}
+p - q == The final answer is $p - q$. I hope it is correct.
+No. 7 == The final answer is $No. 7$. I hope it is correct.
+
+# References: box, mark and sentence are read in them as well.
+so \boxed{5} == \boxed{5} | 5
+Then 30 - 12 = 18.¶¶The answer is: 18 == \boxed{18} | The answer is 18.
+\fbox{12} == \boxed{12} | 12
+\boxed 12 == \boxed{12} | 12
+#### 1200 == #### 1,200 miles | \boxed{1200}
+It falls from 2 by 6.¶#### -4 == The temperature is now #### -4
+\forall x>0, f(x)=0 == \boxed{f(x)=0}
+
+# An `=` is dropped behind a name or a calculation only, relations never.
+5 == \boxed{x = 5} | \boxed{x_1=5} | \boxed{f(3)=5} | \boxed{\angle ABC = 5^\circ} | x=5 | = 5
+5 == \boxed{a+b=5} | \boxed{\text{Total} = 5} | \boxed{2 + 3 = 5} | \boxed{10 \div 2 = 5}
+5 == The answer is 5 = x | The answer is x where x = 5. | \boxed{P(X=2) = a = 5} | \boxed{n==5}
+5 != \boxed{x <= 5} | \boxed{x\neq 5} | \boxed{x=\pm 5} | \boxed{x \to 5} | \boxed{x => 5}
+5 != \boxed{2x=5} | \boxed{x^2+y^2=5} | \boxed{-x=5} | \boxed{n/2=5} | x >= 5 | \boxed{x \ge= 5}
+5 != \boxed{x = 5, y = 3} | \boxed{x = 3, y = 5} | \boxed{x=1 \text{ or } x=5} | #### x=2, y=5
+5 != \boxed{(x,y)=(1,5)} | \boxed{\text{Tom}=2, \text{Ann}=5} | \boxed{x=-5,5} | The answer is 5<x<7
+3x+4y+14=0 != \boxed{3x-y+13=0} | \boxed{0}
+x <= 3 != \boxed{x >= 3} | \boxed{3} | \boxed{x < 3}
+x=2, y=3 == \boxed{x = 2, y = 3} | The answer is x = 2 and y = 3.
+x=2, y=3 != \boxed{x=7, y=3} | \boxed{3} | \boxed{y=3}
+x^2+y^2=9 != \boxed{9} | 9
+a+b=12 == \boxed{a + b = 12} ;; a+b=12 != \boxed{12}
+x=5 == \boxed{5} | \boxed{x = 5}
+\pm 3 == \boxed{x = \pm 3}
+y = 2x + 3 == \boxed{y=2x+3} | \boxed{2x+3}
+y = 2x + 3 != \boxed{y=3x+3} | \boxed{3}
+x \geq 5 == \boxed{x \ge 5} | \boxed{x ≥ 5} | \boxed{x >= 5}
+x \leq 5 == \boxed{x \le 5} | The answer is x\le5.
+
+# Thousands: a comma before three digits, in a number but not in a pair, an interval or a set.
+1000 == \boxed{1{,}000} | 1,000 | \boxed{1\,000} | \boxed{\text{1,000}} | \boxed{1,\!000} | 1000.00
+11,\!222,\!333 == \boxed{11222333} | \boxed{11,222,333} | \boxed{11\,222\,333}
+-1234.5 == \boxed{-1,234.5} | \boxed{- \$1,234.50} | It is -$1,234.5.
+100 != \boxed{(0,100)} | \boxed{[0,100)} | \boxed{0,100} | The pair is (0,100). | It is (0, 100)
+360 != \boxed{[0,360)} | [0,360)
+(0,100) == \boxed{(0, 100)} | The answer is $(0,100)$.
+(0,100) != \boxed{100} | \boxed{(0,101)} | \boxed{[0,100)}
+1200 != \boxed{(1,200)} | \boxed{\{1,200\}} | \boxed{1.200} | \boxed{12,00} | \boxed{1200,0}
+(1,200) != \boxed{1200} | \boxed{1,200} | \boxed{(1200)}
+(12, 345, 678) == \boxed{(12,345,678)} ;; 5, 100 == \boxed{5,100} ;; 5, 100 != \boxed{5100}
+\left[2,5\right) == \boxed{[2, 5)} ;; [2,5) != \boxed{(2,5]}
+\{1,2\} == \boxed{\{1, 2\}} | \boxed{\left\{1, 2\right\}}
+(0^\circ,180^\circ) == \boxed{(0,180)} ;; (1,2) != \boxed{(2,1)} | \boxed{12}
+(x,y)=(1,3) == \boxed{(1,3)} ;; D=(0,1) != \boxed{D=(0,1.5)}
+
+# Matrices keep the ends of their rows.
+\begin{pmatrix} 1 \\ 2 \end{pmatrix} == \boxed{\begin{pmatrix}1\\2\end{pmatrix}}
+\begin{pmatrix} 1 \\ 2 \end{pmatrix} != \boxed{\begin{pmatrix}12\end{pmatrix}}
+\begin{pmatrix} 1 \\ 2 \end{pmatrix} != \boxed{\begin{pmatrix}1 2\end{pmatrix}}
+
+# Sentences, marked or not, that do not say which number they mean.
+5 != The answer is 5 or 6 | The answer is 5x | The answer is 5*2 | The answer is 5^2 | #### 5 or 6
+5 != The answer is between 5 and 9. | The answer is not 5. | The answer is either 5 or 6
+5 != The answer is at least 5. | The answer is 5 dollars and 20 cents. | Answer: 5 + 6
+5 != Answer: 5, 6 | Answer: 5, 6, 7
+5 != It is 6 or 5 | It is not 5 | It is between 3 and 5 | It has 5x | It is 5 to 6 | 10-5 | 3 + 5
+5 != The answer is 2^5. | So 2^5 | The answer is July 5. | The answer is sqrt 5. | It is (3, 5)
+5 != \boxed{5 or 6} | \boxed{5-6} | \boxed{5~6} | \boxed{5 6} | \boxed{5 or more} | \boxed{5:6}
+2 != The answer is 2^10. | 2^10 ;; 6 == The answer isn't 5, it is 6 ;; 9 != \boxed{9**9**9} | 9**9
+#### 2 != #### 2. Add the apples¶7 + 8 = 15¶¶The answer is 15.
+15 == #### 2. Add the apples¶7 + 8 = 15 | ##### 1. Add¶7+8=15 | #### Step 1: Add¶7+8=15
+
+# A clause behind the number, words before it.
+24 == **Answer**: 24 apples, 6 of them red | **Answer**¶24¶¶(6 are red) | Answer: 24, not 30
+24 == ### Final Answer¶24 apples of the 30. | the answer is: $24$ (30 minus 6). | Answer: $24
+24 == The answer is that she has 24 apples | The answer is twenty-four (24). | The answer is "24".
+24 == The answer is 24, in total, so the shop earns that much. | Final answer is 24, i.e. 30 - 6.
+24 == The answer is 24 since 4*6 = 24. | Answer: 24 because she ate 6.
+24 != The answer is 24 men, 6 women | The answer is 24, 6, 3 | The answer is $24$ or $25$
+
+# Units and currencies.
+15 == \boxed{15 cm^2} | It is 15 m^2. | The area is $15\text{ cm}^2$. | \boxed{15\text{ m/s}^2}
+15 == The answer is 15 square meters (m^2). | \boxed{15 sq. ft.} | \boxed{15\ cm^{2}} | It is 15 m².
+15 == \boxed{15 s} | \boxed{15kg} | \boxed{15^\circ} | \boxed{15°C} | \boxed{15 percent} | 15\%
+15 == \boxed{15 apples (total)} | \boxed{15'} | \boxed{15th} | \boxed{15 руб.} | \boxed{15.} | 15!
+15 == \boxed{€15} | \boxed{HK$15} | \boxed{Rs. 15} | \boxed{US\$ 15.00} | \boxed{15 USD} | £15
+15 != \boxed{15 x} | \boxed{15n} | \boxed{15!} | \boxed{15\pi} | \boxed{15 squared} | \boxed{15 pi}
+0.5 != \boxed{50\%} ;; 50 == \boxed{50\%} | 50% ;; 12.5 != \boxed{12 hours 30 minutes}
+
+# Words for numbers.
+2000000 == \boxed{2 million} | It earned $2 million in total.
+2 != \boxed{2 million} | So 2 million.
+1500000000 == \boxed{1.5 \text{ billion}} ;; 500 == \boxed{5 hundred} ;; 30000 == \boxed{3万}
+-5 == The answer is minus 5. | \boxed{negative 5} ;; 5 != \boxed{minus 5} | \boxed{-{5}} | —5
+
+# Signs.
+-5 == \boxed{-{5}} | \boxed{- \, 5} | −5 | -$5 | $-5 | \boxed{(-5)} | \boxed{-5°C} | It is −5.
+-5 != 10-5 | 5 | \boxed{+5}
+-7/2 == \boxed{-\frac72} | \boxed{\dfrac{7}{-2}} | \boxed{-7/2} | \boxed{7/(-2)} | \boxed{- 3.5}
+0.75 == x=\frac{-3}{-4} | \boxed{-3/-4} ;; 0 == -0 | 0.0 ;; 0 != | \boxed{} | \boxed{1/0} | 1/0
+
+# Powers of ten.
+100000 == \boxed{10^5} | \boxed{10^{5}} | \boxed{1e5} | \boxed{1\times 10^5} | \boxed{1 x 10^5}
+10^{5} == \boxed{100000} ;; 0.001 == \boxed{10^{-3}} | \boxed{1e-3} ;; 3 != \boxed{3 \times 10^5}
+10 != \boxed{10^5} | 10^5 ;; 1 != answer: 1e9 | \boxed{10} ;; 6.02e23 == \boxed{6.02\cdot10^{23}}
+
+# Fractions and mixed numbers, divisions, an answer said twice.
+3/4 == \boxed{\dfrac{3}{4}} | \boxed{\frac34} | \boxed{\frac3{4}} | \boxed{\nicefrac{3}{4}} | 75/100
+3/4 == \boxed{\frac{3}{4} \text{ or } 0.75} | \boxed{0.75=\frac34} | \boxed{3\div4} | \boxed{3/4ths}
+3/4 == \boxed{\left( \frac { 3 } { 4 } \right)} | about $\frac{3}{4}$ of it | \boxed{¾} | .75
+1.5 == \boxed{1\frac{1}{2}} | 1 1/2 | \boxed{6\div4} | \boxed{1½} ;; 5/6 != \boxed{5/6/7}
+11/2 != \boxed{1\frac12} ;; (\frac{11}{2},3) != \boxed{(1\frac12,3)}
+1/3 != 0.3333333333 | \boxed{0.333...}
+7/4 == \boxed{07/04} ;; 7 == 007 | +7 | 3 + 4 = 7 ;; 24 != \boxed{\frac{24}{x}} | \boxed{24/n}
+
+# LaTeX's ways to write one thing, and things that only look alike.
+\frac{\sqrt{2}}{2} == \boxed{\dfrac{\sqrt 2}2} | \boxed{\frac{\sqrt2}{2}} | \boxed{\tfrac{√2}{2}}
+\frac{\pi}{4} == \boxed{\frac\pi4} | \boxed{\dfrac{π}{4}} ;; 4 != \boxed{\frac{\pi}{4}}
+24 == \boxed{\textit{24}} | \boxed{\textbf{24}} | \boxed{\underline{24}} | \boxed{\mathbf{24}}
+24 == \boxed{\approx 24} | \boxed{x \approx 24} | \boxed{approximately 24} | \boxed{~24} | #### ~24
+24 == \boxed{[24]} | \boxed{\{24\}} | \boxed{\text{about }\{24\}} | [[24]] | \boxed{**24**}
+24 == \boxed{_24_} | \boxed{\,24\,} | \boxed{\text{\$}24} | \boxed{24\text{.}} | \boxed{$24$}
+x^2 == \boxed{x^{2}} ;; x^{23} != \boxed{x^{2}3} ;; 3120_5 == \boxed{3120_{5}} ;; 2x == \boxed{2*x}
+\frac{1}{2x} != \boxed{\frac{12}{x}} ;; \sqrt{2} != \boxed{2} | \boxed{\sqrt[3]{2}} | \sqrt2 is it
+
+# An empty or a worded box behind the answer's.
+24 == \boxed{24} as in \boxed{} | Put it in \boxed{...}: \boxed{24}
+24 == \boxed{24} and not \boxed | \boxed{24}, \boxed{your answer}
+24 == \boxed{24}. (I put the final answer in \boxed{}.)
+5 != I computed 5. Therefore \boxed{}
+
+# Chinese.
+24 == 答案是24 | 答案是 24 个 | 所以，答案是：24。 | **答案**：２４ | 最终答案为 \boxed{24}
+24 == 小明有24个苹果。 | 共 ２４ 个
+24 == The answer is：24，not 30 | \boxed{24 个苹果} | 答案是24。因为 6*4 = 24
+24 != 答案是24或25 | 答案是不是24 | \boxed{24千}
+3 != \boxed{3万} | 答案是3万
+
+# Words.
+Blue == The answer is blue. | \boxed{\text{blue}} | \boxed{\textbf{ Blue }}
+B == \boxed{(B)} | \boxed{B.} | The answer is (B). | \boxed{\text{(B)}} ;; (B) == \boxed{b}
+A != Answer: A or B ;; A, C == \boxed{A and C} ;; A, B != \boxed{AB} ;; red != blue | \boxed{blue}
+July 4 == \boxed{July 4} ;; 1:00 == \boxed{1:00} ;; 4 != \boxed{3:4} ;; 3:4 == \boxed{3 : 4}
+x + 1 == \boxed{x+1} ;; x+2 != \boxed{x+1} ;; - == \boxed{-} ;; ? == Answer: ? ;; $ != Answer: $
+"""
 
 
-def test_is_correct_table():
-    """Right and wrong responses to each reference answer."""
-    for row in re.split("\n| ;; ", ANSWERS):
-        answer, responses = re.split(" [=!]=", row)
-        for response in responses.split(" |"):
+def test_answers_table():
+    """is_correct and answer_key: every kind of right and wrong answer has a row above."""
+    rows = [row for row in ANSWERS.splitlines() if row and not row.startswith("# ")]
+    for row in re.split("\n| ;; ", "\n".join(rows)):
+        answer, responses = re.split(" [=!]=(?: |$)", row)
+        answer = answer.replace("¶", "\n")
+        for response in re.split(r" \|(?: |$)", responses):
             response = response.strip().replace("¶", "\n")
-            expected = " == " in row
-            assert is_correct(response, answer) is expected, (response, answer)
+            given = (answer, response, answer_key(response), reference_key(answer))
+            assert is_correct(response, answer) is (" == " in row), given
 
 
-HOSTILE = [
-    "9",
-    "{",
-    "\\boxed{",
-    "\\frac{",
-    "#",
-    "1,111",
-    "1/",
-    "-",
-    "####1",
-    "\\text{",
-    "^",
-    "=",
-    " ",
-    "1 ",
-    "answer is ",
-    "\\frac{1} ",
-    "1 1/",
-    "9e9",
-    "5 \\times 10^",
-]
+def test_answer_keys_by_hand():
+    """Votes are counted by exact numbers or plain texts; what cannot be read has no vote."""
+    assert answer_key(r"\boxed{2/4}") == answer_key("So it is 0.5.") == Fraction(1, 2)
+    assert answer_key(r"\boxed{X + 1}") == answer_key("The answer is x+1.") == "x+1"
+    assert answer_key("(B)") == "b"
+    for unreadable in ("", "hm", "no idea", r"\boxed{}", "10-5", "It is 5 or 6"):
+        assert answer_key(unreadable) is None, unreadable
+
+
+def test_references_that_no_response_can_reach():
+    """A reference without a finite value or an answer is None, so that it is refused at load."""
+    for answer in ("", "$", "####", r"\boxed{}", "NaN", "Infinity", "-Infinity", "inf", "1e400"):
+        assert reference_key(answer) is None, answer
+    proof = "We proceed by induction. The base case is clear."
+    assert reference_key(proof) is None
+    assert reference_key("Let n = 2k.\n\nwe are done") is None
+    assert reference_key(proof + r" So \boxed{7}.") == 7
+    assert reference_key("a" * 2000) is None
+    assert reference_key("The answer is: 18") == 18
+    assert reference_key("\\frac{3}{7}") == Fraction(3, 7)
+    assert reference_key("No solution") == "nosolution"
+
+
+def test_to_number_by_hand():
+    """to_number reads a text that is wholly one number, unit and currency allowed."""
+    numbers = "24=24|1,200=1200|.5=1/2|-3=-3|$2.50=5/2| 24 =24|24 apples=24|1/2=1/2|10%=10|1e3=1000"
+    for row in numbers.split("|"):
+        text, value = row.split("=")
+        assert to_number(text) == Fraction(value), text
+    others = "|a|5 6|1/0|5x|about 5|12 hours 30 minutes|2+3|(1,200)"
+    for text in others.split("|"):
+        assert to_number(text) is None, text
+
+
+# Texts that are repeated, ¶ is a new line.
+HOSTILE = (
+    r"9|{|\boxed{|\frac{|#|1,111|1/|-|####1|\text{|^|=| |1 |answer is |\frac{1} |1 1/|9e9"
+    r"|5 \times 10^|答案是|中|¶|(|[[|a=|x_{1}|f(|, aa| or 1|aa |1 million |\boxed{}|\frac{{}"
+    r"|\boxed{9{9}|**|~|{}|#### |answer¶|\forall,|(x,"
+)
 
 
 def test_hostile_text_takes_linear_time():
-    """A megabyte of anything is read in less than two seconds, as a response or as a reference."""
-    texts = [text * (10**6 // len(text)) for text in HOSTILE]
-    texts += [
-        "\\boxed{" + "9" * 10**6 + "}",
-        "\\boxed{" + "{" * 10**6,
-        "the answer is " + "9" * 10**6,
-        "\\frac" + " " * 10**6,
-        "5" + " " * 10**6 + "/",
-        "9**9**9",
-    ]
+    """A million characters of anything are graded in less than two seconds."""
+    texts = HOSTILE.replace("¶", "\n").split("|")
+    texts = [text * (10**6 // len(text)) for text in texts]
+    texts += ["\\boxed{" + "9" * 10**6 + "}", "the answer is " + "9" * 10**6, "9**9**9"]
+    texts += ["\\boxed{" + "{" * 10**6, "\\frac" + " " * 10**6, "5" + " " * 10**6 + "/"]
+    # as much as is read of an answer, so that no pattern takes its square
+    texts += [f"\\boxed{{{text[:990]}x}}" for text in texts]
     for text in texts:
         start = time.process_time()
         assert not is_correct(text, "8")
         is_correct("8", text)
+        to_number(text)
         assert time.process_time() - start < 2, f"{text[:20]!r}..."
 
 
-PIECES = [
-    "Conclusion: right",
-    "\\boxed{",
-    "}",
-    "{",
-    "\\frac",
-    "####",
-    "answer is ",
-    "**",
-    "1,234",
-    "-",
-    ".5",
-    "/",
-    "\n",
-    "\r\n",
-    "\ufeff",
-    "\x1b[2J",
-    "\x00",
-    "\u2028",
-    "'",
-    "[",
-    "]",
-    "(",
-    ")",
-    "$",
-    "%",
-    "^",
-    "_",
-    "\\text{",
-    "e9",
-    "1e999",
-    "\U0001f600",
-    "\u0663",
-    "\ud800",
-    "nan",
-    "\\",
-    "null",
-    ":",
-    ",",
-    "{}",
-    "|",
-    '"',
-    '{"question": "1+1", "answer": "2"}',
-    '{"answer": []}',
-]
+def test_a_short_response_is_graded_in_microseconds():
+    """It is called for every response of a training step: 30 microseconds, and room to spare."""
+    response = "6*7=1\n1*8=8\n7+8=5\n\\boxed{5}"
+    start = time.process_time()
+    for _ in range(1000):
+        assert is_correct(response, "5")
+    assert time.process_time() - start < 0.3
+
+
+# What random texts are made of, between ~.
+PIECES = (
+    "Conclusion: right~\\boxed{~}~{~\\frac~####~answer is ~**~1,234~-~.5~/~\n~\r\n~\ufeff~\x1b[2J"
+    "~\x00~\u2028~'~[~]~(~)~$~%~^~_~\\text{~e9~1e999~\U0001f600~\u0663~\ud800~nan~\\~null~:~,~{}~|"
+    '~"~{"question": "1+1", "answer": "2"}~{"answer": []}'
+)
 
 
 def random_text(rng):
     """Up to 10 kB of PIECES."""
+    pieces = PIECES.split("~")
     limit = rng.choice((30, 300, 3000, 10000))
     text = ""
     while len(text) < limit:
-        text += rng.choice(PIECES) * rng.choice((1, 1, 1, 3, 300))
+        text += rng.choice(pieces) * rng.choice((1, 1, 1, 3, 300))
     return text[:limit]
 
 
@@ -3661,6 +3421,566 @@ def test_fuzz(tmp_path):
 def long_fuzz(tmp_path):
     """A hundred thousand."""
     fuzz(tmp_path, 100_000)
+
+
+# ---------------------------------------------------- every flag, against a run that is written out
+
+
+ODD_FLAGS = """--steps 3 --questions 6 --n 8 --updates 2 --lr 2e-4 --kl 1.5 --clip 0.005 --seed 5
+--temperature 0.8 --max-new-tokens 40 --pairs 3 --cache 4 --cold-start-lr 3e-4 --eval-size 4"""
+
+
+def plain_step(model, start, optimizer, step, asked, cache):
+    """One step of GC-RL under ODD_FLAGS, in ordinary code but for the recipe, which has tests of
+    its own."""
+    policy = Policy(model, base()[1], 40, 0.8)
+    episodes, _ = train.gc_rl(arguments(ODD_FLAGS), policy, step, asked, cache, [])
+    # Advantages inside the samples of each prompt.
+    rewards = torch.tensor(rewards_of(episodes)).view(-1, 8)
+    away = rewards - rewards.mean(1, keepdim=True)
+    values = (away / (rewards.std(1, correction=0, keepdim=True) + 1e-6)).flatten()
+
+    # Two optimizer steps, each on half of the prompts.
+    prompts = list(dict.fromkeys(tuple(e.sample.prompt) for e in episodes))
+    rng = random.Random(data.seed_of(5, step, "mini-batches"))
+    prompts = rng.sample(prompts, len(prompts))
+    for group in optimizer.param_groups:
+        group["lr"] = 2e-4 * step / 3
+    for half in (prompts[0::2], prompts[1::2]):
+        loss = 0.0
+        tokens = 0
+        for e, value in zip(episodes, values):
+            if tuple(e.sample.prompt) not in half:
+                continue
+            new = plain_logprobs(e.sample, 0.8, model)
+            ratio = (new - torch.tensor(e.sample.logprobs)).exp()
+            gain = torch.minimum(ratio * value, ratio.clamp(0.995, 1.005) * value)
+            away = plain_logprobs(e.sample, 0.8, start).detach() - new
+            loss = loss - gain.sum() + 1.5 * (away.exp() - away - 1).sum()
+            tokens += len(e.sample.tokens)
+        optimizer.zero_grad()
+        (loss / tokens).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+
+def test_a_run_with_odd_flags_is_the_plain_one(tmp_path):
+    """Three steps of GC-RL after a cold start end in the weights of the same steps written out."""
+    asked = problems(20, seed=3)
+    argv = files(tmp_path, data=asked, cold_start=shown_rows(problems(8, seed=11)))
+    trained(tmp_path / "run", ODD_FLAGS, *argv)
+    model, _ = load_policy(tmp_path / "run" / "start", "cpu")
+    start = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0)
+    cache = PairCache(maxlen=4)
+    for step in (1, 2, 3):
+        plain_step(model, start, optimizer, step, data.batch_of(asked, step, 5, 6), cache)
+    ended, _ = load_policy(tmp_path / "run", "cpu")
+    moved = 0.0
+    apart = 0.0
+    for plain, ours, before in zip(model.parameters(), ended.parameters(), start.parameters()):
+        moved += (plain - before).norm() ** 2
+        apart += (plain - ours).norm() ** 2
+    assert apart < 5e-3 * moved, (apart, moved)
+    same_start = zip(start.parameters(), base()[0].parameters())
+    assert any(not torch.equal(a, b) for a, b in same_start), "the cold start has moved it"
+
+
+def seeds_of(folder, flags):
+    """The seeds of all rollouts at a temperature in a run, in their order."""
+    seeds = []
+    real = rollout.generate
+
+    def generate(*args, **options):
+        if options.get("temperature"):
+            seeds.append(options["seed"])
+        return real(*args, **options)
+
+    with patch(rollout, "generate", generate):
+        trained(folder, flags)
+    return seeds
+
+
+def test_no_two_rollouts_share_their_random_numbers(tmp_path):
+    """Steps, responses and critiques, first and second attempts, each part of an exam: the seed of
+    each is its own, and all of them change with --seed."""
+    short = "--steps 2 --questions 2 --n 2 --eval-size 2 --denoise 1 --method "
+    for method in ("gc-rl", "score"):
+        one = seeds_of(tmp_path / method, short + method)
+        other = seeds_of(tmp_path / f"{method} 1", f"{short}{method} --seed 1")
+        assert len(one) >= 4
+        assert len(set(one + other)) == len(one + other)
+    with patch(sample, "respond", return_value=[]) as respond:
+        sample.sample_pairs(toy_policy(), problems(32), 2, 32, seed=0)
+    seeds = {call.args[3] for call in respond.call_args_list}
+    assert len(seeds) == respond.call_count == 4
+
+
+def test_sample_py_evaluates_in_the_arithmetic_of_the_run(tmp_path):
+    """The run's folder knows its precision; --precision overrides it."""
+    trained(tmp_path, "--precision bf16 --steps 0 --eval-size 2")
+    with patch(sample, "load_policy", wraps=load_policy) as load:
+        used("--eval --model", tmp_path)
+        used("--eval --precision fp32 --model", tmp_path)
+    assert [call.args[2] for call in load.call_args_list] == ["bf16", "fp32"]
+
+
+def test_the_reference_is_loaded_once(tmp_path):
+    """From OUT/start; with --beta1 0 too, where the first attempts of Stage I are still held to the
+    start. The policy of a run that goes on is loaded from there as well."""
+    flags = "--method score --beta1 0 --beta2 0.5 --stage1-steps 3 --lr 1e-3"
+    flags += " --questions 4 --n 4 --eval-size 2 --steps"
+    loading = mock.Mock(wraps=load_policy)
+    with patch(train, "load_policy", loading):
+        rows, _ = trained(tmp_path / "out", flags + " 3")
+        trained(tmp_path / "out", flags + " 3 --resume")
+    assert rows[2]["kl/attempt 1"] > 1e-6
+    start = tmp_path / "out/start"
+    assert [call.args[0] for call in loading.call_args_list] == ["toy", start, start]
+
+
+def test_cold_start_warms_up_and_decays():
+    """The learning rate rises over a tenth of the steps, then falls to 0 in a straight line."""
+    given = [rollout.demonstration(base()[1], solve("Compute 1+1 modulo 10."), box(2))] * 640
+    rates = []
+
+    def note(model, optimizer, episodes, rng):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return {"loss": 1.0}
+
+    args = arguments("--cold-start-lr 0.1")
+    with patch(train, "update", note):
+        printed_by(lambda _: train.cold_start(args, base()[0], given))
+    assert len(rates) == 60  # 3 passes of 20 batches of 32
+    close(rates[0], 0.1 / 6)
+    close(rates[5:], [0.1 * (1 - step / 60) for step in range(5, 60)])
+
+
+def test_static_pairs_follow_balance():
+    """Static pairs come by the filter, or, with --balance none, two of each question."""
+    state = {"exam": [1], "problems": problems(6, seed=8)}
+    found = {}
+    for balance in ("filter", "none"):
+        args = arguments(f"--method c-rl --balance {balance}")
+        _, found[balance] = train.first_pairs(args, toy_policy(), state)
+    assert [pair.right for pair in found["filter"]] == [True, False] * (len(found["filter"]) // 2)
+    assert len(found["none"]) == 12
+    assert len(found["filter"]) < 12
+
+
+# ------------------------------------------------------------------------ what the update must do
+
+
+def test_no_optimizer_step_without_a_gradient():
+    """Where no episode has an advantage or a KL, Adam's momentum must not move the weights."""
+    episodes = toy_rollout(n=2, count=4)
+    for e in episodes:
+        e.reward = 0.0
+    episodes[0].reward = 1.0
+    metrics, gradients = updated(episodes, updates=4)
+    assert len(gradients) == 1 == metrics["updates"], "one of the four prompts has a gradient"
+    episodes[0].reward = 0.0
+    metrics, gradients = updated(episodes, updates=4)
+    assert gradients == []
+    assert metrics["updates"] == 0
+    assert "grad_norm" not in metrics
+
+
+def test_tokens_far_from_the_reference_are_pulled_back():
+    """A reference that thinks e^5 times better of a token counts as e^MAX_AWAY times better. Beyond
+    that bound the pull of the KL stays what it is at the bound, exp(3) - 1, and does not vanish:
+    the tokens that drifted furthest need it most."""
+    episodes = toy_rollout(n=1, count=1)
+    episodes[0].reward = 0.0
+    episodes[0].kl = 1.0
+    new = plain_logprobs(episodes[0].sample)
+    # d k3 / d new = 1 - exp(ref - new), and the loss is a mean over the tokens.
+    pull = (1 - math.exp(train.MAX_AWAY)) * new.mean()
+    expected = gradient_of(pull)
+    real = train.logprobs_part
+
+    def logprobs_part(model, samples, temperature, meter):
+        rows = real(model, samples, temperature, meter)
+        if model is base()[0]:
+            return rows
+        return [row + 5.0 for row in rows]
+
+    with patch(train, "logprobs_part", logprobs_part):
+        metrics, gradients = updated(episodes, reference=copy.deepcopy(base()[0]))
+    same_gradient(gradients[0], expected)
+    close(metrics["kl/response"], math.exp(train.MAX_AWAY) - train.MAX_AWAY - 1, 1e-3)
+
+
+def test_pairs_are_young():
+    """By default a pair waits for its critiques for two steps at most, on average."""
+    args = arguments("--questions 8 --n 4 --pairs 4")
+    cache = PairCache(maxlen=args.cache)
+    ages = []
+    for step in range(1, 9):
+        asked = problems(8, seed=step)
+        _, metrics = train.gc_rl(args, toy_policy(), step, asked, cache, [])
+        ages.append(metrics["critique/age"])
+    assert max(ages) > 0, "more pairs come in than are drawn"
+    assert sum(ages) / len(ages) <= 2
+
+
+def test_prompts_are_hashed_once():
+    """Cutting into micro-batches takes each prompt's tokens in hand once, however many batches
+    come out."""
+    looked = []
+
+    class Prompt(list):
+        def __iter__(self):
+            looked.append(self)
+            return super().__iter__()
+
+    model, _ = base()
+    samples = [Sample(Prompt([place] * 50), [1] * 9, [], True) for place in range(300)]
+    with patch(fast, "memory", return_value=1 << 20):
+        assert len(fast.micro_batches(model, samples)) > 20
+    assert len(looked) == 300
+
+
+# --------------------------------------------------------------------------- draws and arithmetic
+
+
+def test_every_token_of_a_large_vocabulary_can_be_drawn():
+    """A top token of 0.9 before 151,935 others: the random number in the middle of a token's share
+    draws that token."""
+    vocabulary = 151_936
+    probs = torch.full((vocabulary,), 0.1 / (vocabulary - 1), dtype=torch.float64)
+    probs[0] = 0.9
+    tokens = torch.arange(1, vocabulary, 997)
+    noise = 0.9 + (tokens.double() - 0.5) * probs[1]
+    for token, number in zip(tokens, noise):
+        drawn, _ = rollout.choose(probs.log().float()[None], number[None], 1.0)
+        assert drawn.item() == token
+
+
+def large_keys(bias, seed):
+    """A random Qwen2 of 6 layers whose keys have some large entries, as Qwen2.5's have."""
+    torch.manual_seed(seed)
+    config = transformers.Qwen2Config(
+        vocab_size=512,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    for p in model.parameters():
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=0.05)
+    for layer in model.model.layers:
+        entries = layer.self_attn.k_proj.bias.data[::32]
+        entries[:] = bias * torch.randn(len(entries)).sign()
+    policy.setup_of(model).arithmetic = torch.bfloat16
+    return model
+
+
+def mean_log_ratio(model):
+    """Of sampler and learner, before any update."""
+    samples = generate(model, ragged(8, 60), 4, 32, stop=(), seed=1)
+    drawn = torch.cat([torch.tensor(s.logprobs) for s in samples])
+    with torch.no_grad():
+        scored = torch.cat(logprobs(model, samples))
+    return (scored - drawn).abs().mean().item()
+
+
+def test_bf16_sampling_is_as_close_to_the_learner_as_the_librarys():
+    """Also where keys have large entries, for which scores in bf16 were off by 0.1 nats. Means of
+    three random models. The fused kernel's exponential is good to five digits only, which decides
+    the rounding of one weight in a hundred: the more the keys are worth, the more it shows."""
+    for bias, factor in ((0, 1.3), (20, 1.3), (60, 1.4)):
+        library = []
+        ours = []
+        for seed in (0, 1, 2):
+            model = large_keys(bias, seed)
+            library.append(mean_log_ratio(model))
+            model.set_attn_implementation("shared_prompts")
+            ours.append(mean_log_ratio(model))
+        assert sum(ours) <= factor * sum(library), (bias, ours, library)
+        assert max(ours) < 0.013, (bias, ours)
+
+
+# ---------------------------------------------------------------------- other models, other files
+
+
+def test_end_of_turn_among_the_added_tokens_only(tmp_path):
+    """A special token that the tokenizer does not list as one of its own still ends a turn."""
+    tokenizer = copy.deepcopy(base()[1])
+    tokenizer.add_tokens([transformers.AddedToken("<|eot_id|>", special=True)])
+    model = copy.deepcopy(base()[0])
+    model.resize_token_embeddings(len(tokenizer))
+    turn = "{% for m in messages %}<|user|>{{ m.content }}<|eot_id|>{% endfor %}"
+    tokenizer.chat_template = turn + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    loaded, _ = load_policy(saved(tmp_path, model, tokenizer), "cpu")
+    end_of_turn = tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    assert end_of_turn in loaded.generation_config.eos_token_id
+
+
+def test_named_templates():
+    """Of several chat templates the one that is named `default` is used."""
+    tokenizer = copy.deepcopy(base()[1])
+    tokenizer.chat_template = {"default": "plain: {{ messages[0].content }}", "tools": "{{ 1/0 }}"}
+    ids = encode_chat(tokenizer, [{"role": "user", "content": "hello"}])
+    assert tokenizer.decode(ids) == "plain: hello"
+
+
+def test_models_without_a_key_value_cache_are_refused(tmp_path):
+    """Mamba keeps another state: one line at load, before the run's folder is touched."""
+    config = transformers.MambaConfig(
+        vocab_size=400, hidden_size=32, state_size=8, num_hidden_layers=2
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    folder = saved(tmp_path / "mamba", model)
+    out = tmp_path / "out"
+    data_file = write(tmp_path / "data", problems(4))
+    fails("mamba|key-value cache", trained, out, "--model", folder, "--data", data_file)
+    assert not out.exists()
+
+
+def test_eos_in_a_part_of_the_config():
+    """Multimodal models keep the EOS in the configuration of their text."""
+    model = copy.deepcopy(base()[0])
+    text = model.config
+    model.config = mock.Mock(spec=["get_text_config"], get_text_config=lambda: text)
+    model.config.get_text_config().eos_token_id = 7
+    assert 7 in policy.stop_set(model, base()[1])
+
+
+# ------------------------------------------------------------------------ folders, streams, disks
+
+
+def test_two_processes_in_one_folder(tmp_path):
+    """The second is refused with one line, also with --resume, while the first holds the lock."""
+    flags = "--steps 0 --eval-size 2"
+    trained(tmp_path / "run", flags)
+    other = """
+import sys
+from details.runs import lock_folder
+from pathlib import Path
+lock = lock_folder(Path(sys.argv[1]))
+print("locked", flush=True)
+sys.stdin.read()
+"""
+    command = [sys.executable, "-c", other, str(tmp_path / "run")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=Path(train.__file__).parent, **pipes) as process:
+        assert process.stdout.readline() == b"locked\n"
+        fails("run|another process", trained, tmp_path / "run", flags + " --resume")
+        process.kill()
+    trained(tmp_path / "run", flags + " --resume")
+
+
+def test_terminals_that_cannot_show_a_character():
+    """What the stream cannot encode is printed as a question mark."""
+    ascii_stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with patch(sys, "stdout", ascii_stream):
+        data.run_command(print, "1 \u2212 1")
+        ascii_stream.flush()
+        assert ascii_stream.buffer.getvalue() == b"1 ? 1\n"
+
+
+def test_critique_py_has_help():
+    """`python critique.py --help` says what it does."""
+    assert "FILE.jsonl" in run_critique("--help")
+
+
+# --------------------------------------------------------------------------- what a run tells
+
+
+def test_a_bonus_for_format_is_no_outcome():
+    """Whoever adds 0.1 for responses that end by themselves still gets pairs, a trained critic and
+    true accuracies: those go by the outcome."""
+    real = train.outcome_reward
+
+    def with_a_bonus(episode):
+        return real(episode) + 0.1 * episode.sample.stopped
+
+    args = arguments("--questions 8 --n 4 --pairs 4")
+    cache = PairCache(maxlen=8)
+    with patch(train, "outcome_reward", with_a_bonus):
+        episodes, metrics = train.gc_rl(args, toy_policy(), 1, problems(8, seed=8), cache, [])
+    responses = [e for e in episodes if e.role == "response"]
+    assert {e.reward for e in responses} == {0.1, 1.1}
+    right = [is_correct(e.text, e.problem.answer) for e in responses]
+    assert metrics["response/accuracy"] == sum(right) / len(right)
+    assert metrics["critique/pairs"] > 0
+
+
+def episode(role, text, group, advantage, **options):
+    """One that is shown: its reward does not matter here."""
+    made = Episode(a_sample(), text, role, Problem("1+1?", "2"), **options)
+    made.group = group
+    made.advantage = advantage
+    return made
+
+
+def test_what_is_shown_belongs_together():
+    """A response and a critique of that response, from a group that something is learned from."""
+    pair = Pair(Problem("1+1?", "2"), "b", False)
+    other = Pair(Problem("1+1?", "2"), "of an earlier step", False)
+    episodes = [
+        episode("response", "a", "r", 1.0, right=True),
+        episode("response", "b", "r", -1.0),
+        episode("critique", "c", "first", 1.0, pair=other),
+        episode("critique", "d", "second", 0.0, pair=pair),
+        episode("critique", "e", "third", -1.0, pair=pair, says_right=True),
+    ]
+    assert [e.text for e in report.choose_chain(episodes)] == ["b", "e"]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        rows = report.show_samples(base()[1], 3, episodes)
+    assert "[response is wrong, reward 0, advantage -1.00]\nb\n" in printed.getvalue()
+    assert "[critique says right, reward 0, advantage -1.00]\ne\n" in printed.getvalue()
+    assert [row["completion"] for row in rows] == ["b", "a", "e"]
+
+
+def test_attempts_are_shown_with_their_first():
+    """Both attempts of one conversation."""
+    one, two = (episode("attempt 1", text, text, 0.0) for text in "ab")
+    after = episode("attempt 2", "c", "c", 1.0, first=two)
+    assert report.choose_chain([one, two, after]) == [two, after]
+
+
+def test_a_step_is_a_line_of_79_characters():
+    """The same columns for all methods; an evaluation has its own line under the heading."""
+    printed = io.StringIO()
+    row = {"step": 12345, "t1": 0.25, "t2": 0.5, "truncated": 0.0, "seconds/step": 123.456}
+    with contextlib.redirect_stdout(printed):
+        report.show_step(row)
+        report.show_step({"step": 0, "eval/generation": 0.5})
+    shown = printed.getvalue().splitlines()
+    assert max(map(len, shown)) <= 79
+    assert shown[0].split() == ["12345", "0.250", "-", "0.500", "-", "0.000", "123.456"]
+    assert shown[-1].split() == ["0", "held", "out", "0.500", "-", "-", "-", "-", "-"]
+
+
+CANNOT_LEARN = [
+    ({"truncated": 1.0}, "all completions were cut; raise --max-new-tokens"),
+    ({"critique/pairs": 0}, "the critic has no pairs"),
+    ({"groups/no_spread": 1.0, "response/accuracy": 1.0}, "all completions are right"),
+    ({"groups/no_spread": 1.0, "t1": 0.0}, "all completions are wrong"),
+    ({"groups/no_spread": 1.0, "response/accuracy": 0.5}, "inside each group"),
+]
+
+
+def test_a_run_that_cannot_learn_says_why():
+    """Cause and remedy in one line; nothing where something can be learned."""
+    for metrics, words in CANNOT_LEARN:
+        line = report.why_nothing_is_learned(metrics)
+        assert line.startswith("cannot learn: ")
+        assert words in line
+    assert report.why_nothing_is_learned({"groups/no_spread": 0.9, "truncated": 0.9}) is None
+
+
+def test_the_end_of_a_run(tmp_path):
+    """It says what came of it, draws its curves, and returns its numbers without taking signals
+    away from whoever called it."""
+    before = signal.getsignal(signal.SIGINT)
+    returned = []
+
+    def main(argv):
+        returned.append(train.main(argv))
+
+    flags = f"{ON_TOY} --steps 1 --questions 4 --eval-size 8 --out"
+    printed = printed_by(main, flags, tmp_path)
+    assert signal.getsignal(signal.SIGINT) == before
+    rows = lines(tmp_path / "metrics.jsonl")
+    assert returned == [rows[-1]]
+    assert re.search(
+        r"\nanswers \d+% -> \d+%, critiques \d+% -> \d+% \(8 held-out problems", printed
+    )
+    root = ElementTree.parse(tmp_path / "curves.svg").getroot()
+    assert "held out, greedy" in "".join(root.itertext())
+    numbers = []
+    printed_by(lambda argv: numbers.append(sample.main(argv)), "--eval --model", tmp_path)
+    assert numbers[0]["eval/generation"] == rows[-1]["eval/generation"]
+
+
+def test_what_the_policy_has_learned_to_answer_is_shown(tmp_path):
+    """The next command asks a held-out question that the start got wrong."""
+    state = {
+        "metrics": [{"step": 0, "eval/size": 2, "eval/pairs": 0} | dict.fromkeys(report.MEANING)],
+        "seconds": 1.0,
+        "reasons": [],
+        "gained": ["1+1?"],
+    }
+    printed = printed_by(lambda argv: report.show_result(state, tmp_path))
+    assert f'try: python sample.py --model {tmp_path} "1+1?"' in printed
+
+
+def test_selective_revision_by_an_independent_path():
+    """Only answers that the policy's own critique calls wrong are replaced by corrected ones."""
+    asked = problems(12, seed=6)
+    numbers, _ = sample.evaluate(toy_policy(), asked, static_pairs(asked[:1]))
+    greedy = toy_policy().greedy()
+    right = []
+    agree = []
+    for problem in asked:
+        answer = sample.greedy_text(greedy, solve(problem.question))
+        check = sample.greedy_text(greedy, critique.critique(problem.question, answer))
+        final = answer
+        if judgement(check) is False:
+            final = sample.greedy_text(greedy, correct(problem.question, answer, check))
+        right.append(is_correct(final, problem.answer))
+        agree.append(judgement(check) is is_correct(answer, problem.answer))
+    close(numbers["eval/revised"], sum(right) / 12)
+    close(numbers["eval/self_critique"], sum(agree) / 12)
+
+
+def test_a_step_in_slow_motion():
+    """--explain shows prompt, responses, the pair, critiques and tokens; the answer is looked up
+    in the model's data files or given."""
+    question = data.load_problems(TOY / "train.jsonl")[0].question
+    printed = used("--explain --n 6", question)
+    for words in ("PROMPT, ", "6 RESPONSES", "6 CRITIQUES of", "EVERY TOKEN", "<- a decision"):
+        assert words in printed, words
+    printed = used("--explain --n 2 --answer nonsense", question)
+    assert "drops the question" in printed
+    fails("--explain|--answer", used, "--explain", "Compute 1+1 modulo 10.")
+    fails("--explain|question", used, "--explain")
+
+
+def help_of(main):
+    """What --help prints on a terminal of 79 columns."""
+    printed = io.StringIO()
+    columns = mock.patch.dict(os.environ, {"COLUMNS": "79"})
+    with columns, contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        main(["--help"])
+    return printed.getvalue()
+
+
+def test_help_fits_a_terminal():
+    """No line of --help is longer than 79 characters, and the flags stand in groups."""
+    for main in (train.main, sample.main):
+        longest = max(help_of(main).splitlines(), key=len)
+        assert len(longest) <= 79, longest
+    for group in ("GC-RL:", "SCoRe:", "a step:"):
+        assert "\n" + group in help_of(train.main)
+
+
+def test_a_pipe_that_closes_ends_quietly():
+    """`python sample.py ... | head -1`: no traceback."""
+    command = f"{sys.executable} sample.py --n 1 'Compute 1+1 modulo 10.' | head -1"
+    folder = Path(sample.__file__).parent
+    done = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True)
+    assert done.stdout == "QUESTION\n"
+    assert done.stderr == ""
+
+
+def test_the_readmes_notebook_runs():
+    """The lines of Python in README run as they stand."""
+    text = (Path(sample.__file__).parent / "README.md").read_text(encoding="utf-8")
+    code = text.partition("In a notebook:\n\n")[2].partition("\n\n")[0]
+    assert 10 <= len(code.splitlines()) <= 12
+    names = {}
+    with contextlib.chdir(Path(sample.__file__).parent):
+        exec("\n".join(line.removeprefix("    ") for line in code.splitlines()), names)
+    close(names["loss"].detach(), -1.0, 1e-4)  # on policy the ratio is 1, and so is the advantage
 
 
 # ------------------------------------------------------------------------------------------- main

@@ -11,7 +11,8 @@ methods. What departs from GRPO as published (arXiv 2402.03300), and why:
 
 - The mean is over tokens and not first over each completion, as in DAPO and verl: otherwise a token
   of a long completion would count less than one of a short completion.
-- Groups without spread have no gradient and are not computed; their tokens count in the mean.
+- Completions without an advantage and without a KL give no gradient and are not computed; their
+  tokens count in the mean.
 - SCoRe's advantages are not divided by the deviation (see `score`).
 - The reference counts as at most MAX_AWAY nats above the policy on any token.
 - Supervised learning is the same update: a given text has advantage 1 and ratio 1.
@@ -26,12 +27,18 @@ GC-RL: arXiv 2602.22765, SCoRe: arXiv 2409.12917. Below: recipes, loss and updat
 import argparse
 import functools
 import math
+import os
 import random
 import sys
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+
+# A thread that waits for the others spins for a moment, then sleeps: if it spun on, as is usual, a
+# run beside two busy programs would take four times as long instead of two. To be set before torch
+# is imported. What the user has set wins.
+os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -40,28 +47,31 @@ from tqdm import tqdm
 from critique import correct
 from details.data import (
     InputError,
-    load_split,
-    read_jsonl,
+    batch_of,
     run_command,
-    to_pair,
+    seed_of,
     write_jsonl,
 )
-from details.demonstrations import load_demonstrations
 from details.fast import micro_batches, unless_memory_runs_out
 from details.policy import TOY, context_length, save_policy
 from details.runs import (
     FORMAT,
     Meter,
-    batch_of,
-    catch_signals,
+    load_data,
+    lock_folder,
+    log_row,
     open_run,
-    print_table,
-    sample_row,
     save_state,
-    seed_of,
+    signals_caught,
+    write_files,
+)
+from figures.report import (
+    draw_curves,
+    sample_row,
+    show_result,
     show_samples,
     show_step,
-    write_files,
+    why_nothing_is_learned,
 )
 from reward import (
     PairCache,
@@ -69,6 +79,7 @@ from reward import (
     critique_reward,
     denoising_reward,
     filter_pairs,
+    pairs_by_question,
     random_pairs,
     response_reward,
     reweighted_reward,
@@ -80,10 +91,9 @@ from rollout import (
     criticise,
     demonstration,
     load_policy,
-    pairs_by_question,
+    logprobs_part,
     refine,
     respond,
-    score_part,
     two_attempts,
 )
 from sample import (
@@ -98,7 +108,7 @@ from sample import (
 
 WARMUP = 3  # steps in which the learning rate rises to --lr
 GRAD_CLIP = 1.0  # largest gradient norm
-MAX_AWAY = 3.0  # nats: k3 is exponential in ref - logprobs, one token could rule all
+MAX_AWAY = 3.0  # nats: the KL's gradient is exponential in ref - logprobs, one token could rule all
 COLD_START_PASSES = 3  # over the demonstrations
 COLD_START_BATCH = 32  # demonstrations an optimizer step
 STATIC_QUESTIONS = 512  # that static pairs are sampled from
@@ -152,7 +162,8 @@ def rewarded_responses(args, policy, step, problems):
 
 
 def outcome_reward(episode):
-    """Eq. 1. A response that was cut has no final answer."""
+    """Eq. 1. A response that was cut has no final answer. Whoever pays for more than the outcome
+    changes this, and not `Episode.right`, by which pairs and accuracies go."""
     if not episode.sample.stopped:
         return 0.0
     return response_reward(episode.text, episode.problem.answer)
@@ -165,7 +176,7 @@ def pairs_to_criticise(args, step, responses, cache, static):
     if args.critique_data == "dynamic":
         # Data filter: of each question that has both, one right and one wrong response.
         choose = filter_pairs if args.balance == "filter" else random_pairs
-        cache.extend(choose(pairs_by_question(responses, args.n), rng))
+        cache.extend(choose(pairs_by_question(responses, args.n, step), rng))
     elif len(cache) < args.pairs:  # another pass over the static pairs
         cache.extend(rng.sample(static, len(static)))
     return cache.draw(args.pairs, rng)
@@ -186,7 +197,10 @@ def rewarded_critiques(args, policy, step, pairs):
             )
         e.group = group_key(args.group, e.problem.question, "critique", e.pair.response)
         e.kl = args.kl
-    metrics = {"critique/pairs": len(pairs)}
+    metrics = {
+        "critique/pairs": len(pairs),
+        "critique/age": mean(step - pair.step for pair in pairs),  # in steps
+    }
     for name, value in judgement_table(critiques).items():
         metrics[f"critique/{name}"] = value
 
@@ -293,7 +307,7 @@ METHODS = {
     "star": star,
     "pair-sft": pair_sft,
 }
-UNDIVIDED = ("score", "multi-turn")  # advantages, by the group's deviation: see `score`
+UNDIVIDED = ("score", "multi-turn")  # advantages are not divided by the deviation: see `score`
 SUPERVISED = ("star", "pair-sft")
 
 # ------------------------------------------------------------------------------- loss and update
@@ -302,8 +316,9 @@ SUPERVISED = ("star", "pair-sft")
 def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=None, kl=0.0):
     """GRPO's loss: -min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) + kl k3 for each token.
 
-    ratio = exp(logprobs - old_logprobs); k3 = exp(ref - logprobs) - (ref - logprobs) - 1, an
-    estimate of KL(policy || reference) that is never negative. All tensors are [batch, length] or
+    ratio = exp(logprobs - old_logprobs); k3 = exp(ref - logprobs) - (ref - logprobs) - 1 is never
+    negative. In value it estimates KL(policy || reference) without bias; its gradient, in
+    expectation, is that of KL(reference || policy). All tensors are [batch, length] or
     broadcast to it; kl may hold a weight for each row; masked places may hold anything.
 
     Returns the mean over all unmasked tokens, which tokens were clipped, and k3, both [batch,
@@ -367,24 +382,25 @@ def update(
     totals = Counter()
     norms = []
     first = None  # sums of the first mini-batch
-    parts = 1
+    shrink = 1  # doubled where memory runs out
     for batch in mini_batches(episodes, updates, rng):
         # What gives no gradient is not computed but counts in the token mean: the gradient is the
         # same, the time is not.
         tokens = sum(len(e.sample.tokens) for e in batch)
-        learned = [e for e in batch if e.advantage != 0 or e.kl > 0] or batch[:1]
+        learned = [e for e in batch if e.advantage != 0 or e.kl > 0]
+        if not learned:
+            continue  # a step without a gradient would move the weights by Adam's momentum
         with meter.timed("forward_backward", model):
-            # In smaller micro-batches where memory runs out.
             sums = None
             while sums is None:
-                cuts = micro_batches(model, [e.sample for e in learned], parts)
-                again = len(cuts) < len(learned)
+                micro = micro_batches(model, [e.sample for e in learned], shrink)
+                again = len(micro) < len(learned)
                 sums = unless_memory_runs_out(
                     again,
                     accumulate,
                     model,
                     learned,
-                    cuts,
+                    micro,
                     tokens,
                     clip,
                     temperature,
@@ -392,7 +408,7 @@ def update(
                     meter,
                 )
                 if sums is None:
-                    parts *= 2
+                    shrink *= 2
                     model.zero_grad()
             norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP))
         if not math.isfinite(norm):
@@ -404,6 +420,9 @@ def update(
         totals.update(sums)
         first = first or sums
 
+    metrics["updates"] = len(norms)
+    if not norms:
+        return metrics
     metrics["grad_norm"] = mean(norms)
     metrics["ratio/max_log"] = first["max"]
     metrics["ratio/mean_log"] = first["distance"] / first["tokens"]
@@ -418,16 +437,16 @@ def update(
     return metrics
 
 
-def accumulate(model, episodes, cuts, tokens, clip, temperature, reference, meter):
+def accumulate(model, episodes, micro, tokens, clip, temperature, reference, meter):
     """Loss and backward, one micro-batch after the other: adds the gradient of a mini-batch of
-    `tokens` tokens to the model's. cuts: the places of each one's episodes. Returns sums for the
-    metrics."""
+    `tokens` tokens to the model's. micro: the places of each micro-batch's episodes. Returns sums
+    for the metrics."""
     sums = Counter()
-    for cut in cuts:
-        part = [episodes[place] for place in cut]
+    for places in micro:
+        part = [episodes[place] for place in places]
         samples = [e.sample for e in part]
         # Log-probs now, all tensors [episodes, longest completion].
-        rows = score_part(model, samples, temperature, meter)
+        rows = logprobs_part(model, samples, temperature, meter)
         new = pad_sequence(rows, batch_first=True)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).bool()
         # Log-probs when they were sampled.
@@ -441,9 +460,10 @@ def accumulate(model, episodes, cuts, tokens, clip, temperature, reference, mete
             ref = old
         elif reference is not None:
             with torch.no_grad():
-                ref = pad_sequence(score_part(reference, samples, temperature, meter), True)
+                ref = pad_sequence(logprobs_part(reference, samples, temperature, meter), True)
         if ref is not None:
-            ref = torch.minimum(ref, new + MAX_AWAY)
+            # What is bounded is the pull: without `detach` it would be gone beyond the bound.
+            ref = torch.minimum(ref, new.detach() + MAX_AWAY)
 
         # One advantage and one weight of the KL for all tokens of a completion.
         advantage = new.new_tensor([[e.advantage] for e in part])
@@ -474,7 +494,7 @@ def mini_batches(episodes, updates, rng):
         members.setdefault(tuple(e.sample.prompt), []).append(e)
     prompts = rng.sample(list(members), len(members))
     batches = []
-    # A prompt's completions stay together: they are its group, and its keys are computed once.
+    # A prompt's completions stay together: its keys are then computed once.
     for start in range(min(updates, len(prompts))):
         batch = []
         for prompt in prompts[start::updates]:
@@ -537,8 +557,8 @@ TOY_SETTINGS = {
 def parse_args(argv=None):
     """The command line; bad values end the program with one line."""
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train a policy to answer, to criticise answers and to correct itself.",
+        epilog="In [brackets]: the default. README.md says what the methods are.",
     )
     parser.error = lambda message: sys.exit(f"error: {message}")
 
@@ -549,12 +569,12 @@ def parse_args(argv=None):
         if toy is not None:
             help += f" [toy: {toy}]"
         kind = kind or type(default)
-        parser.add_argument("--" + name, default=default, help=help, type=kind, choices=choices)
+        group.add_argument("--" + name, default=default, help=help, type=kind, choices=choices)
 
     def switch(name, help):
-        parser.add_argument("--" + name, action="store_true", help=help)
+        group.add_argument("--" + name, action="store_true", help=help)
 
-    # What is run.
+    group = parser.add_argument_group("what is run, and where")
     add("method", "gc-rl", "what is trained, see the README", choices=list(METHODS))
     add("model", "toy", "toy, a model folder or a hub id")
     add("data", None, "JSONL file with question and answer, or gsm8k [the toy's; gsm8k]", str)
@@ -564,7 +584,14 @@ def parse_args(argv=None):
     add("exam", None, "JSONL file of pairs for the critic's exam (else sampled at the start)", str)
     add("cold-start", None, "JSONL file of demonstrations to be learned before RL", str)
     add("cold-start-lr", 2e-5, "learning rate of the cold start")
-    # How long, and how a step learns.
+    add("seed", 0, "of data order and sampling")
+    add("device", None, "cpu, cuda, cuda:1, mps (else cuda where there is one)", str)
+    add("precision", None, "of the arithmetic (else bf16 on cuda)", str, choices=["fp32", "bf16"])
+    add("out", "out", "folder of the run: model, metrics.jsonl, samples.jsonl, resume.pt")
+    switch("resume", "go on with the run in --out: the same command and this flag")
+    add("eval-every", 10, "steps between evaluations with a checkpoint; both also at the end")
+    add("eval-size", 256, "held-out problems, and pairs of the exam, in an evaluation")
+    group = parser.add_argument_group("a step: sampling and learning")
     add("steps", 200, "steps of RL (paper: 10 epochs)")
     add("questions", 32, "questions a step (paper: 512)")
     add("n", 8, "samples per prompt (paper: 5)")
@@ -574,19 +601,11 @@ def parse_args(argv=None):
     add("clip", 0.2, "the ratio is clipped to 1 - clip, 1 + clip (paper: 0.2)")
     add("temperature", 1.0, "of sampling; the log-probs are those of this distribution")
     add("max-new-tokens", 512, "limit of a completion; cut ones count as wrong (paper: 4096)")
-    # Where.
-    add("seed", 0, "of data order and sampling")
-    add("device", None, "cpu, cuda, cuda:1, mps (else cuda where there is one)", str)
-    add("precision", None, "of the arithmetic (else bf16 on cuda)", str, choices=["fp32", "bf16"])
-    add("out", "out", "folder of the run: model, metrics.jsonl, samples.jsonl, resume.pt")
-    switch("resume", "go on with the run in --out: the same command and this flag")
-    add("eval-every", 10, "steps between evaluations with a checkpoint; both also at the end")
-    add("eval-size", 256, "held-out problems, and pairs of the exam, in an evaluation")
-    # GC-RL: pairs, rewards of critiques, groups.
+    group = parser.add_argument_group("GC-RL: pairs, rewards of critiques, groups")
     add(
         "balance",
         "filter",
-        "of the pairs: one right, one wrong response; eq. 3; any two responses",
+        "pairs: one right and one wrong response; any two, weighted by eq. 3; any two",
         choices=["filter", "reweight", "none"],
     )
     add(
@@ -597,7 +616,7 @@ def parse_args(argv=None):
         choices=["static", "dynamic"],
     )
     add("pairs", None, "pairs criticised, traces of pair-sft, a step (else --questions)", int)
-    add("cache", 1024, "capacity of the pair cache in pairs; the oldest leave first")
+    add("cache", None, "capacity of the pair cache; the oldest leave first (else 2 x --pairs)", int)
     add("denoise", 0, "refined responses for each critique, eq. 4 (0: off; paper: 1)")
     add("reward-right", 0.7, "for judging a right response right (eq. 5: 0.6, eq. 6: 0.8)")
     add("reward-wrong", 0.7, "for judging a wrong response wrong (eq. 5: 0.8, eq. 6: 0.6)")
@@ -608,7 +627,7 @@ def parse_args(argv=None):
         choices=["prompt", "question", "batch"],
     )
     switch("no-std", "advantages are not divided by the group's deviation")
-    # SCoRe.
+    group = parser.add_argument_group("SCoRe")
     add("alpha", 10.0, "weight of the shaping alpha (r(y2) - r(y1)) in Stage II (paper: 10)")
     add("beta1", 0.01, "KL weight on both attempts, of multi-turn too (paper: 0.01)")
     add("beta2", 0.1, "KL weight on first attempts in Stage I, on top (paper: 0.1, 0.25)")
@@ -648,10 +667,12 @@ def settle(args):
         raise InputError(f"--stage1-steps {args.stage1_steps}: --steps is only {args.steps}")
     args.data = args.data or "gsm8k"
     args.pairs = args.pairs or args.questions
+    # Small, since pairs should be the policy's own: at this size they wait a step or two.
+    args.cache = args.cache or 2 * args.pairs
     args.critique_data = args.critique_data or ("static" if args.method == "c-rl" else "dynamic")
     # By themselves the constants of rewards make no difference: see reward.critique_reward.
     constants = args.balance == "reweight" or args.reward_right != 0.7 or args.reward_wrong != 0.7
-    if constants and args.group == "prompt" and not args.no_std:
+    if constants and args.group == "prompt" and not args.no_std and not args.denoise:
         print("note: --group prompt, divided by its deviation: constants of eqs. 3, 5, 6 cancel")
 
 
@@ -659,16 +680,23 @@ def settle(args):
 
 
 def train(args):
-    """One run, from the flags to the final table."""
+    """One run, from the flags to the final table; meanwhile no other process gets into --out.
+    Returns the last row of metrics."""
     begin = time.time()
+    policy, optimizer, state, lock = begin_run(args)
+    with lock, signals_caught() as stop:
+        return run(args, policy, optimizer, state, begin - state["seconds"], stop)
+
+
+def run(args, policy, optimizer, state, begin, stop):
+    """The steps that are left. begin: when the run began, in the clock of a run without a pause;
+    stop: signals that came in."""
     out = Path(args.out)
-    policy, optimizer, state = begin_run(args)
-    begin -= state["seconds"]
     model = policy.model
     problems = state["problems"]
     if state["step"] == 0:
         state["exam"], state["static"] = first_pairs(args, policy, state)
-    # Half of the steps that the run was begun with: Stage I stays where it was when it is extended.
+    # Half of the steps that the run was begun with: a run that is extended keeps its Stage I.
     if args.stage1_steps is None:
         args.stage1_steps = state["flags"]["steps"] // 2
     write_files(out, state)
@@ -681,9 +709,8 @@ def train(args):
     def load_reference():
         return load_policy(out / "start", args.device, args.precision)[0]
 
-    stop = catch_signals()
-    steps = range(state["step"], args.steps + 1)  # step 0 is the evaluation before the first
-    for step in tqdm(steps, args.method, args.steps + 1, initial=state["step"], disable=None):
+    bar = tqdm(desc=args.method, total=args.steps, initial=max(0, state["step"] - 1), disable=None)
+    for step in range(state["step"], args.steps + 1):  # step 0 is the evaluation before the first
         row = {"step": step}
         due = step in (0, args.steps) or step % args.eval_every == 0
 
@@ -701,37 +728,50 @@ def train(args):
                 metrics |= learn(args, policy, optimizer, load_reference, learned, step, meter)
             # Log.
             metrics["skipped"] = len(episodes) - len(learned)
-            row |= metrics | costs(meter, learned)
+            tokens = sum(len(e.sample.tokens) for e in learned)
+            row |= metrics | meter.metrics(tokens)
+            reason = why_nothing_is_learned(row)
+            if reason and reason not in state["reasons"]:
+                tqdm.write(reason)
+                state["reasons"].append(reason)
             if learned and (due or step == 1):
                 rows = show_samples(policy.tokenizer, step, learned)
                 write_jsonl(out / "samples.jsonl", rows, "a")
                 state["samples"] += rows
+            bar.update()
 
         # Evaluate.
         if due:
-            row |= evaluate(policy, state["held_out"], state["exam"])
+            numbers, answers = evaluate(policy, state["held_out"], state["exam"])
+            row |= numbers
+            wrong = [e.problem.question for e in answers if not e.right]
+            if step == 0:
+                state["missed"] = wrong
+            state["gained"] = [q for q in state["missed"] if q not in wrong]
         row["seconds"] = time.time() - begin
-        show_step(row, args.steps)
-        write_jsonl(out / "metrics.jsonl", [row], "a")
+        show_step(row)
+        log_row(out, row)
         state["metrics"].append(row)
 
         # Save.
         state |= {"step": step + 1, "seconds": row["seconds"], "cache": list(cache)}
         if due or stop:
             save_state(out, state, model, optimizer)
+            draw_curves(out / "curves.svg", state["metrics"])
         if stop and step < args.steps:
             print(f"stopped after step {step}; go on with the same command and --resume")
             sys.exit(128 + stop[0])
+    bar.close()
     save_policy(model, policy.tokenizer, out)
-    show_result(args, state["metrics"])
-    print(f"wall time {time.time() - begin:.0f} s; try: python sample.py --model {out} --eval")
+    show_result(state, out)
+    return state["metrics"][-1]
 
 
 def begin_run(args):
-    """Everything that can be refused is refused here. Returns (policy, optimizer, state) that the
-    run starts from, or goes on with."""
+    """What can be refused before the first sample is refused here. Returns (policy, optimizer,
+    state) that the run starts from, or goes on with, and the lock on its folder."""
     out = Path(args.out)
-    saved = open_run(args)
+    saved, lock = open_run(args)
     if not saved:
         problems, held_out, exam, examples = load_data(args)
     source = out / "start" if saved else args.model
@@ -741,7 +781,7 @@ def begin_run(args):
     if saved:
         model.load_state_dict(saved.pop("weights"))
         optimizer.load_state_dict(saved.pop("optimizer"))
-        return policy, optimizer, saved
+        return policy, optimizer, saved, lock
 
     # What does not fit the model's context is refused before the first file is written.
     check_lengths(policy, problems + held_out)
@@ -751,6 +791,7 @@ def begin_run(args):
     if longest > room:
         raise InputError(f"--cold-start: a demonstration has {longest} tokens, the context {room}")
     (out / "start").mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(out)
     if samples:
         cold_start(args, model, samples)
     save_policy(model, tokenizer, out / "start")
@@ -768,32 +809,12 @@ def begin_run(args):
         "held_out": held_out,
         "exam": exam,
         "static": [],
+        "missed": [],  # held-out questions that the starting policy got wrong
+        "gained": [],  # of those, what it answers right by now
+        "reasons": [],  # why nothing could be learned, once each
     }
     save_state(out, state, model, optimizer)
-    return policy, optimizer, state
-
-
-def load_data(args):
-    """(training problems, held-out problems, exam, demonstrations). No held-out question is trained
-    on, and none of the exam."""
-    problems, held_out = load_split(args.data, args.eval_data, args.eval_size)
-    exam = []
-    examples = []
-    if args.exam:
-        trained = {problem.question for problem in problems}
-        pairs = read_jsonl(args.exam, to_pair)
-        # Of trained questions the critic has seen the answers.
-        exam = [pair for pair in pairs if pair.problem.question not in trained]
-        if len(exam) < len(pairs):
-            print(f"{args.exam}: {len(pairs) - len(exam)} pairs left out, on questions in --data")
-        exam = exam[: args.eval_size // 2 * 2]
-    if args.cold_start:
-        unseen = {problem.question for problem in held_out}
-        unseen |= {pair.problem.question for pair in exam}
-        examples, left_out = load_demonstrations(args.cold_start, unseen)
-        if left_out:
-            print(f"{args.cold_start}: {left_out} demonstrations left out: held out")
-    return problems, held_out, exam, examples
+    return policy, optimizer, state, lock
 
 
 def first_pairs(args, policy, state):
@@ -823,7 +844,7 @@ def first_pairs(args, policy, state):
 
 
 def learn(args, policy, optimizer, load_reference, episodes, step, meter):
-    """A step's policy update under the flags; nothing is learned of nothing."""
+    """A step's policy update under the flags; without episodes it does nothing."""
     if not episodes:
         return {}
     reference = None
@@ -850,28 +871,9 @@ def learn(args, policy, optimizer, load_reference, episodes, step, meter):
         raise InputError(f"step {step}: {error}; its mini-batch is in {path}") from error
 
 
-def costs(meter, episodes):
-    """What a step has cost, as metrics."""
-    seconds = meter.seconds
-    seconds["rewards"] = seconds["sample"] - seconds["prefill"] - seconds["decode"]
-    tokens = sum(len(e.sample.tokens) for e in episodes)
-    metrics = {f"seconds/{kind}": value for kind, value in seconds.items()}
-    metrics["tokens"] = tokens
-    metrics["tokens/s"] = tokens / (seconds["sample"] + seconds["update"])
-    metrics["padding"] = meter.padding()
-    return metrics
-
-
-def show_result(args, rows):
-    """The evaluations at the start and at the end, side by side."""
-    columns = {}
-    for heading, row in (("start", rows[0]), ("end", rows[-1])):
-        columns[heading] = {k: v for k, v in row.items() if k.startswith("eval/")}
-    print_table(f"{args.method}, seed {args.seed}", columns)
-
-
 def main(argv=None):
-    run_command(lambda: train(parse_args(argv)))
+    """The command line; returns the last row of metrics, for a notebook."""
+    return run_command(lambda: train(parse_args(argv)))
 
 
 if __name__ == "__main__":

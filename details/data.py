@@ -6,13 +6,17 @@ cannot be used is an `InputError` that names the file and the line.
 
 import http.client
 import json
+import math
+import os
+import random
 import sys
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from details.answers import is_readable
+from details.answers import reference_key
 
 
 class InputError(ValueError):
@@ -20,9 +24,16 @@ class InputError(ValueError):
 
 
 def run_command(program, *args):
-    """Run a program of the command line: what the user got wrong ends it with one line."""
+    """What a program of the command line returns; what the user got wrong ends it with one line."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character shows a question mark.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
-        program(*args)
+        return program(*args)
+    except BrokenPipeError:  # `sample.py ... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (InputError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -48,6 +59,7 @@ class Pair:
     response: str
     right: bool  # its outcome, R(r) = 1
     accuracy: float = 0.5  # E[R(r)] of the responses that it was drawn from, for eq. 3
+    step: int = 0  # the step whose policy gave the response
 
 
 # ----------------------------------------------------------------------------------- JSONL files
@@ -60,19 +72,37 @@ def read_jsonl(path, check):
     file and line number, OSError where there is no such file.
     """
     rows = []
+    content = Path(path).read_bytes()
+    for mark, kind in NOT_JSONL.items():
+        if content.lstrip().startswith(mark):
+            raise InputError(f"{path}:1: one JSON object a line is expected, and this is {kind}")
     # Bytes are split and not text: only \n, \r\n and \r end a line then.
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+    for number, line in enumerate(content.splitlines(), 1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if text.strip():
-                rows.append(check(json.loads(text)))
-        except KeyError as error:
-            raise InputError(f"{path}:{number}: no field {error}") from error
+                rows.append(check(json.loads(text, parse_constant=no_number)))
+        except json.JSONDecodeError as error:
+            reason = f"one JSON object a line is expected, and this is not: {error}"
+            raise InputError(f"{path}:{number}: {reason}") from error
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}:{number}: {error}") from error
     if not rows:
         raise InputError(f"{path}: the file is empty")
     return rows
+
+
+NOT_JSONL = {
+    b"\x1f\x8b": "compressed by gzip",
+    b"PK\x03\x04": "a zip archive",
+    b"PAR1": "a Parquet file",
+    b"[": "a JSON array",
+}
+
+
+def no_number(name):
+    """NaN and Infinity are not in JSON, though Python reads them."""
+    raise ValueError(f"{name} is no number")
 
 
 def write_jsonl(path, rows, mode="w"):
@@ -82,25 +112,36 @@ def write_jsonl(path, rows, mode="w"):
             file.write(json.dumps(row) + "\n")
 
 
-def text_field(row, name):
-    """A field of a JSON object that must hold text."""
+def text_field(row, name, written_by="a person"):
+    """A field of a JSON object that must hold text; of a model it may be any text."""
     if not isinstance(row, dict):
         raise ValueError(f"a JSON object is expected, not {type(row).__name__}")
+    if name not in row:
+        raise ValueError(f"no field {name!r}; there are: {', '.join(row)}")
     value = row[name]
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"field {name!r} must be a text that is not empty")
     value.encode()  # half of a surrogate pair is no text: a ValueError
+    # In JSON "\frac" is a form feed and "rac".
+    control = [c for c in value if c < " " and c not in "\t\n\r"]
+    if control and written_by == "a person":
+        raise ValueError(f"field {name!r} has a control character: double the backslash of LaTeX")
     return value
 
 
 def to_problem(row):
     """A JSON object's problem. The answer may be a number; some value must be readable in it."""
-    question = text_field(row, "question")
-    answer = row["answer"]
+    name = "question"
+    if isinstance(row, dict) and "question" not in row and "problem" in row:
+        name = "problem"
+    question = text_field(row, name)
+    answer = row.get("answer")
     if isinstance(answer, (int, float)) and not isinstance(answer, bool):
+        if not math.isfinite(answer):
+            raise ValueError("field 'answer': a number that is not finite")
         row = {"answer": str(answer)}
     answer = text_field(row, "answer")
-    if not is_readable(answer):
+    if reference_key(answer) is None:
         raise ValueError(f"field 'answer': no value can be read from {answer[:60]!r}")
     return Problem(question, answer)
 
@@ -110,8 +151,8 @@ from_problem = asdict  # the JSON object again
 
 def to_pair(row):
     """A JSON object's pair: question, answer, response, label (true: right)."""
-    response = text_field(row, "response")
-    label = row["label"]
+    response = text_field(row, "response", written_by="a model")
+    label = row.get("label")
     if not isinstance(label, bool):
         raise ValueError("field 'label' must be true or false")
     return Pair(to_problem(row), response, label)
@@ -138,26 +179,57 @@ def load_problems(name, split="train"):
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), progress=False)
         except (OSError, http.client.HTTPException) as error:
-            remedy = "fetch it by hand: --data train.jsonl --eval-data test.jsonl"
+            remedy = "fetch the file by hand and name it in place of gsm8k"
             raise InputError(f"gsm8k: cannot download {url} ({error}); {remedy}") from error
     return read_jsonl(path, to_problem)
 
 
 def load_split(data, eval_data=None, size=None):
-    """(training problems, at most `size` held-out problems); no question is in both.
+    """(training problems, at most `size` held-out problems); no question is in both, and none is
+    held out twice.
 
-    Without `eval_data`: gsm8k has a test file, of other files the last tenth is held out.
+    Without `eval_data`: gsm8k has a test file, of other files the last tenth of the different
+    questions is held out.
     """
     train = load_problems(data)
     if eval_data or data == "gsm8k":
-        held_out = load_problems(eval_data or data, "test")
+        held_out = different(load_problems(eval_data or data, "test"))
     else:
-        cut = len(train) - max(1, len(train) // 10)
-        held_out = train[cut:]
-        train = train[:cut]
+        held_out = different(train)
+        held_out = held_out[-max(1, len(held_out) // 10) :]
     held_out = held_out[:size]
     questions = {problem.question for problem in held_out}
     train = [problem for problem in train if problem.question not in questions]
     if not train:
         raise InputError(f"--data {data}: no problem is left to train on without the held-out ones")
     return train, held_out
+
+
+def different(problems):
+    """The problems without copies: of each question the first."""
+    first = {}
+    for problem in problems:
+        first.setdefault(problem.question, problem)
+    return list(first.values())
+
+
+# ------------------------------------------------------------------------------- seeds and batches
+
+
+def seed_of(*parts):
+    """A seed that depends on all parts: run, step, what is sampled. It needs no state, so that a
+    resumed run goes on alike."""
+    return zlib.crc32(repr(parts).encode())
+
+
+def batch_of(items, step, seed, count):
+    """The items of a step: pass after pass over all of them, each in an order of its own."""
+    orders = {}
+    batch = []
+    for place in range((step - 1) * count, step * count):
+        epoch, place = divmod(place, len(items))
+        if epoch not in orders:
+            rng = random.Random(seed_of(seed, "epoch", epoch))
+            orders[epoch] = rng.sample(items, len(items))
+        batch.append(orders[epoch][place])
+    return batch

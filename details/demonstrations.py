@@ -37,16 +37,14 @@ def load_demonstrations(path, held_out=()):
     return examples, left_out
 
 
-LABELS = {None: None, "right": True, "wrong": False, "True": True, "False": False}
+LABELS = {"none": None, "right": True, "wrong": False, "true": True, "false": False}
 
 
 def to_examples(row):
     """(question, [(chat messages, completion), ...]) of a JSON object."""
     question = text_field(row, "question")
     response = text_field(row, "response")
-    label = row.get("label")
-    if label is not None:
-        label = str(label)
+    label = str(row.get("label")).lower()
     if label not in LABELS:
         raise ValueError(f"label {label!r}: must be right, wrong, true or false")
     is_right = LABELS[label]
@@ -97,7 +95,7 @@ def decimal(value):
     """A Fraction as text: 24, 0.5. Raises ValueError where two decimals are not exact."""
     if (value * 100).denominator != 1:
         raise ValueError(f"{value} has more than two decimals")
-    return f"{float(value):.2f}".rstrip("0").rstrip(".")
+    return f"{float(value):.15g}"
 
 
 def check_steps(steps, broken, rng):
@@ -110,7 +108,8 @@ def check_steps(steps, broken, rng):
     changed = {}
     checks = []
     broken_checks = []
-    for place, (expression, result) in enumerate(steps):
+    for place, step in enumerate(steps):
+        expression, result = step.groups()
         value = calculate(expression, {})
         shown = calculate(expression, changed)
         if value < 0 or value != to_number(result):
@@ -120,12 +119,12 @@ def check_steps(steps, broken, rng):
         if shown == value and value in changed:
             raise ValueError(f"{value} comes out twice, once broken and once not")
         line = f"{expression.strip()} = {decimal(value)}: "
-        checks.append(line + "ok")
-        if shown == value:
-            broken_checks.append(line + "ok")
-        else:
-            broken_checks.append(line + f"no, the solution has {decimal(shown)}")
+        verdict = "ok"
+        if shown != value:
+            verdict = f"no, the solution has {decimal(shown)}"
             changed[value] = shown
+        checks.append(line + "ok")
+        broken_checks.append(line + verdict)
     return checks, broken_checks, changed
 
 
@@ -139,8 +138,7 @@ def demonstrate(problem, rng):
     if not steps:
         raise ValueError("no annotated step")
     broken = rng.randrange(len(steps))
-    pieces = [step.groups() for step in steps]
-    checks, broken_checks, changed = check_steps(pieces, broken, rng)
+    checks, broken_checks, changed = check_steps(steps, broken, rng)
     final = changed.get(to_number(answer))
     if final is None:
         raise ValueError("the broken step does not change the answer")
@@ -150,10 +148,9 @@ def demonstrate(problem, rng):
         return decimal(changed[number]) if number in changed else found[0]
 
     cut = steps[broken].start()  # what stands before it stays true
-    before = STEP.sub("", work[:cut])
     behind = PRINTED_NUMBER.sub(renumber, STEP.sub("", work[cut:]))
-    right = to_row(problem, STEP.sub("", work), answer.strip(), checks, "right")
-    wrong = to_row(problem, before + behind, decimal(final), broken_checks, "wrong")
+    right = to_row(problem, work, answer.strip(), checks, "right")
+    wrong = to_row(problem, work[:cut] + behind, decimal(final), broken_checks, "wrong")
     return [right, wrong]
 
 
@@ -161,7 +158,7 @@ def to_row(problem, work, answer, checks, label):
     """A demonstration as a JSON object."""
     return {
         "question": problem.question,
-        "response": f"{work.strip()}\nThe answer is \\boxed{{{answer}}}.",
+        "response": f"{STEP.sub('', work).strip()}\nThe answer is \\boxed{{{answer}}}.",
         "critique": "\n".join([*checks, f"Conclusion: {label}"]),
         "label": label,
     }
@@ -186,4 +183,7 @@ def print_demonstrations(data):
 
 
 def main(argv):
-    run_command(print_demonstrations, argv[0] if argv else "gsm8k")
+    if argv[:1] == ["--help"]:
+        print("python critique.py [FILE.jsonl]\n\n" + __doc__)
+    else:
+        run_command(print_demonstrations, *argv or ["gsm8k"])

@@ -50,9 +50,11 @@ def times_prompts(rows, prompts, table, place):
     b]: one product for all rows of a prompt, whose matrix so is read once."""
     count, heads, a, b = prompts.shape
     m = rows.shape[2]
-    lines = rows[table].view(count, -1, heads, m, a).transpose(1, 2)
+    lines = rows[table].view(count, -1, heads, m, a)
+    lines = lines.transpose(1, 2)
     product = lines.reshape(count, heads, -1, a) @ prompts
-    product = product.view(count, heads, -1, m, b).transpose(1, 2)
+    product = product.view(count, heads, -1, m, b)
+    product = product.transpose(1, 2)
     return product.reshape(-1, heads, m, b)[place]
 
 
@@ -71,13 +73,18 @@ class SharedLayer(DynamicLayer):
         self.added = 0
 
     def update(self, keys, values, *args, **kwargs):
-        keys = keys.to(values.dtype)  # under autocast the rotary embedding leaves them in fp32
+        # Rounded as the library's attention rounds them, but kept in fp32: see `attend`.
+        self.kind = values.dtype
+        keys = rounded(keys, self.kind)
+        values = rounded(values, self.kind)
         if self.prompts is None:
             return super().update(keys, values)
         self.room[0][self.added] = keys.squeeze(2)
         self.room[1][self.added] = values.squeeze(2)
         self.added += 1
-        self.keys, self.values = (room[: self.added].permute(1, 2, 0, 3) for room in self.room)
+        keys, values = self.room
+        self.keys = keys[: self.added].permute(1, 2, 0, 3)
+        self.values = values[: self.added].permute(1, 2, 0, 3)
         # `attend` gets the tensors only. A weak reference: no cycle that outlives the rollout.
         self.keys.layer = weakref.proxy(self)
         return self.keys, self.values
@@ -116,17 +123,32 @@ def attend(module, query, keys, values, attention_mask, scaling=None, **options)
     prompt_keys, prompt_values = layer.prompts
     length = prompt_keys.shape[2]
     query = query.reshape(rows, heads, -1, width)  # by the head whose keys they read
-    query = (query * (width**-0.5 if scaling is None else scaling)).to(values.dtype)
-    shared = times_prompts(query, prompt_keys.mT, layer.table, layer.place)
-    # In the other order a CPU copies bf16 keys first; elsewhere either will do.
-    own = (keys @ query.mT).mT if keys.dtype == torch.bfloat16 else query @ keys.mT
-    scores = torch.cat([shared, own], -1)
-    if attention_mask is not None:
-        scores += torch.where(attention_mask, 0.0, -torch.inf)
-    weights = scores.softmax(-1).to(values.dtype)
-    shared = times_prompts(weights[..., :length], prompt_values, layer.table, layer.place)
-    result = shared + weights[..., length:] @ values
+    if scaling is None:
+        scaling = width**-0.5
+    query = scaling * rounded(query, layer.kind)
+    with torch.autocast(query.device.type, enabled=False):  # it would round the scores to bf16
+        shared = times_prompts(query, prompt_keys.mT, layer.table, layer.place)
+        scores = torch.cat([shared, query @ keys.mT], -1)
+        if attention_mask is not None:
+            scores += torch.where(attention_mask, 0.0, -torch.inf)
+        # As the fused kernels do it: rounded weights that do not add up to 1 yet.
+        scores -= scores.amax(-1, keepdim=True)
+        weights = scores.exp_()
+        total = weights.sum(-1, keepdim=True)
+        weights = rounded(weights, layer.kind)
+        shared = times_prompts(
+            weights[..., :length],
+            prompt_values,
+            layer.table,
+            layer.place,
+        )
+        own = weights[..., length:] @ values
+        result = (shared + own) / total
     return result.reshape(rows, 1, -1, width), None
+
+
+def rounded(numbers, kind):
+    return numbers.to(kind).float()
 
 
 transformers.AttentionInterface.register("shared_prompts", attend)
@@ -186,13 +208,12 @@ def memory(model):
 
 
 def rows_that_fit(model, length, n):
-    """How many rows of `length` tokens one sampling batch may have: keys, values, the prefill's
-    widest tensors, which n rows share, some logits."""
+    """How many rows of `length` tokens one sampling batch may have: keys and values in fp32, the
+    prefill's widest tensors, which n rows share, some logits."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    size = setup_of(model).arithmetic.itemsize
-    cached = config.num_hidden_layers * 2 * heads * width * size
+    cached = 4 * config.num_hidden_layers * 2 * heads * width
     prefilled = 32 * config.hidden_size // n
     row = length * (cached + prefilled) + 16 * config.vocab_size
     return max(1, memory(model) // row)
@@ -217,22 +238,31 @@ def micro_batches(model, samples, parts=1):
     distinct = sorted(set(prompts), key=lambda prompt: (len(prompt), prompt))
     rank = {prompt: place for place, prompt in enumerate(distinct)}
     shapes = []  # (which prompt, its length, the completion's length)
-    for sample, prompt in zip(samples, prompts):
-        shapes.append((rank[prompt], len(prompt), len(sample.tokens)))
-    by_prompt = sorted(range(len(shapes)), key=lambda i: (shapes[i][0], shapes[i][2]))
-    by_size = sorted(range(len(shapes)), key=lambda i: (sum(shapes[i][1:]), shapes[i][2]))
-    return min(cut(shapes, by_prompt, most), cut(shapes, by_size, most))[1]
+    by_prompt = []  # what the samples are sorted by
+    by_size = []
+    for place, sample in enumerate(samples):
+        prompt = prompts[place]
+        deep = len(prompt)
+        wide = len(sample.tokens)
+        shapes.append((rank[prompt], deep, wide))
+        by_prompt.append((rank[prompt], wide, place))
+        by_size.append((deep + wide, wide, place))
+    _, batches = min(
+        cut(shapes, sorted(by_prompt), most),
+        cut(shapes, sorted(by_size), most),
+    )
+    return batches
 
 
 def cut(shapes, order, most):
-    """(tokens computed, batches): the samples in `order`, cut where a batch would have more than
-    `most` tokens with its padding."""
+    """(tokens computed, batches): the samples in `order`, whose last entries are their places, cut
+    where a batch would have more than `most` tokens with its padding."""
     batches = []
     costs = []
     batch = []
     prompts = set()
     deepest = widest = 0  # the longest prompt and completion in the batch
-    for index in order:
+    for _, _, index in order:
         prompt, deep, wide = shapes[index]
         prompts.add(prompt)
         deepest = max(deepest, deep)

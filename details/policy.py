@@ -26,6 +26,9 @@ TOY = Path(__file__).parent.parent / "toy"
 def load_folder(name, device, precision):
     """Load a model and its tokenizer; see `rollout.load_policy`. Raises InputError."""
     path = TOY if str(name) == "toy" else name
+    if (Path(path) / "adapter_config.json").exists():
+        raise InputError(f"model {str(name)!r}: an adapter; merge it into its base model first")
+    part = "model"
     try:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
@@ -36,19 +39,14 @@ def load_folder(name, device, precision):
             trust_remote_code=False,
             output_loading_info=True,
         )
+        part = "tokenizer of model"
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # whatever the library makes of a broken folder
-        where = f"model {str(name)!r} on device {str(device)!r}"
+        where = f"{part} {str(name)!r} on device {str(device)!r}"
+        if not Path(path).exists():
+            where += " (there is no folder of that name)"
         raise InputError(f"cannot load {where}: {one_line(error)}") from error
-    for kind, keys in report.items():
-        if keys:  # the library would fill them at random, or drop them
-            found = ", ".join(sorted(map(str, keys)))[:200]
-            raise InputError(f"model {str(name)!r}: {kind.replace('_', ' ')}: {found}")
-    known = len(tokenizer)
-    embeddings = model.get_input_embeddings().num_embeddings
-    if known > embeddings:
-        message = f"{known} tokens in its tokenizer, {embeddings} embeddings"
-        raise InputError(f"model {str(name)!r}: {message}")
+    refuse_unusable(name, model, report, tokenizer)
     stops = stop_set(model, tokenizer)
     if not stops:
         raise InputError(f"model {str(name)!r}: no EOS token, so no completion could ever end")
@@ -66,28 +64,58 @@ def load_folder(name, device, precision):
     return model, tokenizer
 
 
+def refuse_unusable(name, model, report, tokenizer):
+    """Raise InputError for weights and a vocabulary that cannot be trained."""
+    for kind, keys in report.items():
+        if keys:  # the library would fill them at random, or drop them
+            found = ", ".join(sorted(map(str, keys)))[:200]
+            raise InputError(f"model {str(name)!r}: {kind.replace('_', ' ')}: {found}")
+    for key, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise InputError(f"model {str(name)!r}: {key} holds numbers that are not finite")
+    known = len(tokenizer)
+    embeddings = model.get_input_embeddings().num_embeddings
+    if known > embeddings:
+        message = f"{known} tokens in its tokenizer, {embeddings} embeddings"
+        raise InputError(f"model {str(name)!r}: {message}")
+
+
 def stop_set(model, tokenizer):
     """The sorted ids that end a completion: EOS of the config, of the generation config and of the
     tokenizer, and the special token behind an assistant's turn in the chat template. A chat model
     often names its end of turn in one of the four only."""
     stops = set()
-    for config in (model.config, model.generation_config, tokenizer):
-        eos = config.eos_token_id
+    for config in (model.config.get_text_config(), model.generation_config, tokenizer):
+        eos = getattr(config, "eos_token_id", None)
         if isinstance(eos, int):
             eos = [eos]
         stops.update(eos or [])
     with suppress(InputError):  # a template that wants more than these two turns
         behind = render(tokenizer, PROBE[:2]).split(PROBE[1]["content"])[1:]
         ids = tokenizer("".join(behind), add_special_tokens=False).input_ids
-        special = [token for token in ids if token in tokenizer.all_special_ids]
+        marks = special_tokens(tokenizer)
+        special = [i for i in ids if tokenizer.convert_ids_to_tokens(i) in marks]
         stops.update(special[:1])
     return sorted(stops)
 
 
+def special_tokens(tokenizer):
+    """The texts of all special tokens. Some chat models' end of turn is one of the added tokens
+    only: Llama-3's <|eot_id|>, Phi-3's <|end|>."""
+    special = set(tokenizer.all_special_tokens)
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special:
+            special.add(token.content)
+    return special
+
+
 def save_policy(model, tokenizer, folder):
     """Write `folder` so that `AutoModelForCausalLM.from_pretrained(folder)` loads it."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # safetensors has errors of its own for a full disk
+        raise InputError(f"{folder}: the model cannot be written: {one_line(error)}") from error
 
 
 # ------------------------------------------------------------------------- how a model is called
@@ -119,7 +147,7 @@ def setup_of(model):
             states = model.base_model(ids).last_hidden_state
             logits = model.get_output_embeddings()(states)
             plain_head = torch.equal(logits, model(ids).logits)
-        SETUPS[model] = Setup(torch.float32, plain_head, cache_name)
+        SETUPS[model] = Setup(model.dtype, plain_head, cache_name)
     return SETUPS[model]
 
 
@@ -156,12 +184,15 @@ FIXED_DATE = "{% macro strftime_now(form) %}01 Jan 2026{% endmacro %}"
 
 def render(tokenizer, messages, add_generation_prompt=False):
     """A conversation as text, through the chat template; a plain one where there is none."""
+    template = tokenizer.chat_template or PLAIN
+    if isinstance(template, dict):  # several, by name
+        template = template.get("default", PLAIN)
     try:
         return tokenizer.apply_chat_template(
             messages,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
-            chat_template=FIXED_DATE + (tokenizer.chat_template or PLAIN),
+            chat_template=FIXED_DATE + template,
             enable_thinking=False,  # for the templates that know it
         )
     except Exception as error:  # a template is a program and may raise anything
@@ -176,10 +207,7 @@ def turn_marks(tokenizer, template):
     Of the latter those that are no mere words: `[INST]` or `### User:`, but not the `user` that
     stands behind a special token. The longest are tried first.
     """
-    special = set(tokenizer.all_special_tokens)
-    for token in tokenizer.added_tokens_decoder.values():
-        if token.special:
-            special.add(token.content)
+    special = special_tokens(tokenizer)
     contents = either([message["content"] for message in PROBE])
     text = render(tokenizer, PROBE, add_generation_prompt=True)
     between = "\n".join(re.split(contents, text)[1:])

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder, and what it prints.
+"""What a run leaves in its folder.
 
 OUT/start            the policy that RL starts from, which is the KL's reference
 OUT/resume.pt        everything that `--resume` needs, as of the last checkpoint
@@ -9,44 +9,42 @@ OUT                  at the end, the trained policy
 
 import json
 import os
-import random
-import re
 import signal
 import sys
 import time
-import zlib
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from details.data import InputError, Pair, Problem, from_pair, from_problem, one_line, write_jsonl
+from details.data import (
+    InputError,
+    Pair,
+    Problem,
+    from_pair,
+    from_problem,
+    load_split,
+    one_line,
+    read_jsonl,
+    to_pair,
+    write_jsonl,
+)
+from details.demonstrations import load_demonstrations
+
+if os.name == "nt":
+    import msvcrt
+else:
+    import fcntl
 
 FORMAT = 4  # of resume.pt
-BEFORE_CHECKPOINT = {"start", "resume.pt.partial"}  # what a run writes before its first resume.pt
+BEFORE_CHECKPOINT = {
+    "start",
+    "lock",
+    "resume.pt.partial",
+}  # what a run writes before its first resume.pt
 MAY_CHANGE = ("steps", "resume", "device", "eval_every", "out")  # flags, when a run goes on
 torch.serialization.add_safe_globals([Problem, Pair])  # all that resume.pt holds of ours
-
-
-def seed_of(*parts):
-    """A seed that depends on all parts: run, step, what is sampled. It needs no state, so that a
-    resumed run goes on alike."""
-    return zlib.crc32(repr(parts).encode())
-
-
-def batch_of(items, step, seed, count):
-    """The items of a step: pass after pass over all of them, each in an order of its own."""
-    orders = {}
-    batch = []
-    for place in range((step - 1) * count, step * count):
-        epoch, place = divmod(place, len(items))
-        if epoch not in orders:
-            rng = random.Random(seed_of(seed, "epoch", epoch))
-            orders[epoch] = rng.sample(items, len(items))
-        batch.append(orders[epoch][place])
-    return batch
 
 
 class Meter:
@@ -70,16 +68,48 @@ class Meter:
         self.computed += computed
         self.useful += useful
 
-    def padding(self):
-        """The share of the computed tokens that nobody needed."""
-        return 1 - self.useful / max(1, self.computed)
+    def metrics(self, tokens):
+        """The step's cost as metrics; `padding`: the share of computed tokens that nobody needed.
+        tokens: those that were learned from."""
+        seconds = self.seconds
+        seconds["rewards"] = seconds["sample"] - seconds["prefill"] - seconds["decode"]
+        seconds["step"] = seconds["sample"] + seconds["update"]
+        metrics = {f"seconds/{kind}": value for kind, value in seconds.items()}
+        metrics["tokens"] = tokens
+        metrics["tokens/s"] = tokens / seconds["step"]
+        metrics["padding"] = 1 - self.useful / max(1, self.computed)
+        return metrics
 
 
 # ------------------------------------------------------------------------------------ the folder
 
 
+def load_data(args):
+    """(training problems, held-out problems, exam, demonstrations). No held-out question is trained
+    on, and none of the exam."""
+    problems, held_out = load_split(args.data, args.eval_data, args.eval_size)
+    exam = []
+    examples = []
+    if args.exam:
+        trained = {problem.question for problem in problems}
+        pairs = read_jsonl(args.exam, to_pair)
+        # Of trained questions the critic has seen the answers.
+        exam = [pair for pair in pairs if pair.problem.question not in trained]
+        if len(exam) < len(pairs):
+            print(f"{args.exam}: {len(pairs) - len(exam)} pairs left out, on questions in --data")
+        exam = exam[: args.eval_size // 2 * 2]
+    if args.cold_start:
+        unseen = {problem.question for problem in held_out}
+        unseen |= {pair.problem.question for pair in exam}
+        examples, left_out = load_demonstrations(args.cold_start, unseen)
+        if left_out:
+            print(f"{args.cold_start}: {left_out} demonstrations left out: held out")
+    return problems, held_out, exam, examples
+
+
 def open_run(args):
-    """The state saved in --out, None for a run that begins; refuses a folder that is in use."""
+    """(the state saved in --out, the lock on it), (None, None) for a run that begins; refuses a
+    folder that is in use."""
     out = Path(args.out)
     path = out / "resume.pt"
     if not path.exists():
@@ -90,9 +120,10 @@ def open_run(args):
             found = {out.name}
         if found - BEFORE_CHECKPOINT:
             raise InputError(f"--out {out}: holds files but no resume.pt; name another folder")
-        return None
+        return None, None
     if not args.resume:
         raise InputError(f"--out {out}: holds a run; go on by --resume, or name another folder")
+    lock = lock_folder(out)
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
         if state["format"] != FORMAT:
@@ -105,7 +136,21 @@ def open_run(args):
         if before != value and (name not in MAY_CHANGE or shorter):
             flag = name.replace("_", "-")
             raise InputError(f"--resume: the run in {out} has --{flag} {before}, not {value}")
-    return state
+    return state, lock
+
+
+def lock_folder(out):
+    """An open file that no other process can lock until it is closed, as it is when the process
+    ends, however it ends. Raises InputError where another one holds it."""
+    file = (out / "lock").open("w")
+    try:
+        if os.name == "nt":
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise InputError(f"--out {out}: another process is at work in it") from error
+    return file
 
 
 def save_state(out, state, model, optimizer):
@@ -145,8 +190,10 @@ def run_flags(folder):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def catch_signals():
-    """A list that gets the number of the first SIGINT or SIGTERM; the second leaves at once."""
+@contextmanager
+def signals_caught():
+    """A list that gets the number of the first SIGINT or SIGTERM inside the block; the second
+    leaves at once. What was in charge before is so again behind the block."""
     seen = []
 
     def on_signal(number, frame):
@@ -154,89 +201,16 @@ def catch_signals():
             sys.exit(128 + number)
         seen.append(number)
 
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
-    return seen
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, on_signal)
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-# ------------------------------------------------------------------------------- what is printed
-
-SHOWN = (
-    "stage",
-    "response/accuracy",
-    "critique/p1",
-    "critique/p2",
-    "t1",
-    "t2",
-    "kept",
-    "groups/no_spread",
-    "truncated",
-    "skipped",
-    "traces",
-    "loss",
-    "ratio/max_log",
-    "grad_norm",
-    "seconds/sample",
-    "seconds/update",
-    "eval/generation",
-    "eval/critique",
-    "eval/t2",
-    "eval/delta",
-)
-
-
-def show_step(row, steps):
-    """One step as a line of text, under the names of metrics.jsonl."""
-    shown = [f"{name} {row[name]:.3g}" for name in SHOWN if row.get(name) is not None]
-    tqdm.write(f"step {row['step']}/{steps}  " + "  ".join(shown))
-    if row.get("truncated", 0) > 0.5:
-        tqdm.write("warning: more than half were cut at --max-new-tokens and count as wrong")
-
-
-def show_samples(tokenizer, step, episodes):
-    """The texts of a step, as rows for samples.jsonl: of each role one group, one that has spread
-    if any has. Prints the first text of each."""
-    rows = []
-    for role in dict.fromkeys(e.role for e in episodes):
-        of_role = [e for e in episodes if e.role == role]
-        chosen = next((e for e in of_role if e.advantage), of_role[0])
-        group = [e for e in of_role if e.group == chosen.group][:8]
-        rows += [sample_row(tokenizer, step, e) for e in group]
-        text = printable(f"{group[0].problem.question}\n{group[0].text}")
-        tqdm.write(f"--- {role}, reward {group[0].reward:g}:\n{text}")
-    return rows
-
-
-def sample_row(tokenizer, step, episode):
-    """An episode for a person to read."""
-    return {
-        "step": step,
-        "role": episode.role,
-        "prompt": tokenizer.decode(episode.sample.prompt),
-        "completion": episode.text,
-        "stopped": episode.sample.stopped,
-        "reward": episode.reward,
-        "advantage": episode.advantage,
-    }
-
-
-def printable(text):
-    """Text of a model, safe for a terminal: control characters and escapes are spelled out."""
-    return re.sub(r"[^\n\t\x20-\x7e\u00a0-\U0010ffff]", lambda c: repr(c[0])[1:-1], text)
-
-
-def print_table(title, columns):
-    """A line for each metric of any column {heading: {metric: value}}, under its own name."""
-    width = max(9, *(len(heading) + 2 for heading in columns))
-    print(f"\n{title:32}" + "".join(f"{heading:>{width}}" for heading in columns))
-    names = [name for column in columns.values() for name in column]
-    for name in dict.fromkeys(names):
-        line = f"{name:32}"
-        for column in columns.values():
-            value = column.get(name)
-            if value is None:
-                value = "-"
-            elif isinstance(value, float):
-                value = f"{value:.3f}"
-            line += f"{value:>{width}}"
-        print(line)
+def log_row(out, row):
+    """Every row of metrics comes through here: the place to hand it on to another logger."""
+    write_jsonl(out / "metrics.jsonl", [row], "a")

@@ -28,8 +28,8 @@ import re
 from pathlib import Path
 
 from details.data import InputError, run_command
-from details.runs import print_table
 from figures.chart import command, line_charts
+from figures.report import print_table
 from sample import mean
 
 SEEDS_TABLE = (  # its rows
