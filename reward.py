@@ -97,6 +97,7 @@ def filter_pairs(groups, rng):
     """
     chosen = []
     for pairs in groups:
+        # A question that is too easy or too hard has one kind only.
         right = [pair for pair in pairs if pair.right]
         wrong = [pair for pair in pairs if not pair.right]
         if right and wrong:

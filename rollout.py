@@ -30,7 +30,7 @@ from details.fast import (
     unless_memory_runs_out,
 )
 from details.policy import autocast, context_length, decode, encode_chat, load_folder, setup_of
-from details.runs import Meter
+from details.runs import BAR_OFF, Meter
 
 LOGITS = 1 << 24  # logits that `logprobs` holds at once
 
@@ -153,7 +153,7 @@ def complete(policy, items, chats, n, seed, show=None):
     bar = tqdm(
         total=n * len(fitting),
         desc=show,
-        disable=None if show else True,  # None: where the output is no terminal
+        disable=BAR_OFF if show else True,
         leave=False,
     )
     with bar:

@@ -13,7 +13,7 @@ import random
 import sys
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # see train.py
+os.environ.setdefault("GOMP_SPINCOUNT", "1500")  # see train.py
 
 import torch
 
@@ -56,6 +56,7 @@ def show_question(policy, question, n, seed):
     # Whether the answer is right is not known here, and nobody asks the pair.
     pair = Pair(Problem(question, ""), answer, right=False)
     critiques = criticise(policy, [pair], n, seed)
+    # They need not agree: each is a sample.
     for number, episode in enumerate(critiques, 1):
         print(f"\nCRITIQUE {number}: {JUDGED[episode.says_right]}\n{printable(episode.text)}")
     # With the first critique that finds fault, if any does.
@@ -88,12 +89,14 @@ def greedy_text(policy, chat):
 
 def explain(policy, problem, n, seed):
     """Print what a step of GC-RL would do with one question. No weights are changed."""
+    # What the model sees, with the marks of its chat template.
     prompt = encode_chat(policy.tokenizer, solve(problem.question))
     print(f"PROMPT, {len(prompt)} tokens\n{printable(policy.tokenizer.decode(prompt))}\n")
     responses = respond(policy, [problem], n, seed)
     print(f"{n} RESPONSES; a right one earns 1")
     show_group(responses, [float(e.right) for e in responses])
 
+    # The data filter, as in train.pairs_to_criticise.
     pairs = filter_pairs(pairs_by_question(responses, n), random.Random(seed))
     if not pairs:
         print("All are right or all are wrong: the filter drops the question.")
@@ -105,6 +108,7 @@ def explain(policy, problem, n, seed):
         print(
             f"\n{n} CRITIQUES of {one_line(pair.response)}, which is {outcome}; to say so earns 0.7"
         )
+        # The critiques of one response are one group.
         group = critiques[start : start + n]
         show_group(group, [critique_reward(e.says_right, pair.right) for e in group])
 
@@ -201,6 +205,7 @@ def attempts_table(first, second):
     of problems that went from incorrect to correct and back. And the collapse: the share of second
     attempts that repeat the first word for word (`unchanged`), and of the wrong first answers that
     the second attempt gives again, in whatever words (`kept`)."""
+    # A problem's two attempts belong together.
     both = list(zip(first, second))
     wrong_first = [(a, b) for a, b in both if not a.right]
     t1 = mean(a.right for a in first)
@@ -219,6 +224,7 @@ def attempts_table(first, second):
 
 def same_answer(a, b):
     """Do two attempts that ended by themselves give one answer?"""
+    # What was cut has no answer to give again.
     if not (a.sample.stopped and b.sample.stopped):
         return False
     answer = answer_key(a.text)
@@ -262,6 +268,7 @@ def check_numbers(args, may_be_zero):
     """Refuse numbers of the command line that are not finite and above 0; where 0 has a sense, in
     the flags `may_be_zero`, those below 0."""
     for name, value in vars(args).items():
+        # Not isinstance: True is an int.
         if type(value) not in (int, float):
             continue
         flag = name.replace("_", "-")
@@ -311,6 +318,7 @@ def held_out_and_exam(args, folder):
         raise InputError(f"{folder} has no held_out.jsonl: name the problems by --data FILE")
     problems = load_problems(args.data or folder / "held_out.jsonl", "test")[: args.size]
     exam = args.exam
+    # A run keeps its exam beside its model.
     own = folder / "exam.jsonl"
     # An exam is without a line where no question had right and wrong responses.
     if not args.exam and not args.data and own.exists() and own.stat().st_size:
@@ -322,6 +330,7 @@ def problem_of(args, folder):
     """The question with its answer: --answer, or what the data files beside the model say."""
     if args.answer:
         return to_problem({"question": args.question, "answer": args.answer})
+    # Of a run's problems and of the toy's the answers are known.
     for name in ("held_out", "train"):
         path = folder / f"{name}.jsonl"
         for problem in load_problems(path) if path.exists() else []:
@@ -347,6 +356,7 @@ def use(argv):
     )
     limit = args.max_new_tokens or flags.get("max_new_tokens", 512)
     policy = Policy(model, tokenizer, limit, args.temperature)
+    # A question that leaves no room for an answer is refused before anything is sampled.
     check_lengths(policy, [*problems, Problem(args.question or "", "")])
     numbers = {}
     if args.explain:

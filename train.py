@@ -35,10 +35,10 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-# A thread that waits for the others spins for a moment, then sleeps: if it spun on, as is usual, a
-# run beside two busy programs would take four times as long instead of two. To be set before torch
+# A thread that waits for the others spins for a moment, then sleeps. If it spun on, as is usual, a
+# run beside two busy programs would take four times as long, and not twice. To be set before torch
 # is imported. What the user has set wins.
-os.environ.setdefault("GOMP_SPINCOUNT", "4000")
+os.environ.setdefault("GOMP_SPINCOUNT", "1500")
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -55,6 +55,7 @@ from details.data import (
 from details.fast import micro_batches, unless_memory_runs_out
 from details.policy import TOY, context_length, save_policy
 from details.runs import (
+    BAR_OFF,
     FORMAT,
     Meter,
     load_data,
@@ -525,7 +526,7 @@ def cold_start(args, model, samples):
     steps = math.ceil(COLD_START_PASSES * len(samples) / COLD_START_BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
     rng = random.Random(seed_of(args.seed, "cold start"))
-    for step in tqdm(range(steps), "cold start", disable=None):
+    for step in tqdm(range(steps), "cold start", disable=BAR_OFF):
         batch = batch_of(samples, step + 1, args.seed, COLD_START_BATCH)
         rate = min(1, (step + 1) / (0.1 * steps)) * (1 - step / steps)
         optimizer.param_groups[0]["lr"] = args.cold_start_lr * rate
@@ -709,7 +710,9 @@ def run(args, policy, optimizer, state, begin, stop):
     def load_reference():
         return load_policy(out / "start", args.device, args.precision)[0]
 
-    bar = tqdm(desc=args.method, total=args.steps, initial=max(0, state["step"] - 1), disable=None)
+    bar = tqdm(
+        desc=args.method, total=args.steps, initial=max(0, state["step"] - 1), disable=BAR_OFF
+    )
     for step in range(state["step"], args.steps + 1):  # step 0 is the evaluation before the first
         row = {"step": step}
         due = step in (0, args.steps) or step % args.eval_every == 0

@@ -37,6 +37,8 @@ if os.name == "nt":
 else:
     import fcntl
 
+# For tqdm's `disable`: bars are for terminals, and for notebooks, which are no terminals.
+BAR_OFF = False if "ipykernel" in sys.modules else None
 FORMAT = 4  # of resume.pt
 BEFORE_CHECKPOINT = {
     "start",
