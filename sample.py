@@ -49,7 +49,7 @@ from rollout import (
 
 def show_question(policy, question, n, seed):
     """Print an answer, n critiques and their judgements, and what is answered in the end: the
-    answer, or the corrected one if most critiques call it wrong."""
+    answer, or the corrected one if its greedy critique calls it wrong."""
     # The answer is greedy; its critiques are drawn, so that they differ.
     answer = greedy_text(policy, solve(question))
     print(f"QUESTION\n{printable(question)}\n\nANSWER\n{printable(answer)}")
@@ -60,7 +60,8 @@ def show_question(policy, question, n, seed):
     for number, episode in enumerate(critiques, 1):
         print(f"\nCRITIQUE {number}: {JUDGED[episode.says_right]}\n{printable(episode.text)}")
     # With the first critique that finds fault, if any does.
-    number = next((i for i, e in enumerate(critiques) if e.says_right is False), 0)
+    faults = [e.says_right is False for e in critiques]
+    number = faults.index(True) if any(faults) else 0
     helped = greedy_text(policy, correct(question, answer, critiques[number].text))
     print(f"\nCORRECTED, with critique {number + 1}\n{printable(helped)}")
     unaided = greedy_text(policy, correct(question, answer))
@@ -103,17 +104,17 @@ def explain(policy, problem, n, seed):
         return
     critiques = criticise(policy, pairs, n, seed + 1)
     print("THE FILTER KEEPS a right and a wrong response")
-    for start, pair in ((0, pairs[0]), (n, pairs[1])):
+    for place, pair in enumerate(pairs):
         outcome = "right" if pair.right else "wrong"
         print(
             f"\n{n} CRITIQUES of {one_line(pair.response)}, which is {outcome}; to say so earns 0.7"
         )
         # The critiques of one response are one group.
-        group = critiques[start : start + n]
+        group = critiques[place * n : (place + 1) * n]
         show_group(group, [critique_reward(e.says_right, pair.right) for e in group])
 
-    # One that can be learned from, with as few decisions as possible.
-    critique = min(critiques, key=lambda e: (e.advantage == 0, decisions(e) or 99))
+    # One that can be learned from, with as few decisions as possible, but not none.
+    critique = min(critiques, key=lambda e: (e.advantage == 0, decisions(e) == 0, decisions(e)))
     print("EVERY TOKEN of one critique moves with the critique's advantage")
     print(f"{'token':16}{'log-prob':>10}{'advantage':>11}")
     for token, logprob in zip(critique.sample.tokens, critique.sample.logprobs):
@@ -130,7 +131,7 @@ def decisions(episode):
 
 
 def show_group(episodes, rewards):
-    """A group of completions with their rewards and advantages, best first."""
+    """A group of completions with their rewards and advantages, as they were drawn."""
     values = torch.tensor(rewards)
     print(f"mean reward {values.mean():.2f}, deviation {values.std(correction=0):.2f}")
     for e, reward, advantage in zip(episodes, rewards, advantages(rewards, [0] * len(rewards))):

@@ -235,7 +235,8 @@ def score(args, policy, step, problems, cache, static):
     Each attempt is credited with its own reward and compared with the same attempts at the same
     question. Advantages are not divided by the deviation: r(y1) is settled when y2 is drawn, so on
     average the shaping is a weight of 1 + alpha on the second attempt, and a division would bring
-    every alpha to about the same size.
+    every alpha to about the same size. The penalty is k3, whose gradient is that of KL(reference ||
+    policy), where the paper writes KL(policy || reference).
     """
     first, second, metrics = rewarded_attempts(args, policy, step, problems)
     if step <= args.stage1_steps:
@@ -276,8 +277,10 @@ def star(args, policy, step, problems, cache, static):
     learned = []
     for a, b in zip(first, second):
         # A right first attempt whose second is wrong is no trace.
+        if b.right and a.right:
+            learned.append(a)
         if b.right:
-            learned += [a, b] if a.right else [b]
+            learned.append(b)
     for e in learned:
         e.sample.given = True  # from here on a text like any other
         e.kl = 0.0

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from figures.chart import line_charts
 
-# {heading: (the metric in a step, the metric in an evaluation)}; the first that is there is shown
+# {heading: (metrics of a step, of which the first that is there is shown; one of an evaluation)}
 COLUMNS = {
     "answers": (("response/accuracy", "t1"), "eval/generation"),
     "critiques": (("critique/accuracy",), "eval/critique"),
@@ -103,7 +103,8 @@ def show_samples(tokenizer, step, episodes):
     tqdm.write(f"--- {printable(chain[0].problem.question)}")
     if chain[0].role == "critique":  # of a pair from an earlier step
         pair = chain[0].pair
-        tqdm.write(f"[response, {'right' if pair.right else 'wrong'}]\n{printable(pair.response)}")
+        outcome = "right" if pair.right else "wrong"
+        tqdm.write(f"[response, {outcome}]\n{printable(pair.response)}")
     for e in chain:
         tqdm.write(f"[{describe(e)}]\n{printable(e.text)}")
     rows = []
@@ -131,9 +132,10 @@ def choose_chain(episodes):
 
 def describe(e):
     """What an episode is worth, as in `critique says wrong, reward 0.7, advantage +0.77`."""
-    what = "is right" if e.right else "is wrong"
     if e.role == "critique":
         what = {True: "says right", False: "says wrong", None: "says nothing"}[e.says_right]
+    else:
+        what = "is right" if e.right else "is wrong"
     return f"{e.role} {what}, reward {e.reward:g}, advantage {e.advantage:+.2f}"
 
 
@@ -184,8 +186,10 @@ def show_result(state, out):
     print(
         f"{out / 'start'} and {out / 'resume.pt'} serve --resume only: delete them if you are done"
     )
-    question = f' "{printable(state["gained"][0])}"' if state["gained"] else " --eval"
-    print(f"try: python sample.py --model {out}{question}")
+    asked = "--eval"
+    if state["gained"]:
+        asked = '"' + printable(state["gained"][0]) + '"'
+    print(f"try: python sample.py --model {out} {asked}")
 
 
 def draw_curves(path, rows):
