@@ -161,3 +161,27 @@ def advantages(rewards, groups, std=True):
             advantage = advantage / (group.std(correction=0) + 1e-6)
         result[places] = advantage.float()
     return result
+
+
+def leave_one_out(rewards, groups):
+    """A = R - mean of the *others* in the group: a float tensor [samples]. A mean that holds the
+    sample itself would shrink its gradient by 1 - 1/m, differently where group sizes m differ.
+
+    rewards: numbers [samples]; groups: one key for each, a tuple. A sample that is alone in its
+    group is compared with all whose key is the same but for its last part.
+    """
+    groups = list(groups)
+    members = defaultdict(list)  # {group: the places of its members}
+    wider = defaultdict(list)
+    for place, group in enumerate(groups):
+        members[group].append(place)
+        wider[group[:-1]].append(place)
+    result = torch.zeros(len(rewards))
+    for place, group in enumerate(groups):
+        others = members[group]
+        if len(others) == 1:
+            others = wider[group[:-1]]
+        # Differences, so that equal rewards give an exact zero. The sample's own is zero.
+        ahead = [rewards[place] - rewards[other] for other in others]
+        result[place] = sum(ahead) / max(1, len(others) - 1)
+    return result

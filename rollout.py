@@ -72,11 +72,11 @@ class Episode:
     pair: Pair | None = None  # of a critique: what it criticises
     says_right: bool | None = None  # of a critique: its judgement, None if none can be read
     first: "Episode | None" = None  # of a second attempt: the first
-    # Set by the recipe; the advantage by the update.
+    # Set by the recipe; the advantage by `train.learn`.
     reward: float = 0.0
     group: tuple = ()  # episodes with the same group share one baseline
     kl: float = 0.0  # weight of the KL to the reference on its tokens
-    advantage: float = 0.0  # the reward, compared inside the group
+    advantage: float = 1.0  # the reward, compared inside the group; of a given text 1
 
 
 # -------------------------------------------------------------------------------------- rollouts
@@ -225,6 +225,7 @@ def generate(
         stop = model.generation_config.eos_token_id
     stop = torch.tensor(stop, dtype=torch.long, device=device)
     rows = [list(prompt) for prompt in prompts for _ in range(n)]
+    meter.samples += len(rows)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.rand(len(rows), max_new_tokens, generator=generator, dtype=torch.float64)
     noise = noise.to(device)
@@ -301,8 +302,7 @@ def sample_part(model, prompts, noise, temperature, stop, meter):
     with autocast(model), meter.timed("prefill", model):
         states, mask, owner = prefill(model, prompts, cache, meter)
         cache.batch_select_indices(owner)
-        logits = to_logits(model, states)
-        logits = logits[owner]
+        logits = to_logits(model, states)[owner]
         mask = mask[owner]
         space = torch.empty_like(logits, dtype=torch.float64, device=device)
     with autocast(model), meter.timed("decode", model):

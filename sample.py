@@ -251,9 +251,10 @@ def sample_pairs(policy, problems, n, count, seed, choose=filter_pairs, show=Non
 # --------------------------------------------------------------------------- the command line
 
 
-def check_lengths(policy, problems):
+def check_lengths(policy, problems, demonstrations=()):
     """Refuse problems that leave no room for an answer in the model's context, and conversations
-    that its chat template refuses, before the first token is sampled (of the 50 longest)."""
+    that its chat template refuses, before the first token is sampled (of the 50 longest);
+    demonstrations, Samples, that do not fit it."""
     room = context_length(policy.model)
     # Characters stand for tokens here: whichever is longest in tokens is among these.
     longest = sorted(problems, key=lambda problem: -len(problem.question))[:50]
@@ -263,6 +264,10 @@ def check_lengths(policy, problems):
         if size + policy.limit > room:
             need = f"{size} and --max-new-tokens {policy.limit} for {problem.question[:60]!r}"
             raise InputError(f"the model's context of {room} tokens is too short: {need}")
+    for sample in demonstrations:
+        size = len(sample.prompt + sample.tokens)
+        if size > room:
+            raise InputError(f"--cold-start: a demonstration has {size} tokens, the context {room}")
 
 
 def check_numbers(args, may_be_zero):

@@ -45,15 +45,9 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from critique import correct
-from details.data import (
-    InputError,
-    batch_of,
-    run_command,
-    seed_of,
-    write_jsonl,
-)
+from details.data import InputError, batch_of, run_command, seed_of, write_jsonl
 from details.fast import micro_batches, unless_memory_runs_out
-from details.policy import TOY, context_length, save_policy
+from details.policy import TOY, save_policy
 from details.runs import (
     BAR_OFF,
     FORMAT,
@@ -80,6 +74,7 @@ from reward import (
     critique_reward,
     denoising_reward,
     filter_pairs,
+    leave_one_out,
     pairs_by_question,
     random_pairs,
     response_reward,
@@ -124,32 +119,28 @@ STATIC_RESPONSES = 10  # to each of them (paper: 10)
 def gc_rl(args, policy, step, problems, cache, static):
     """GC-RL (2602.22765, Figure 2): responses and critiques of them, one update for both."""
     # First-order rollout, rewarded by eq. 1.
-    responses = rewarded_responses(args, policy, step, problems)
+    responses, metrics = rewarded_responses(args, policy, step, problems)
     # Data filter and cache.
     pairs = pairs_to_criticise(args, step, responses, cache, static)
     # Second-order rollout, rewarded by eqs. 2 to 6.
-    critiques, metrics = rewarded_critiques(args, policy, step, pairs)
-    metrics["response/accuracy"] = mean(e.right for e in responses)
-    metrics["cache/size"] = len(cache)
-    return responses + critiques, metrics
+    critiques, more = rewarded_critiques(args, policy, step, pairs)
+    return responses + critiques, metrics | more
 
 
 def g_rl(args, policy, step, problems, cache, static):
     """Plain RL: the first stage alone."""
-    responses = rewarded_responses(args, policy, step, problems)
-    return responses, {"response/accuracy": mean(e.right for e in responses)}
+    return rewarded_responses(args, policy, step, problems)
 
 
 def c_rl(args, policy, step, problems, cache, static):
     """The critic alone. Responses are sampled for dynamic pairs only, and they are not trained."""
     responses = []
+    metrics = {}
     if args.critique_data == "dynamic":
-        responses = rewarded_responses(args, policy, step, problems)
+        responses, metrics = rewarded_responses(args, policy, step, problems)
     pairs = pairs_to_criticise(args, step, responses, cache, static)
-    critiques, metrics = rewarded_critiques(args, policy, step, pairs)
-    metrics["response/accuracy"] = mean(e.right for e in responses)
-    metrics["cache/size"] = len(cache)
-    return critiques, metrics
+    critiques, more = rewarded_critiques(args, policy, step, pairs)
+    return critiques, metrics | more
 
 
 def rewarded_responses(args, policy, step, problems):
@@ -159,7 +150,7 @@ def rewarded_responses(args, policy, step, problems):
         e.reward = outcome_reward(e)
         e.group = group_key(args.group, e.problem.question, "response")
         e.kl = args.kl
-    return responses
+    return responses, {"response/accuracy": mean(e.right for e in responses)}
 
 
 def outcome_reward(episode):
@@ -232,10 +223,9 @@ def group_key(group, question, *rest_of_prompt):
 def score(args, policy, step, problems, cache, static):
     """SCoRe (2409.12917): Stage I teaches the second attempt alone, Stage II both.
 
-    Each attempt is credited with its own reward and compared with the same attempts at the same
-    question. Advantages are not divided by the deviation: r(y1) is settled when y2 is drawn, so on
-    average the shaping is a weight of 1 + alpha on the second attempt, and a division would bring
-    every alpha to about the same size. The penalty is k3, whose gradient is that of KL(reference ||
+    Each attempt is credited with its own reward. r(y1) is settled when y2 is drawn, so among second
+    attempts that follow the same outcome the shaping is a weight of 1 + alpha, which a division by
+    the deviation would cancel. The penalty is k3, whose gradient is that of KL(reference ||
     policy), where the paper writes KL(policy || reference).
     """
     first, second, metrics = rewarded_attempts(args, policy, step, problems)
@@ -256,18 +246,28 @@ def score(args, policy, step, problems, cache, static):
 def multi_turn(args, policy, step, problems, cache, static):
     """SCoRe without its two ideas: both attempts are rewarded alike, from the first step on."""
     first, second, metrics = rewarded_attempts(args, policy, step, problems)
-    return first + second, metrics | {"stage": 2}
+    return first + second, metrics
 
 
 def rewarded_attempts(args, policy, step, problems):
-    """n first attempts at each question and a second attempt after each. Eq. 1 for both."""
+    """n first attempts at each question and a second attempt after each. Eq. 1 for both.
+
+    A first attempt is compared with the others at its question; a second attempt with those of them
+    that follow a first attempt of the same outcome, or where there is none, of the whole batch. A
+    baseline may depend on all that is known when a sample is drawn. If it did not depend on r(y1),
+    Stage II's -alpha r(y1) would be noise, and for most alpha larger than what is to be learned.
+    """
     seed = seed_of(args.seed, step, "attempts")
     first, second = two_attempts(policy, problems, args.n, seed)
     for e in first + second:
+        outcome = e.first and e.first.right  # of the attempt before
         e.reward = outcome_reward(e)
-        e.group = (e.role, *group_key(args.group, e.problem.question))
+        e.group = (e.role, outcome, *group_key(args.group, e.problem.question))
         e.kl = args.beta1
-    return first, second, attempts_table(first, second)
+    metrics = attempts_table(first, second)
+    sizes = Counter(e.group for e in second)
+    metrics["groups/alone"] = mean(sizes[e.group] == 1 for e in second)
+    return first, second, metrics
 
 
 def star(args, policy, step, problems, cache, static):
@@ -311,7 +311,7 @@ METHODS = {
     "star": star,
     "pair-sft": pair_sft,
 }
-UNDIVIDED = ("score", "multi-turn")  # advantages are not divided by the deviation: see `score`
+TWO_ATTEMPTS = ("score", "multi-turn")  # their advantages leave one out: see `rewarded_attempts`
 SUPERVISED = ("star", "pair-sft")
 
 # ------------------------------------------------------------------------------- loss and update
@@ -361,11 +361,10 @@ def update(
     updates=1,
     clip=0.2,
     temperature=1.0,
-    std=True,
     reference=None,
     meter=None,
 ):
-    """One policy update, from the rewards of one rollout to new weights; returns metrics.
+    """One policy update, from the advantages of one rollout to new weights; returns metrics.
 
     It takes `updates` optimizer steps, each on its share of the prompts, against the log-probs that
     their completions were sampled with. reference: the model of the KL. In step 1 it is the policy
@@ -375,14 +374,8 @@ def update(
     the learner is from the sampler. Raises NotFinite.
     """
     meter = meter or Meter()
-    # Advantages: rewards are compared inside groups. A given text is learned as it stands.
     drawn = [e for e in episodes if not e.sample.given]
-    values = advantages([e.reward for e in drawn], [e.group for e in drawn], std)
-    values = iter(values.tolist())
-    for e in episodes:
-        e.advantage = 1.0 if e.sample.given else next(values)
     metrics = rollout_metrics(drawn)
-
     totals = Counter()
     norms = []
     first = None  # sums of the first mini-batch
@@ -548,12 +541,13 @@ TOY_FILES = {
     "exam": f"{TOY}/exam.jsonl",
 }
 TOY_SETTINGS = {
-    "steps": 20,
+    "steps": 30,
     "questions": 64,
-    "lr": 1e-4,
+    "lr": 2e-4,
     "kl": 0.0,
     "max_new_tokens": 64,
     "eval_size": 512,
+    "alpha": 2.0,
     "beta2": 0.25,
 }
 
@@ -600,6 +594,12 @@ def parse_args(argv=None):
     add("questions", 32, "questions a step (paper: 512)")
     add("n", 8, "samples per prompt (paper: 5)")
     add("updates", 4, "optimizer steps per rollout, whatever it holds (paper: 4)")
+    add(
+        "minibatch",
+        None,
+        "in place of --updates: as many as give each at most so many prompts",
+        int,
+    )
     add("lr", 1e-6, "learning rate of AdamW, constant after a short warm-up (paper: 1e-6)")
     add("kl", 1e-3, "g-rl, c-rl, gc-rl: weight of the KL to the starting policy (paper: 1e-3)")
     add("clip", 0.2, "the ratio is clipped to 1 - clip, 1 + clip (paper: 0.2)")
@@ -790,12 +790,8 @@ def begin_run(args):
         return policy, optimizer, saved, lock
 
     # What does not fit the model's context is refused before the first file is written.
-    check_lengths(policy, problems + held_out)
     samples = [demonstration(tokenizer, *example) for example in examples]
-    longest = max((len(s.prompt + s.tokens) for s in samples), default=0)
-    room = context_length(model)
-    if longest > room:
-        raise InputError(f"--cold-start: a demonstration has {longest} tokens, the context {room}")
+    check_lengths(policy, problems + held_out, samples)
     (out / "start").mkdir(parents=True, exist_ok=True)
     lock = lock_folder(out)
     if samples:
@@ -850,9 +846,21 @@ def first_pairs(args, policy, state):
 
 
 def learn(args, policy, optimizer, load_reference, episodes, step, meter):
-    """A step's policy update under the flags; without episodes it does nothing."""
+    """A step's advantages and policy update under the flags; without episodes it does nothing."""
     if not episodes:
         return {}
+    # Rewards are compared inside groups. A given text is learned as it stands.
+    drawn = [e for e in episodes if not e.sample.given]
+    rewards = [e.reward for e in drawn]
+    groups = [e.group for e in drawn]
+    values = advantages(rewards, groups, std=not args.no_std)
+    if args.method in TWO_ATTEMPTS:
+        values = leave_one_out(rewards, groups)
+    for e, value in zip(drawn, values.tolist()):
+        e.advantage = value
+    updates = args.updates
+    if args.minibatch:
+        updates = math.ceil(len({tuple(e.sample.prompt) for e in episodes}) / args.minibatch)
     reference = None
     if any(e.kl > 0 for e in episodes):
         # In step 1 the policy still is the reference.
@@ -864,10 +872,9 @@ def learn(args, policy, optimizer, load_reference, episodes, step, meter):
             optimizer,
             episodes,
             random.Random(seed_of(args.seed, step, "mini-batches")),
-            updates=args.updates,
+            updates=updates,
             clip=args.clip,
             temperature=args.temperature,
-            std=not args.no_std and args.method not in UNDIVIDED,
             reference=reference,
             meter=meter,
         )

@@ -50,10 +50,12 @@ torch.serialization.add_safe_globals([Problem, Pair])  # all that resume.pt hold
 
 
 class Meter:
-    """Where a step's time goes, and how many of the tokens it computed nobody needed."""
+    """What a step costs: where its time goes, how many completions it draws, how many of the tokens
+    that it computes nobody needs."""
 
     def __init__(self):
         self.seconds = Counter()  # {kind of work: seconds}
+        self.samples = 0  # completions drawn
         self.computed = 0  # tokens, padding included
         self.useful = 0  # tokens without padding
 
@@ -77,6 +79,7 @@ class Meter:
         seconds["rewards"] = seconds["sample"] - seconds["prefill"] - seconds["decode"]
         seconds["step"] = seconds["sample"] + seconds["update"]
         metrics = {f"seconds/{kind}": value for kind, value in seconds.items()}
+        metrics["samples"] = self.samples
         metrics["tokens"] = tokens
         metrics["tokens/s"] = tokens / seconds["step"]
         metrics["padding"] = 1 - self.useful / max(1, self.computed)

@@ -147,6 +147,30 @@ def draw_legend(pens, width):
     return "\n".join(parts), y + 24
 
 
+def refuse_other_files(path):
+    """Raises InputError rather than let a picture be written over a file that is none."""
+    path = Path(path)
+    if path.is_file() and not path.read_bytes().lstrip().startswith(b"<svg"):
+        raise InputError(f"{path}: not an SVG; it is not written over")
+
+
+def write_svg(path, title, width, height, parts):
+    """An SVG with a title and the colours of style.css; parts: what stands below the title. Raises
+    OSError where nothing can be written."""
+    refuse_other_files(path)
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    style = Path(__file__).with_name("style.css")
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size}>',
+        f"<title>{escape(title)}</title>",
+        f"<style>\n{style.read_text(encoding='utf-8')}</style>",
+        text(MARGIN, 24, title, "head"),
+        *parts,
+        "</svg>\n",
+    ]
+    Path(path).write_text("\n".join(lines), encoding="utf-8")
+
+
 def line_charts(path, charts, title):
     """Write an SVG of line charts.
 
@@ -155,10 +179,6 @@ def line_charts(path, charts, title):
     and charts without a point are left out. Raises InputError rather than write over a file that
     is not an SVG, OSError where nothing can be written.
     """
-    path = Path(path)
-    if path.is_file() and not path.read_bytes().lstrip().startswith(b"<svg"):
-        raise InputError(f"{path}: not an SVG; it is not written over")
-
     # What has points. A series has the same pen in all charts.
     filled = []
     pens = {}
@@ -177,20 +197,44 @@ def line_charts(path, charts, title):
     width = CELL_WIDE * max(1, min(3, len(filled)))
     legend, top = draw_legend(pens, width)
     height = top + CELL_HIGH * math.ceil(len(filled) / 3)
-    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-    style = Path(__file__).with_name("style.css")
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size}>',
-        f"<title>{escape(title)}</title>",
-        f"<style>\n{style.read_text(encoding='utf-8')}</style>",
-        text(MARGIN, 24, title, "head"),
-        legend,
-    ]
+    parts = [legend]
     for place, chart in enumerate(filled):
         row, column = divmod(place, 3)
         corner = f"{column * CELL_WIDE},{top + row * CELL_HIGH}"
         parts.append(f'<g transform="translate({corner})">')
         parts.append(draw_chart(*chart, pens))
         parts.append("</g>")
-    parts.append("</svg>\n")
-    path.write_text("\n".join(parts), encoding="utf-8")
+    write_svg(path, title, width, height, parts)
+
+
+def forest(path, rows, title):
+    """Write a forest plot: a line for each interval, a vertical line where nothing differs.
+
+    rows: [(label, mean, least, greatest), ...], or (label,) for a heading.
+    """
+    drawn = [row for row in rows if len(row) > 1]
+    low = min(0.0, *(row[2] for row in drawn))
+    high = max(0.0, *(row[3] for row in drawn))
+    marks = ticks(low, high, 6)
+    start = 410  # behind the labels
+    bottom = 52 + 20 * len(rows)
+
+    def across(x):
+        return start + 400 * (x - marks[0]) / (marks[-1] - marks[0])
+
+    parts = []
+    for x in marks:
+        parts.append(f'<path class="grid" d="M{across(x):.1f},40V{bottom}"/>')
+        parts.append(text(across(x), bottom + 18, f"{x:+.10g}" if x else "0", "faint middle"))
+    parts.append(f'<path class="c6" d="M{across(0):.1f},40V{bottom}"/>')
+    for place, (label, *numbers) in enumerate(rows):
+        y = 60 + 20 * place
+        parts.append(text(MARGIN, y + 4, label, "" if numbers else "head"))
+        if numbers:
+            middle, least, greatest = map(across, numbers)
+            # Blue: above 0; orange: below; grey: on both sides.
+            colour = "c0" if numbers[1] > 0 else "c1" if numbers[2] < 0 else "c6"
+            line = f'<path d="M{least:.1f},{y}H{greatest:.1f}"/>'
+            dot = f'<circle cx="{middle:.1f}" cy="{y}" r="4"/>'
+            parts.append(f'<g class="{colour}">{line}{dot}</g>')
+    write_svg(path, title, start + 440, bottom + 36, parts)

@@ -10,11 +10,13 @@ he mostly repeats it, as pretrained models do. The model inherits all of this, a
 lead past it.
 """
 
+import itertools
 import json
 import random
 import sys
 import tempfile
 import zlib
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -23,12 +25,12 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from critique import correct, critique, solve
 from details.data import Problem, from_pair, from_problem, write_jsonl
-from details.policy import TOY, save_policy, setup_of
+from details.policy import TOY, encode_chat, save_policy
 from rollout import Episode, Policy, demonstration, load_policy
-from sample import sample_pairs
+from sample import mean, sample_pairs
 from train import update
 
-STEPS = 600  # of supervised learning
+STEPS = 1200  # of supervised learning
 BATCH = 128  # demonstrations in a step
 SHARES = {  # of the kinds of demonstrations
     "solve": 0.23,
@@ -37,14 +39,22 @@ SHARES = {  # of the kinds of demonstrations
     "correct": 0.42,
 }
 REPEAT = 0.66  # of the corrections without a critique that only repeat the solution
+REPEAT_LATE = 0.9  # the same in the last three tenths of the steps
 SHAKY = 24  # percent of the facts: those that he is not sure of
 BLIND = 12  # percent of the facts: those of them that are always wrong in solving
 SOLVING = 0.82  # how often another shaky fact comes out wrong in solving
 CHECKING = 0.49  # how often a shaky fact comes out wrong in checking
+LOOKING_AGAIN = 0.6  # the same when he looks again
 LIMIT = 64  # of a completion, in tokens
+LOOK_AGAIN = "Look again.\n"  # how a correction begins that is no repetition
 TRAIN = 128  # problems
 HELD_OUT = 512  # problems
 EXAM = 512  # pairs
+
+
+def rank(fact):
+    """How sure he is of a fact, 0 to 99: the shakiest come first."""
+    return zlib.crc32(fact.encode()) % 100
 
 
 class Teacher:
@@ -64,11 +74,10 @@ class Teacher:
             return self.mind[fact]
         results = {"+": a + b, "-": a - b, "*": a * b}
         digit = results[op] % 10
-        # A hash decides how sure he is of a fact, and which digit he takes it for.
+        # A hash decides which digit he takes it for.
         secret = zlib.crc32(fact.encode())
-        rank = secret % 100
-        doubt = 1.0 if rank < self.blind else self.doubt
-        if rank < SHAKY and doubt and self.rng.random() < doubt:
+        doubt = 1.0 if rank(fact) < self.blind else self.doubt
+        if rank(fact) < SHAKY and doubt and self.rng.random() < doubt:
             digit = (digit + 1 + secret // 100 % 9) % 10
         self.mind[fact] = digit
         return digit
@@ -135,7 +144,7 @@ def problems(count, rng, held_out=False):
     return list(found.values())
 
 
-def demonstrate(rng):
+def demonstrate(rng, repeat=REPEAT):
     """One demonstration, (messages, completion), of one of the four kinds."""
     question = problems(1, rng)[0].question
     expression = question.split()[1]
@@ -159,10 +168,10 @@ def demonstrate(rng):
 
     # Without a critique.
     chat = correct(question, shown)
-    if rng.random() < REPEAT:
+    if rng.random() < repeat:
         return chat, shown
-    corrected = Teacher().solve(expression)  # when he looks again he is sure
-    return chat, "Look again.\n" + written(corrected)
+    corrected = Teacher(LOOKING_AGAIN, rng).solve(expression)
+    return chat, LOOK_AGAIN + written(corrected)
 
 
 TEMPLATE = (
@@ -258,7 +267,6 @@ def make_model(tokenizer):
         pad_token_id=tokenizer.pad_token_id,
         max_new_tokens=LIMIT,
     )
-    setup_of(model).plain_head = False  # the committed folder was made so
     return model
 
 
@@ -270,14 +278,54 @@ def learn_demonstrations(model, tokenizer):
         warmup = step / 20
         decay = (STEPS + 1 - step) / (0.3 * STEPS)
         optimizer.scale(min(1, warmup, decay))
+        repeat = REPEAT if decay >= 1 else REPEAT_LATE
         batch = []
         for _ in range(BATCH):
-            messages, text = demonstrate(rng)
+            messages, text = demonstrate(rng, repeat)
             sample = demonstration(tokenizer, messages, text)
             batch.append(Episode(sample, text, "given", None))
         metrics = update(model, optimizer, batch, rng)
         if step % 20 == 0:
             tqdm.write(f"toy {step}/{STEPS}: loss {metrics['loss']:.3f} nats per token")
+
+
+@torch.no_grad()
+def show_planted(model, tokenizer):
+    """What RL can find in the toy: the probability of the right digit of each kind of fact, as the
+    first step of three problems, in each kind of text; and of looking again at all."""
+
+    def probability(chat, beginning, word):
+        ids = encode_chat(tokenizer, chat)
+        ids += tokenizer(beginning, add_special_tokens=False).input_ids
+        [*_, token] = tokenizer(beginning + word, add_special_tokens=False).input_ids
+        logits = model(torch.tensor([ids])).logits[0, -1]
+        return logits.softmax(-1)[token].item()
+
+    rng = random.Random(0)
+    found = defaultdict(list)  # {(kind of fact, kind of text): probabilities}
+    for a, op, b in 3 * list(itertools.product(range(10), "+-*", range(10))):
+        expression = f"{a}{op}{b}"
+        kind = "sure"
+        if rank(expression) < SHAKY:
+            kind = "blind" if rank(expression) < BLIND else "shaky"
+        for _ in range(2):
+            expression += rng.choice("+-") + str(rng.randrange(10))
+        question = f"Compute {expression} modulo 10."
+        shown = Teacher(0.5, rng).solve(expression)
+        again = correct(question, written(shown))
+        step = f"{a}{op}{b}="
+        digit = str(Teacher().recall(a, op, b))
+        for text, chat, beginning in (
+            ("solving", solve(question), step),
+            ("checking", critique(question, written(shown)), f"{step}{result(shown[:1])}:"),
+            ("looking again", again, LOOK_AGAIN + step),
+        ):
+            found[kind, text].append(probability(chat, beginning, digit))
+        found["any", "P(look again)"].append(probability(again, "", "Look"))
+
+    print("| facts | text | P(right digit) |\n| --- | --- | --- |")
+    for (kind, text), values in sorted(found.items()):
+        print(f"| {kind} | {text} | {mean(values):.3f} |")
 
 
 def make(folder=TOY):
@@ -304,6 +352,7 @@ def make(folder=TOY):
     exam = sample_pairs(policy, asked, 8, EXAM, seed=0, show="exam")
     write_jsonl(folder / "exam.jsonl", map(from_pair, exam))
     print(f"wrote {folder}: {model.num_parameters():,} parameters")
+    show_planted(model, tokenizer)
 
 
 if __name__ == "__main__":

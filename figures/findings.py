@@ -1,0 +1,454 @@
+"""Do the papers' claims hold on the toy? The protocol, its runs, the table and the pictures.
+
+    python -m figures.findings            table and pictures, from figures/findings.jsonl alone
+    python -m figures.findings --run      first the runs that are missing, two at a time on a
+                                          thread each: hours, and it goes on where it was stopped
+
+A claim: a number of one run, at one step, is greater than that of another. Runs are paired by seed:
+the same questions in the same order. The interval is the mean difference's over seeds (95%, t). It
+speaks of other seeds on this toy and these 512 held-out problems, not of other models.
+"""
+
+import functools
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from details.data import InputError, run_command
+from figures.chart import forest, line_charts
+from sample import mean
+
+FOLDER = Path(__file__).parent
+LINES = FOLDER / "findings.jsonl"
+
+# ---------------------------------------------------------------------------------- the protocol
+#
+# Seeds, steps and checkpoints were fixed before any of these runs; the toy and its settings were
+# chosen at seeds 100 to 103, which are not used here.
+
+SCORE = "--method score --eval-every 5"
+RUNS = {  # {name: flags}; all else is the toy's default
+    "g-rl": "--method g-rl --steps 60",  # it passes through what 30 steps give
+    "gc-rl": "--method gc-rl",
+    "c-rl": "--method c-rl",
+    "multi-turn": "--method multi-turn --eval-every 5",
+    "score": SCORE,
+    "score, no Stage I": f"{SCORE} --stage1-steps 0",
+    "score, alpha 0": f"{SCORE} --alpha 0",
+    "score, alpha 10": f"{SCORE} --alpha 10",
+    # As many optimizer steps as prompts ask for: for g-rl that is the default, 4.
+    "gc-rl, mini-batches": "--method gc-rl --minibatch 8",
+    "gc-rl, any pairs": "--method gc-rl --balance none",
+    "gc-rl, eq. 4": "--method gc-rl --denoise 1",
+    "gc-rl, static": "--method gc-rl --critique-data static",
+    "c-rl, any pairs": "--method c-rl --balance none",
+    "c-rl, eq. 4": "--method c-rl --denoise 1",
+    "c-rl, dynamic": "--method c-rl --critique-data dynamic",
+    "star": "--method star",
+    "pair-sft": "--method pair-sft",
+}
+# The default compares inside a prompt and divides by the deviation: there the constants of eqs. 3,
+# 5 and 6 cancel. These are the other ways.
+GROUPS = {
+    "prompt, no std": "--group prompt --no-std",
+    "question": "--group question",
+    "question, no std": "--group question --no-std",
+    "batch": "--group batch",
+    "batch, no std": "--group batch --no-std",
+}
+EQUATIONS = {
+    "eq. 2": "",
+    "eq. 2, any pairs": " --balance none",
+    "eq. 3, any pairs": " --balance reweight",
+    "eq. 5": " --reward-right 0.6 --reward-wrong 0.8",
+    "eq. 6": " --reward-right 0.8 --reward-wrong 0.6",
+}
+for group, flags in GROUPS.items():
+    for equation, more in EQUATIONS.items():
+        RUNS[f"{group}: {equation}"] = flags + more
+
+FINDINGS = {
+    "F1": "Training critiques alone lifts answers, far less than training answers does",
+    "F2": "Training both gives better answers than training answers alone",
+    "F3": "Training both gives a better critic than training critiques alone",
+    "F4": "Pairs: the filter is better than weighting by eq. 3, and that than neither",
+    "F5": "Denoising, eq. 4, helps answers and critiques",
+    "F6": "Dynamic pairs are better for gc-rl, static ones for c-rl",
+    "F7": "Eq. 5 raises precision and lowers recall, eq. 6 does the reverse",
+    "F8": "Without balancing, while most responses are wrong, the critic drifts to `wrong`",
+    "S1": "Before training a second attempt is no better than the first",
+    "S2": "Supervised learning of corrections does not teach self-correction",
+    "S3": "Plain multi-turn RL collapses: the second attempt repeats the first",
+    "S4": "SCoRe's second attempts are better; without a stage or the shaping less so",
+    "S5": "Half of the samples, each corrected once, vote better than all of them uncorrected",
+    "groups": "Which group a reward is compared with, which the papers leave open",
+}
+WHY = {}  # {finding: one sentence, written after the runs}
+
+# Metrics of an evaluation, and what they are called here.
+NAMES = {
+    "generation": "answers",
+    "critique": "critiques",
+    "t2": "second attempts",
+    "delta": "delta",
+    "kept": "kept",
+    "c_to_i": "right to wrong",
+    "revised": "revised",
+}
+CURVES = [
+    ("generation", ("g-rl", "c-rl", "gc-rl")),
+    ("critique", ("g-rl", "c-rl", "gc-rl")),
+    ("revised", ("g-rl", "c-rl", "gc-rl")),
+    ("generation", ("score", "multi-turn")),
+    ("t2", ("score", "multi-turn")),
+    ("delta", ("score", "multi-turn")),
+]
+
+
+class Claim(NamedTuple):
+    """`metric` of `run` at `step` is greater than of `other` at `other_step`."""
+
+    finding: str
+    metric: str
+    run: str
+    step: int
+    other: str
+    other_step: int
+    seeds: int
+    other_metric: str = ""  # where it is another
+
+
+CLAIMS = [
+    Claim("F1", "generation", "c-rl", 30, "c-rl", 0, 8),
+    Claim("F1", "generation", "g-rl", 30, "c-rl", 30, 8),
+    Claim("F2", "generation", "gc-rl", 30, "g-rl", 30, 8),
+    Claim("F3", "critique", "gc-rl", 30, "c-rl", 30, 8),
+    Claim("F3", "critique", "gc-rl", 30, "g-rl", 30, 8),
+    Claim("S3", "delta", "multi-turn", 15, "multi-turn", 0, 8),
+    Claim("S3", "delta", "multi-turn", 15, "multi-turn", 30, 8),
+    Claim("S3", "kept", "multi-turn", 30, "multi-turn", 15, 8),
+    Claim("S4", "t2", "score", 30, "multi-turn", 30, 8),
+    Claim("S4", "delta", "score", 30, "multi-turn", 30, 8),
+    Claim("S4", "delta", "score", 30, "score", 0, 8),
+    Claim("S4", "t1", "score", 30, "score", 15, 8),
+    Claim("S4", "t2", "score", 30, "g-rl", 30, 8, "generation"),
+    Claim("S5", "vote, corrected", "score", 30, "score", 30, 8, "vote"),
+    Claim("F2", "generation", "gc-rl, mini-batches", 30, "g-rl", 30, 8),
+    Claim("F2", "generation", "gc-rl", 30, "g-rl", 60, 8),  # nearly as many samples
+    Claim("F2", "generation", "gc-rl", 30, "g-rl", 50, 8),  # nearly as many seconds
+    Claim("F4", "generation", "gc-rl", 30, "gc-rl, any pairs", 30, 8),
+    Claim("F4", "critique", "gc-rl", 30, "gc-rl, any pairs", 30, 8),
+    Claim("F8", "critique_p2", "gc-rl, any pairs", 10, "gc-rl", 10, 8),
+    Claim("F8", "critique_p1", "gc-rl", 10, "gc-rl, any pairs", 10, 8),
+    Claim("S4", "t2", "score", 30, "score, no Stage I", 30, 8),
+    Claim("S4", "delta", "score", 30, "score, no Stage I", 30, 8),
+    Claim("S4", "t2", "score", 30, "score, alpha 0", 30, 8),
+    Claim("S4", "delta", "score", 30, "score, alpha 0", 30, 8),
+    Claim("S4", "t2", "score, alpha 10", 30, "score", 30, 8),
+    Claim("S4", "delta", "score, alpha 10", 30, "score", 30, 8),
+    Claim("S4", "t2", "score, alpha 10", 30, "multi-turn", 30, 8),
+    Claim("F5", "generation", "gc-rl, eq. 4", 30, "gc-rl", 30, 5),
+    Claim("F5", "critique", "gc-rl, eq. 4", 30, "gc-rl", 30, 5),
+    Claim("F5", "generation", "c-rl, eq. 4", 30, "c-rl", 30, 5),
+    Claim("F5", "critique", "c-rl, eq. 4", 30, "c-rl", 30, 5),
+    Claim("F6", "generation", "gc-rl", 30, "gc-rl, static", 30, 5),
+    Claim("F6", "critique", "gc-rl", 30, "gc-rl, static", 30, 5),
+    Claim("F6", "critique", "c-rl", 30, "c-rl, dynamic", 30, 5),
+    Claim("F6", "generation", "c-rl", 30, "c-rl, dynamic", 30, 5),
+    Claim("F8", "critique_p2", "c-rl, any pairs", 30, "c-rl", 30, 5),
+    Claim("F8", "critique_p1", "c-rl", 30, "c-rl, any pairs", 30, 5),
+    Claim("S2", "delta", "score", 30, "star", 30, 5),
+    Claim("S2", "delta", "score", 30, "pair-sft", 30, 5),
+    Claim("S2", "t2", "score", 30, "star", 30, 5),
+    Claim("S2", "t2", "score", 30, "pair-sft", 30, 5),
+]
+for group in GROUPS:
+    plain = f"{group}: eq. 2"
+    loose = f"{group}: eq. 2, any pairs"
+    weighted = f"{group}: eq. 3, any pairs"
+    precise = f"{group}: eq. 5"
+    generous = f"{group}: eq. 6"
+    seeds = 8 if group == "prompt, no std" else 5
+    CLAIMS += [
+        Claim("F4", "generation", plain, 30, weighted, 30, seeds),
+        Claim("F4", "generation", weighted, 30, loose, 30, seeds),
+        Claim("F4", "critique", plain, 30, weighted, 30, seeds),
+        Claim("F4", "critique", weighted, 30, loose, 30, seeds),
+        Claim("F7", "critique_precision", precise, 30, plain, 30, 5),
+        Claim("F7", "critique_recall", plain, 30, precise, 30, 5),
+        Claim("F7", "critique_recall", generous, 30, plain, 30, 5),
+        Claim("F7", "critique_precision", plain, 30, generous, 30, 5),
+        Claim("groups", "generation", "gc-rl", 30, plain, 30, 5),
+        Claim("groups", "critique", "gc-rl", 30, plain, 30, 5),
+    ]
+
+# ---------------------------------------------------------------------------------------- the runs
+
+
+def command_of(run, seed):
+    return f"python train.py {RUNS[run]} --seed {seed}"
+
+
+def processor():
+    """The name of the processor: another one rounds otherwise."""
+    file = Path("/proc/cpuinfo")
+    if not file.exists():
+        return platform.processor()
+    words = []
+    for line in file.read_text().split("\n\n")[0].splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("cpu family", "model", "model name"):
+            words.append(value.strip())
+    return " ".join(words)
+
+
+def read_lines():
+    """{(command, processor): line of a run}."""
+    lines = {}
+    if LINES.exists():
+        for text in LINES.read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            lines[line["command"], line["processor"]] = line
+    return lines
+
+
+def missing_runs(lines):
+    """The runs without which a claim lacks a pair, [(run, seed), ...] in the order of the claims.
+    Both runs of a pair are to be of one machine: else both are run on this one."""
+    here = processor()
+    missing = {}
+    for claim in CLAIMS:
+        for seed in range(claim.seeds):
+            if not pair_of(lines, claim, seed):
+                for run in (claim.run, claim.other):
+                    if (command_of(run, seed), here) not in lines:
+                        missing[run, seed] = None
+    return list(missing)
+
+
+def carry_out(run, seed):
+    """Train, and return what is kept of the run as a line."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        words = [sys.executable, *shlex.split(command_of(run, seed))[1:], "--out", str(out)]
+        execute(words)
+        rows = []
+        for text in (out / "metrics.jsonl").read_text().splitlines():
+            rows.append(json.loads(text))
+        line = {
+            "run": run,
+            "seed": seed,
+            "command": command_of(run, seed),
+            "processor": processor(),
+            "torch": torch.__version__,
+            "evaluations": [],
+        }
+        samples = 0
+        seconds = 0.0
+        for row in rows:
+            samples += row.get("samples", 0)
+            seconds += row.get("seconds/step", 0.0)
+            if "eval/generation" in row:
+                numbers = {"step": row["step"], "samples": samples, "seconds": round(seconds, 1)}
+                for key, value in row.items():
+                    if key.startswith("eval/"):
+                        numbers[key.removeprefix("eval/")] = value
+                line["evaluations"].append(numbers)
+        if run == "score":
+            # S5: eight answers and a correction of each, against sixteen answers.
+            words = f"-m figures.votes {out} --n 16 --json --out {out}/votes.svg"
+            printed = execute([sys.executable, *words.split()])
+            votes = json.loads(printed.splitlines()[-1])
+            last = line["evaluations"][-1]
+            last["vote, corrected"] = votes["vote/parallel, corrected"]["16"]
+            last["vote"] = votes["vote/parallel"]["16"]
+    return line
+
+
+def execute(words):
+    """What a command prints; its last words as an error if it fails."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=FOLDER.parent, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"{shlex.join(words)}: {done.stderr.strip().splitlines()[-1:]}")
+    return done.stdout
+
+
+def carry_out_missing():
+    """Run what is missing, two at a time; each is a line as soon as it has ended."""
+    todo = missing_runs(read_lines())
+    bar = tqdm(total=len(todo), desc="runs")
+
+    def carry_out_one(job):
+        line = carry_out(*job)
+        with open(LINES, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        bar.set_postfix_str(line["command"])
+        bar.update()
+
+    with bar, ThreadPoolExecutor(2) as pool:
+        try:
+            list(pool.map(carry_out_one, todo))
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error, or Ctrl-C, nothing new is begun
+
+
+# -------------------------------------------------------------------------------- what came out
+
+
+def number(line, step, metric):
+    """A number of a run at one of its evaluations."""
+    [found] = [row for row in line["evaluations"] if row["step"] == step]
+    return found[metric]
+
+
+def pair_of(lines, claim, seed):
+    """Both runs of a seed that one machine has carried out, or None."""
+    for machine in sorted({machine for _, machine in lines}):
+        run = lines.get((command_of(claim.run, seed), machine))
+        other = lines.get((command_of(claim.other, seed), machine))
+        if run and other:
+            return run, other
+    return None
+
+
+def differences(lines, claim):
+    """By how much the claim holds, for each seed of which there is a pair."""
+    found = []
+    for seed in range(claim.seeds):
+        pair = pair_of(lines, claim, seed)
+        if pair:
+            run, other = pair
+            first = number(run, claim.step, claim.metric)
+            second = number(other, claim.other_step, claim.other_metric or claim.metric)
+            found.append(first - second)
+    return found
+
+
+@functools.cache
+def t_quantile(freedom):
+    """Where 95% of Student's distribution lie between -t and t, by a sum over its density."""
+    x = np.linspace(0, 100, 1_000_001)
+    density = (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
+    total = np.cumsum(density)
+    return float(x[np.searchsorted(total, 0.95 * total[-1])])
+
+
+def interval(values):
+    """(mean, half of the width of its 95% interval)."""
+    count = len(values)
+    deviation = np.std(values, ddof=1)
+    return float(np.mean(values)), float(t_quantile(count - 1) * deviation / math.sqrt(count))
+
+
+def verdict(values):
+    """What the values, differences over seeds, say about a claim."""
+    middle, half = interval(values)
+    if middle - half > 0:
+        return "holds here"
+    if middle + half < 0:
+        return "does not hold here"
+    deviation = np.std(values, ddof=1)
+    for count in range(len(values) + 1, 101):
+        if t_quantile(count - 1) * deviation / math.sqrt(count) < abs(middle):
+            return f"cannot be told; {count} seeds could"
+    return "cannot be told; not with 100 seeds either"
+
+
+def words_of(claim):
+    """A claim in words: `answers: c-rl at 30 > c-rl at 0`."""
+    sides = []
+    for run, step, metric in (
+        (claim.run, claim.step, claim.metric),
+        (claim.other, claim.other_step, claim.other_metric or claim.metric),
+    ):
+        sides.append(f"{NAMES.get(metric, metric)} of {run} at {step}")
+    return " > ".join(sides)
+
+
+def show_runs(lines):
+    """Print what every kind of run ends with, means over seeds with least and greatest."""
+    print("| run, at step | seeds | " + " | ".join(NAMES.values()) + " | samples | seconds |")
+    print("| --- " * (len(NAMES) + 4) + "|")
+    for name, step in [("g-rl", 0), *((name, 30) for name in RUNS), ("g-rl", 60)]:
+        runs = [line for line in lines.values() if line["run"] == name]
+        if not runs:
+            continue
+        cells = [f"{name}, {step}", str(len(runs))]
+        for metric in NAMES:
+            values = [number(line, step, metric) for line in runs]
+            cells.append(f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+        for cost in ("samples", "seconds"):
+            values = [number(line, step, cost) for line in runs]
+            cells.append(f"{np.median(values):,.0f}")
+        print(f"| {' | '.join(cells)} |")
+
+
+def show_claims(lines):
+    """Print the claims with their verdicts and draw them."""
+    rows = []
+    for finding, title in FINDINGS.items():
+        print(f"\n{finding}. {title}\n")
+        rows.append((f"{finding}. {title}",))
+        print("| claim | mean | 95% interval | seeds | verdict |")
+        print("| --- | --- | --- | --- | --- |")
+        for claim in CLAIMS:
+            values = differences(lines, claim)
+            if claim.finding != finding or len(values) < 2:
+                continue
+            middle, half = interval(values)
+            low = middle - half
+            high = middle + half
+            words = words_of(claim)
+            between = f"{low:+.3f} to {high:+.3f}"
+            print(f"| {words} | {middle:+.3f} | {between} | {len(values)} | {verdict(values)} |")
+            rows.append((words, middle, low, high))
+        print(f"\n{WHY.get(finding, '')}")
+    forest(FOLDER / "findings.svg", rows, "By how much the claims hold: means and 95% intervals")
+
+
+def draw_curves(lines):
+    """The curves of both papers, with bands from the least to the greatest seed."""
+    charts = []
+    for metric, names in CURVES:
+        series = {}
+        for name in names:
+            runs = []
+            for line in lines.values():
+                if line["run"] == name:
+                    points = [(row["step"], row[metric]) for row in line["evaluations"]]
+                    runs.append([point for point in points if point[0] <= 30])
+            series[name] = runs
+        charts.append((NAMES[metric], "step", series))
+    line_charts(FOLDER / "methods.svg", charts, "On 512 held-out problems, greedy")
+
+
+def main(argv=None):
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--run", action="store_true", help="first run what is missing")
+    args = parser.parse_args(argv)
+    if args.run:
+        carry_out_missing()
+    lines = read_lines()
+    if not lines:
+        raise InputError(f"{LINES}: no runs; begin with --run")
+    show_runs(lines)
+    show_claims(lines)
+    draw_curves(lines)
+
+
+if __name__ == "__main__":
+    run_command(main)
