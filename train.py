@@ -13,7 +13,8 @@ methods. What departs from GRPO as published (arXiv 2402.03300), and why:
   of a long completion would count less than one of a short completion.
 - Completions without an advantage and without a KL give no gradient and are not computed; their
   tokens count in the mean.
-- SCoRe's advantages are not divided by the deviation (see `score`).
+- SCoRe's advantages are not divided by the deviation, and a sample is compared with the others of
+  its group only (see `rewarded_attempts`).
 - The reference counts as at most MAX_AWAY nats above the policy on any token.
 - Supervised learning is the same update: a given text has advantage 1 and ratio 1.
 
@@ -542,7 +543,6 @@ TOY_FILES = {
 }
 TOY_SETTINGS = {
     "steps": 30,
-    "questions": 64,
     "lr": 2e-4,
     "kl": 0.0,
     "max_new_tokens": 64,

@@ -1,13 +1,13 @@
 """Make the toy again: the model folder, train.jsonl, held_out.jsonl and exam.jsonl.
 
-    python -m toy.make [FOLDER]       (minutes; the same bits on the same machine)
+    python -m toy.make [FOLDER]       (half an hour; the same bits on the same machine)
 
 Last-digit arithmetic with precedence, one step a line. The teacher whose demonstrations the model
-learns knows the method, and three quarters of the 300 facts (`7*8` ends in 6). Of the others he is
-not sure: when he solves he gets half of them wrong always, the rest four times in five; when he
-checks a step, any of them every other time; when he looks again, none. Asked to correct a solution
-he mostly repeats it, as pretrained models do. The model inherits all of this, and outcome rewards
-lead past it.
+learns knows the method, and two thirds of the 300 facts (`7*8` ends in 6) always. What he makes of
+the others depends on what he is doing: some that he never gets right in solving he recalls every
+other time when he checks a step, and some that he knows in solving he mostly doubts in checking.
+Asked to correct a solution he mostly repeats it, as pretrained models do. The model inherits all of
+this, and outcome rewards lead past it.
 """
 
 import itertools
@@ -31,6 +31,7 @@ from sample import mean, sample_pairs
 from train import update
 
 STEPS = 1200  # of supervised learning
+LATE_STEPS = 240  # more, in which he has come to doubt some facts in checking
 BATCH = 128  # demonstrations in a step
 SHARES = {  # of the kinds of demonstrations
     "solve": 0.23,
@@ -39,12 +40,18 @@ SHARES = {  # of the kinds of demonstrations
     "correct": 0.42,
 }
 REPEAT = 0.66  # of the corrections without a critique that only repeat the solution
-REPEAT_LATE = 0.9  # the same in the last three tenths of the steps
-SHAKY = 24  # percent of the facts: those that he is not sure of
-BLIND = 12  # percent of the facts: those of them that are always wrong in solving
-SOLVING = 0.82  # how often another shaky fact comes out wrong in solving
-CHECKING = 0.49  # how often a shaky fact comes out wrong in checking
-LOOKING_AGAIN = 0.6  # the same when he looks again
+REPEAT_LATE = 0.9  # the same from seven tenths of STEPS on
+FACTS = {  # percent of the facts that are of a kind; the others he is sure of
+    "blind": 12,
+    "shaky": 12,
+    "doubted": 6,
+}
+# How often facts of these kinds come out wrong. In checking he knows what in solving he does not,
+# and the reverse: so a model cannot get everything right by recalling always as in checking.
+SOLVING = {"blind": 1.0, "shaky": 0.82}
+CHECKING = {"blind": 0.49, "shaky": 0.49, "doubted": 0.82}
+LOOKING_AGAIN = {"blind": 0.6, "shaky": 0.6, "doubted": 0.2}
+SHOWN = {"blind": 0.5, "shaky": 0.5, "doubted": 0.5}  # in solutions that are to be criticised
 LIMIT = 64  # of a completion, in tokens
 LOOK_AGAIN = "Look again.\n"  # how a correction begins that is no repetition
 TRAIN = 128  # problems
@@ -52,19 +59,23 @@ HELD_OUT = 512  # problems
 EXAM = 512  # pairs
 
 
-def rank(fact):
-    """How sure he is of a fact, 0 to 99: the shakiest come first."""
-    return zlib.crc32(fact.encode()) % 100
+def kind_of(fact):
+    """How well he knows a fact; a hash of it decides."""
+    rank = zlib.crc32(fact.encode()) % 100
+    for kind, percent in FACTS.items():
+        if rank < percent:
+            return kind
+        rank -= percent
+    return "sure"
 
 
 class Teacher:
-    """Recalls facts, each once a demonstration: what he has in mind he sticks to. doubt: how often
-    a shaky fact comes out wrong; blind: percent of the facts, the shakiest, that always do."""
+    """Recalls facts, each once a demonstration: what he has in mind he sticks to. doubts: how often
+    facts of a kind come out wrong, 0 where it says nothing."""
 
-    def __init__(self, doubt=0.0, rng=None, blind=0):
-        self.doubt = doubt
+    def __init__(self, doubts=None, rng=None):
+        self.doubts = doubts or {}
         self.rng = rng
-        self.blind = blind
         self.mind = {}  # {fact: digit}
 
     def recall(self, a, op, b):
@@ -74,11 +85,10 @@ class Teacher:
             return self.mind[fact]
         results = {"+": a + b, "-": a - b, "*": a * b}
         digit = results[op] % 10
-        # A hash decides which digit he takes it for.
-        secret = zlib.crc32(fact.encode())
-        doubt = 1.0 if rank(fact) < self.blind else self.doubt
-        if rank(fact) < SHAKY and doubt and self.rng.random() < doubt:
-            digit = (digit + 1 + secret // 100 % 9) % 10
+        doubt = self.doubts.get(kind_of(fact))
+        if doubt and self.rng.random() < doubt:
+            # Always the same wrong digit, by another part of the hash.
+            digit = (digit + 1 + zlib.crc32(fact.encode()) // 100 % 9) % 10
         self.mind[fact] = digit
         return digit
 
@@ -144,21 +154,28 @@ def problems(count, rng, held_out=False):
     return list(found.values())
 
 
-def demonstrate(rng, repeat=REPEAT):
-    """One demonstration, (messages, completion), of one of the four kinds."""
+def demonstrate(rng, repeat=REPEAT, late=False):
+    """One demonstration, (messages, completion), of one of the four kinds. late: with doubts that
+    he did not have before."""
+
+    def teacher(doubts):
+        if not late:
+            doubts = {kind: doubt for kind, doubt in doubts.items() if kind != "doubted"}
+        return Teacher(doubts, rng)
+
     question = problems(1, rng)[0].question
     expression = question.split()[1]
     kinds = list(SHARES)
     kind = rng.choices(kinds, SHARES.values())[0]
     if kind == "solve":
-        steps = Teacher(SOLVING, rng, BLIND).solve(expression)
+        steps = teacher(SOLVING).solve(expression)
         return solve(question), written(steps)
 
     # A solution that may be wrong, and a critique of it.
     slip = rng.choice([0.0, 0.3])
-    steps = Teacher(0.5, rng).solve(expression, slip)
+    steps = teacher(SHOWN).solve(expression, slip)
     shown = written(steps)
-    critic = Teacher(CHECKING, rng)
+    critic = teacher(CHECKING)
     check = critic.criticise(steps)
     if kind == "criticise":
         return critique(question, shown), check
@@ -170,7 +187,7 @@ def demonstrate(rng, repeat=REPEAT):
     chat = correct(question, shown)
     if rng.random() < repeat:
         return chat, shown
-    corrected = Teacher(LOOKING_AGAIN, rng).solve(expression)
+    corrected = teacher(LOOKING_AGAIN).solve(expression)
     return chat, LOOK_AGAIN + written(corrected)
 
 
@@ -270,23 +287,23 @@ def make_model(tokenizer):
     return model
 
 
-def learn_demonstrations(model, tokenizer):
+def learn_demonstrations(model, tokenizer, steps, late):
     """Supervised learning of the teacher's demonstrations: a short warm-up, a linear decay."""
     optimizer = MuonAndAdamW(model)
-    rng = random.Random(0)
-    for step in tqdm(range(1, STEPS + 1), "making the toy", disable=None):
+    rng = random.Random(7 if late else 0)
+    for step in tqdm(range(1, steps + 1), "making the toy", disable=None):
         warmup = step / 20
-        decay = (STEPS + 1 - step) / (0.3 * STEPS)
-        optimizer.scale(min(1, warmup, decay))
-        repeat = REPEAT if decay >= 1 else REPEAT_LATE
+        decay = (steps + 1 - step) / ((0.5 if late else 0.3) * steps)
+        optimizer.scale((0.4 if late else 1.0) * min(1, warmup, decay))
+        repeat = REPEAT if decay >= 1 and not late else REPEAT_LATE
         batch = []
         for _ in range(BATCH):
-            messages, text = demonstrate(rng, repeat)
+            messages, text = demonstrate(rng, repeat, late)
             sample = demonstration(tokenizer, messages, text)
             batch.append(Episode(sample, text, "given", None))
         metrics = update(model, optimizer, batch, rng)
         if step % 20 == 0:
-            tqdm.write(f"toy {step}/{STEPS}: loss {metrics['loss']:.3f} nats per token")
+            tqdm.write(f"toy {step}/{steps}: loss {metrics['loss']:.3f} nats per token")
 
 
 @torch.no_grad()
@@ -305,13 +322,11 @@ def show_planted(model, tokenizer):
     found = defaultdict(list)  # {(kind of fact, kind of text): probabilities}
     for a, op, b in 3 * list(itertools.product(range(10), "+-*", range(10))):
         expression = f"{a}{op}{b}"
-        kind = "sure"
-        if rank(expression) < SHAKY:
-            kind = "blind" if rank(expression) < BLIND else "shaky"
+        kind = kind_of(expression)
         for _ in range(2):
             expression += rng.choice("+-") + str(rng.randrange(10))
         question = f"Compute {expression} modulo 10."
-        shown = Teacher(0.5, rng).solve(expression)
+        shown = Teacher(SHOWN, rng).solve(expression)
         again = correct(question, written(shown))
         step = f"{a}{op}{b}="
         digit = str(Teacher().recall(a, op, b))
@@ -334,7 +349,8 @@ def make(folder=TOY):
     folder = Path(folder)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
-    learn_demonstrations(model, tokenizer)
+    learn_demonstrations(model, tokenizer, STEPS, late=False)
+    learn_demonstrations(model, tokenizer, LATE_STEPS, late=True)
     folder.mkdir(parents=True, exist_ok=True)
     save_policy(model, tokenizer, folder)
     run = json.dumps({"max_new_tokens": LIMIT})
