@@ -1,6 +1,6 @@
 """A policy at work: it answers a question, criticises the answer, corrects it.
 
-python sample.py "Compute 7+6*7*8 modulo 10."  answer, critiques, corrections
+python sample.py "Compute 7-6+4+8 modulo 10."  answer, critiques, corrections
 python sample.py --explain "Compute ..."       a step of GC-RL in slow motion
 python sample.py --model out --eval --json     a run on its held-out problems
 """

@@ -3101,11 +3101,11 @@ def test_the_teachers_critique_by_hand():
 
 
 def test_what_the_teacher_is_not_sure_of():
-    """Of 300 facts 95 can come out wrong: 33 are never right in solving, 45 seldom, and the 17
+    """Of 300 facts 91 can come out wrong: 33 are never right in solving, 45 seldom, and the 13
     others are known in solving and doubted in checking."""
     assert make.SOLVING["blind"] == 1
     assert "doubted" not in make.SOLVING
-    for kind, count in (("blind", 33), ("shaky", 45), ("doubted", 17)):
+    for kind, count in (("blind", 33), ("shaky", 45), ("doubted", 13)):
         teacher = make.Teacher({kind: 1.0}, random.Random(0))
         wrong = 0
         for fact in itertools.product(range(10), "+-*", range(10)):
@@ -3492,7 +3492,7 @@ def plain_step(model, start, optimizer, step, asked, cache):
 
 def test_a_run_with_odd_flags_is_the_plain_one(tmp_path):
     """Three steps of GC-RL after a cold start end in the weights of the same steps written out."""
-    asked = problems(20, seed=3)
+    asked = problems(20, seed=5)
     argv = files(tmp_path, data=asked, cold_start=shown_rows(problems(8, seed=11)))
     trained(tmp_path / "run", ODD_FLAGS, *argv)
     model, _ = load_policy(tmp_path / "run" / "start", "cpu")
@@ -3639,11 +3639,11 @@ def test_tokens_far_from_the_reference_are_pulled_back():
 
 def test_pairs_are_young():
     """By default a pair waits for its critiques for two steps at most, on average."""
-    args = arguments("--questions 8 --n 4 --pairs 4")
+    args = arguments("--questions 16 --pairs 4")
     cache = PairCache(maxlen=args.cache)
     ages = []
     for step in range(1, 9):
-        asked = problems(8, seed=step)
+        asked = problems(16, seed=step)
         _, metrics = train.gc_rl(args, toy_policy(), step, asked, cache, [])
         ages.append(metrics["critique/age"])
     assert max(ages) > 0, "more pairs come in than are drawn"
