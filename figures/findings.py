@@ -381,6 +381,7 @@ def words_of(claim):
 
 def show_runs(lines):
     """Print what every kind of run ends with, means over seeds with least and greatest."""
+    print("# Do the claims hold on the toy?\n\nMade by `python -m figures.findings`.\n")
     print("| run, at step | seeds | " + " | ".join(NAMES.values()) + " | samples | seconds |")
     print("| --- " * (len(NAMES) + 4) + "|")
     for name, step in [("g-rl", 0), *((name, 30) for name in RUNS), ("g-rl", 60)]:
@@ -398,17 +399,22 @@ def show_runs(lines):
 
 
 def show_claims(lines):
-    """Print the claims with their verdicts and draw them."""
+    """Print the claims of which there are runs, with their verdicts, and draw them."""
     rows = []
     for finding, title in FINDINGS.items():
-        print(f"\n{finding}. {title}\n")
+        measured = []
+        for claim in CLAIMS:
+            values = differences(lines, claim)
+            if claim.finding == finding and len(values) > 1:
+                measured.append((claim, values))
+        print(f"\n## {finding}. {title}\n")
+        if not measured:
+            print("Not run yet.")
+            continue
         rows.append((f"{finding}. {title}",))
         print("| claim | mean | 95% interval | seeds | verdict |")
         print("| --- | --- | --- | --- | --- |")
-        for claim in CLAIMS:
-            values = differences(lines, claim)
-            if claim.finding != finding or len(values) < 2:
-                continue
+        for claim, values in measured:
             middle, half = interval(values)
             low = middle - half
             high = middle + half

@@ -3,8 +3,8 @@
     python -m toy.make [FOLDER]       (half an hour; the same bits on the same machine)
 
 Last-digit arithmetic with precedence, one step a line. The teacher whose demonstrations the model
-learns knows the method, and seven in ten of the 300 facts (`7*8` ends in 6) always. What he makes of
-the others depends on what he is doing: some that he never gets right in solving he recalls every
+learns knows the method, and seven in ten of the 300 facts (`7*8` ends in 6) always. What he makes
+of the others depends on what he is doing: some that he never gets right in solving he recalls every
 other time when he checks a step, and some that he knows in solving he mostly doubts in checking.
 Asked to correct a solution he mostly repeats it, as pretrained models do. The model inherits all of
 this, and outcome rewards lead past it.
