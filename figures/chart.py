@@ -216,7 +216,7 @@ def forest(path, rows, title):
     low = min(0.0, *(row[2] for row in drawn))
     high = max(0.0, *(row[3] for row in drawn))
     marks = ticks(low, high, 6)
-    start = 410  # behind the labels
+    start = 520  # behind the labels
     bottom = 52 + 20 * len(rows)
 
     def across(x):

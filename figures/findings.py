@@ -104,9 +104,8 @@ WHY = {  # {finding: why, as far as the runs tell; written after them}
     "follow, hence the wide interval.",
     "F3": "Likely because both draw on the same facts: each training meets facts that the "
     "other meets seldom.",
-    "S3": "There is no rise before the collapse on this toy: the first attempt gets better in "
-    "every step, so that a second look, wrong about six in ten of the hard facts, never "
-    "pays.",
+    "S3": "There is no rise before the collapse on this toy: first attempts get better in every "
+    "step, so that a second look, wrong about half of the hard facts, never pays.",
     "S4": "Stage I makes a second look worth while before first attempts are any good; Stage "
     "II then lifts those, and less is left to mend.",
     "S5": "Corrected answers are right more often than first ones, which outweighs half of "
@@ -385,13 +384,11 @@ def verdict(values):
 
 def words_of(claim):
     """A claim in words: `answers: c-rl at 30 > c-rl at 0`."""
-    sides = []
-    for run, step, metric in (
-        (claim.run, claim.step, claim.metric),
-        (claim.other, claim.other_step, claim.other_metric or claim.metric),
-    ):
-        sides.append(f"{NAMES.get(metric, metric)} of {run} at {step}")
-    return " > ".join(sides)
+    other = f"{claim.other} at {claim.other_step}"
+    if claim.other_metric:
+        other = f"{NAMES.get(claim.other_metric, claim.other_metric)} of {other}"
+    name = NAMES.get(claim.metric, claim.metric)
+    return f"{name}: {claim.run} at {claim.step} > {other}"
 
 
 def show_runs(lines):
