@@ -170,7 +170,6 @@ def leave_one_out(rewards, groups):
     rewards: numbers [samples]; groups: one key for each, a tuple. A sample that is alone in its
     group is compared with all whose key is the same but for its last part.
     """
-    groups = list(groups)
     members = defaultdict(list)  # {group: the places of its members}
     wider = defaultdict(list)
     for place, group in enumerate(groups):

@@ -261,7 +261,7 @@ def rewarded_attempts(args, policy, step, problems):
     seed = seed_of(args.seed, step, "attempts")
     first, second = two_attempts(policy, problems, args.n, seed)
     for e in first + second:
-        outcome = e.first and e.first.right  # of the attempt before
+        outcome = e.first and e.first.right  # of the attempt before; None: there is none
         e.reward = outcome_reward(e)
         e.group = (e.role, outcome, *group_key(args.group, e.problem.question))
         e.kl = args.beta1
@@ -860,7 +860,8 @@ def learn(args, policy, optimizer, load_reference, episodes, step, meter):
         e.advantage = value
     updates = args.updates
     if args.minibatch:
-        updates = math.ceil(len({tuple(e.sample.prompt) for e in episodes}) / args.minibatch)
+        prompts = {tuple(e.sample.prompt) for e in episodes}
+        updates = math.ceil(len(prompts) / args.minibatch)
     reference = None
     if any(e.kl > 0 for e in episodes):
         # In step 1 the policy still is the reference.

@@ -213,8 +213,8 @@ def forest(path, rows, title):
     rows: [(label, mean, least, greatest), ...], or (label,) for a heading.
     """
     drawn = [row for row in rows if len(row) > 1]
-    low = min(0.0, *(row[2] for row in drawn))
-    high = max(0.0, *(row[3] for row in drawn))
+    low = min([0.0] + [row[2] for row in drawn])
+    high = max([0.0] + [row[3] for row in drawn])
     marks = ticks(low, high, 6)
     start = 520  # behind the labels
     bottom = 52 + 20 * len(rows)
@@ -225,15 +225,20 @@ def forest(path, rows, title):
     parts = []
     for x in marks:
         parts.append(f'<path class="grid" d="M{across(x):.1f},40V{bottom}"/>')
-        parts.append(text(across(x), bottom + 18, f"{x:+.10g}" if x else "0", "faint middle"))
+        parts.append(text(across(x), bottom + 18, f"{x:.10g}", "faint middle"))
     parts.append(f'<path class="c6" d="M{across(0):.1f},40V{bottom}"/>')
     for place, (label, *numbers) in enumerate(rows):
         y = 60 + 20 * place
-        parts.append(text(MARGIN, y + 4, label, "" if numbers else "head"))
-        if numbers:
+        if not numbers:
+            parts.append(text(MARGIN, y + 4, label, "head"))
+        else:
+            parts.append(text(MARGIN, y + 4, label))
             middle, least, greatest = map(across, numbers)
-            # Blue: above 0; orange: below; grey: on both sides.
-            colour = "c0" if numbers[1] > 0 else "c1" if numbers[2] < 0 else "c6"
+            colour = "c6"  # grey: on both sides of 0
+            if least > across(0):
+                colour = "c0"  # blue: above
+            elif greatest < across(0):
+                colour = "c1"  # orange: below
             line = f'<path d="M{least:.1f},{y}H{greatest:.1f}"/>'
             dot = f'<circle cx="{middle:.1f}" cy="{y}" r="4"/>'
             parts.append(f'<g class="{colour}">{line}{dot}</g>')

@@ -297,7 +297,8 @@ def execute(words):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, cwd=FOLDER.parent, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise InputError(f"{shlex.join(words)}: {done.stderr.strip().splitlines()[-1:]}")
+        [*_, last] = ["no message", *done.stderr.splitlines()]
+        raise InputError(f"{shlex.join(words)}: {last}")
     return done.stdout
 
 

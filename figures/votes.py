@@ -20,7 +20,7 @@ from details.answers import answer_key
 from details.data import InputError, Pair, load_problems, run_command, seed_of
 from details.policy import TOY
 from details.runs import run_flags
-from figures.chart import command, line_charts
+from figures.chart import command, line_charts, refuse_other_files
 from figures.report import print_table
 from rollout import Policy, answered, complete, criticise, load_policy, respond, two_attempts
 from sample import attempts_table, check_lengths, check_numbers, mean
@@ -126,6 +126,7 @@ def parse_args(argv):
     add("--json", action="store_true", help="the numbers as one JSON object on the last line")
     args = parser.parse_args(argv)
     check_numbers(args, ["seed"])
+    refuse_other_files(args.out)
     if args.critiques >= args.n:
         raise InputError(f"--critiques {args.critiques}: must be less than --n {args.n}")
     return args
