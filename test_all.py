@@ -1171,6 +1171,9 @@ def test_attempts_are_compared_with_those_of_the_same_past():
         close([e.advantage for e in second], of_second)
         same_gradient(recorder.gradients[0], plain_gradient(first + second))
         close(metrics["groups/no_spread"], no_spread)
+    with patch(sys.modules[__name__], "FIRST_RIGHT", [False, False, False, True]):
+        _, _, metrics = score_step(SCORE)
+    assert metrics["groups/alone"] == 1 / 4
 
 
 # --------------------------------------------------------------------- the tables of an evaluation
@@ -3006,12 +3009,9 @@ def test_findings(tmp_path):
 
 
 def test_the_committed_findings():
-    """Every line is of the protocol's command; a claim speaks of runs and of steps with an
-    evaluation."""
+    """Every line is of the protocol's command."""
     for line in lines(findings.LINES):
         assert line["command"] == findings.command_of(line["run"], line["seed"])
-    for claim in findings.CLAIMS:
-        assert {claim.run, claim.other} <= findings.RUNS.keys()
 
 
 # Answers (None: none can be read), their weights, the place of the one that is elected.

@@ -287,15 +287,18 @@ def make_model(tokenizer):
     return model
 
 
-def learn_demonstrations(model, tokenizer, steps, late):
-    """Supervised learning of the teacher's demonstrations: a short warm-up, a linear decay."""
+def learn_demonstrations(model, tokenizer, steps, peak, falling, seed, late=False):
+    """Supervised learning of the teacher's demonstrations. peak: the learning rates, as parts of
+    the highest; falling: the share of the steps, at the end, in which they fall."""
     optimizer = MuonAndAdamW(model)
-    rng = random.Random(7 if late else 0)
+    rng = random.Random(seed)
     for step in tqdm(range(1, steps + 1), "making the toy", disable=None):
         warmup = step / 20
-        decay = (steps + 1 - step) / ((0.5 if late else 0.3) * steps)
-        optimizer.scale((0.4 if late else 1.0) * min(1, warmup, decay))
-        repeat = REPEAT if decay >= 1 and not late else REPEAT_LATE
+        decay = (steps + 1 - step) / (falling * steps)
+        optimizer.scale(peak * min(1, warmup, decay))
+        repeat = REPEAT
+        if late or decay < 1:
+            repeat = REPEAT_LATE
         batch = []
         for _ in range(BATCH):
             messages, text = demonstrate(rng, repeat, late)
@@ -349,8 +352,8 @@ def make(folder=TOY):
     folder = Path(folder)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
-    learn_demonstrations(model, tokenizer, STEPS, late=False)
-    learn_demonstrations(model, tokenizer, LATE_STEPS, late=True)
+    learn_demonstrations(model, tokenizer, STEPS, peak=1.0, falling=0.3, seed=0)
+    learn_demonstrations(model, tokenizer, LATE_STEPS, peak=0.4, falling=0.5, seed=7, late=True)
     folder.mkdir(parents=True, exist_ok=True)
     save_policy(model, tokenizer, folder)
     run = json.dumps({"max_new_tokens": LIMIT})
