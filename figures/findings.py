@@ -104,6 +104,8 @@ WHY = {  # {finding: why, as far as the runs tell; written after them}
     "follow, hence the wide interval.",
     "F3": "Likely because both draw on the same facts: each training meets facts that the "
     "other meets seldom.",
+    "S1": "Of an event that never occurs in 512 trials the share is below 3/512 = 0.006 (95%). The "
+    "toy's teacher nearly always repeats himself, so greedy second attempts do.",
     "S3": "There is no rise before the collapse on this toy: first attempts get better in every "
     "step, so that a second look, wrong about half of the hard facts, never pays.",
     "S4": "Stage I makes a second look worth while before first attempts are any good; Stage "
@@ -421,6 +423,9 @@ def show_claims(lines):
             if claim.finding == finding and len(values) > 1:
                 measured.append((claim, values))
         print(f"\n## {finding}. {title}\n")
+        if finding == "S1":
+            show_start(lines)
+            continue
         if not measured:
             print("Not run yet.")
             continue
@@ -437,6 +442,19 @@ def show_claims(lines):
             rows.append((words, middle, low, high))
         print(f"\n{WHY.get(finding, '')}")
     forest(FOLDER / "findings.svg", rows, "By how much the claims hold: means and 95% intervals")
+
+
+def show_start(lines):
+    """S1 is about one policy, that of the start: all that varies is the problems."""
+    start = next(iter(lines.values()))["evaluations"][0]
+    delta = start["delta"]
+    # To the sum, whose mean is delta, a problem adds 1, -1 or 0.
+    variance = start["i_to_c"] + start["c_to_i"] - delta**2
+    half = 1.96 * math.sqrt(variance / start["size"])
+    up = round(start["i_to_c"] * start["size"])
+    down = round(start["c_to_i"] * start["size"])
+    print(f"Delta is {delta:+.3f}, with {half:.3f} either way (95%, over {start['size']} problems):")
+    print(f"{up} went from wrong to right and {down} back. {WHY['S1']}")
 
 
 def draw_curves(lines):
