@@ -174,7 +174,7 @@ def complete(policy, items, chats, n, seed, show=None):
             sample = Sample(prompt, [], [], stopped=False)
             if len(prompt) < room:
                 sample = next(drawn)
-            text = decode(policy.tokenizer, sample.tokens)
+            text, sample.stopped = decode(policy.tokenizer, sample)
             completions.append((item, sample, text))
     return completions
 

@@ -67,7 +67,7 @@ def show_question(policy, question, n, seed):
     unaided = greedy_text(policy, correct(question, answer))
     print(f"\nCORRECTED, without a critique\n{printable(unaided)}")
     # Selective revision, as in PAG (arXiv 2506.10406): correct only what is judged wrong.
-    first = criticise(policy.greedy(), [pair], 1, seed)[0]
+    [first] = criticise(policy.greedy(), [pair], 1, seed)
     final = answer
     if first.says_right is False:
         final = greedy_text(policy, correct(question, answer, first.text))
@@ -80,8 +80,7 @@ JUDGED = {True: "right", False: "wrong", None: "no judgement that can be read"}
 
 
 def greedy_text(policy, chat):
-    completions = complete(policy.greedy(), [None], [chat], 1, seed=0)
-    _, _, text = completions[0]
+    [(_, _, text)] = complete(policy.greedy(), [None], [chat], 1, seed=0)
     return text
 
 
@@ -182,6 +181,13 @@ def mean(values):
     return sum(values) / len(values) if values else None
 
 
+def pass_at_n(responses):
+    """The share of the questions to which at least one of the n responses is right: what is far
+    above their accuracy is what RL can lift."""
+    solved = {e.problem for e in responses if e.right}
+    return len(solved) / len({e.problem for e in responses})
+
+
 def judgement_table(critiques):
     """What critiques say against what is so. accuracy: the share of judgements that agree with the
     outcome; p1, p2: the same on right and on wrong responses; precision and recall of "right";
@@ -277,11 +283,11 @@ def check_numbers(args, may_be_zero):
         # Not isinstance: True is an int.
         if type(value) not in (int, float):
             continue
-        flag = name.replace("_", "-")
-        if name in may_be_zero and not 0 <= value < math.inf:
-            raise InputError(f"--{flag} {value}: must be finite and at least 0")
-        if name not in may_be_zero and not 0 < value < math.inf:
-            raise InputError(f"--{flag} {value}: must be finite and above 0")
+        bound = "at least" if name in may_be_zero else "above"
+        fine = 0 < value < math.inf or (value == 0 and name in may_be_zero)
+        if not fine:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} {value}: must be finite and {bound} 0")
 
 
 def parse_args(argv):

@@ -100,6 +100,7 @@ from sample import (
     evaluate,
     judgement_table,
     mean,
+    pass_at_n,
     sample_pairs,
 )
 
@@ -151,7 +152,8 @@ def rewarded_responses(args, policy, step, problems):
         e.reward = outcome_reward(e)
         e.group = group_key(args.group, e.problem.question, "response")
         e.kl = args.kl
-    return responses, {"response/accuracy": mean(e.right for e in responses)}
+    accuracy = mean(e.right for e in responses)
+    return responses, {"response/accuracy": accuracy, "pass@n": pass_at_n(responses)}
 
 
 def outcome_reward(episode):
@@ -265,7 +267,7 @@ def rewarded_attempts(args, policy, step, problems):
         e.reward = outcome_reward(e)
         e.group = (e.role, outcome, *group_key(args.group, e.problem.question))
         e.kl = args.beta1
-    metrics = attempts_table(first, second)
+    metrics = attempts_table(first, second) | {"pass@n": pass_at_n(first)}
     sizes = Counter(e.group for e in second)
     metrics["groups/alone"] = mean(sizes[e.group] == 1 for e in second)
     return first, second, metrics
@@ -278,9 +280,9 @@ def star(args, policy, step, problems, cache, static):
     learned = []
     for a, b in zip(first, second):
         # A right first attempt whose second is wrong is no trace.
-        if b.right and a.right:
-            learned.append(a)
         if b.right:
+            if a.right:
+                learned.append(a)
             learned.append(b)
     for e in learned:
         e.sample.given = True  # from here on a text like any other
@@ -569,9 +571,6 @@ def parse_args(argv=None):
         kind = kind or type(default)
         group.add_argument("--" + name, default=default, help=help, type=kind, choices=choices)
 
-    def switch(name, help):
-        group.add_argument("--" + name, action="store_true", help=help)
-
     group = parser.add_argument_group("what is run, and where")
     add("method", "gc-rl", "what is trained, see the README", choices=list(METHODS))
     add("model", "toy", "toy, a model folder or a hub id")
@@ -586,7 +585,8 @@ def parse_args(argv=None):
     add("device", None, "cpu, cuda, cuda:1, mps (else cuda where there is one)", str)
     add("precision", None, "of the arithmetic (else bf16 on cuda)", str, choices=["fp32", "bf16"])
     add("out", "out", "folder of the run: model, metrics.jsonl, samples.jsonl, resume.pt")
-    switch("resume", "go on with the run in --out: the same command and this flag")
+    resume = "go on with the run in --out: the same command and this flag"
+    group.add_argument("--resume", action="store_true", help=resume)
     add("eval-every", 10, "steps between evaluations with a checkpoint; both also at the end")
     add("eval-size", 256, "held-out problems, and pairs of the exam, in an evaluation")
     group = parser.add_argument_group("a step: sampling and learning")
@@ -630,7 +630,8 @@ def parse_args(argv=None):
         "the samples that a reward is compared with: of a prompt, a question, the batch",
         choices=["prompt", "question", "batch"],
     )
-    switch("no-std", "advantages are not divided by the group's deviation")
+    no_std = "advantages are not divided by the group's deviation"
+    group.add_argument("--no-std", action="store_true", help=no_std)
     group = parser.add_argument_group("SCoRe")
     add("alpha", 10.0, "weight of the shaping alpha (r(y2) - r(y1)) in Stage II (paper: 10)")
     add("beta1", 0.01, "KL weight on both attempts, of multi-turn too (paper: 0.01)")
@@ -667,7 +668,7 @@ def settle(args):
     check_numbers(args, MAY_BE_ZERO)
     if args.n == 1 and args.group != "batch" and args.method not in SUPERVISED:
         raise InputError("--n 1: a single sample has nothing to be compared with; use 2 or more")
-    if args.method == "score" and (args.stage1_steps or 0) > args.steps:
+    if (args.stage1_steps or 0) > args.steps:
         raise InputError(f"--stage1-steps {args.stage1_steps}: --steps is only {args.steps}")
     args.data = args.data or "gsm8k"
     args.pairs = args.pairs or args.questions
@@ -718,7 +719,7 @@ def run(args, policy, optimizer, state, begin, stop):
     )
     for step in range(state["step"], args.steps + 1):  # step 0 is the evaluation before the first
         row = {"step": step}
-        due = step in (0, args.steps) or step % args.eval_every == 0
+        due = step == args.steps or step % args.eval_every == 0
 
         if step > 0:
             # Sample.

@@ -22,8 +22,9 @@ def load_demonstrations(path, held_out=()):
     """[(chat messages, completion)] from a JSONL file with question, response and optionally
     critique and label; and how many were left out, their questions being `held_out`.
 
-    A response labelled wrong is shown to the critic only, never as a demonstration of solving. A
-    critique must end in a judgement that agrees with the label. Raises InputError with the line.
+    A response labelled wrong is shown to the critic only, never as a demonstration of solving; nor
+    is that of a row with "critique_only": true. A critique must end in a judgement that agrees
+    with the label. Raises InputError with the line.
     """
     examples = []
     left_out = 0
@@ -48,6 +49,9 @@ def to_examples(row):
     if label not in LABELS:
         raise ValueError(f"label {label!r}: must be right, wrong, true or false")
     is_right = LABELS[label]
+    critique_only = row.get("critique_only", False)
+    if not isinstance(critique_only, bool):
+        raise ValueError("field 'critique_only' must be true or false")
     examples = []
     if row.get("critique") is not None:
         text = text_field(row, "critique")
@@ -58,8 +62,10 @@ def to_examples(row):
             raise ValueError("the critique's conclusion contradicts the label")
         is_right = says_right
         examples.append((critique(question, response), text))
-    if is_right is not False:
+    if is_right is not False and not critique_only:
         examples.append((solve(question), response))
+    if not examples:
+        raise ValueError("nothing to learn: not a right response, and no critique of it")
     return question, examples
 
 
@@ -115,7 +121,7 @@ def check_steps(steps, broken, rng):
         if value < 0 or value != to_number(result):
             raise ValueError(f"{expression} is not {result}")
         if place == broken:
-            shown += rng.choice([slip for slip in SLIPS if shown + slip > 0] or [1])
+            shown += rng.choice([slip for slip in SLIPS if shown + slip > 0])
         if shown == value and value in changed:
             raise ValueError(f"{value} comes out twice, once broken and once not")
         line = f"{expression.strip()} = {decimal(value)}: "
@@ -135,9 +141,7 @@ def demonstrate(problem, rng):
     """
     work, _, answer = problem.answer.partition("####")
     steps = list(STEP.finditer(work))
-    if not steps:
-        raise ValueError("no annotated step")
-    broken = rng.randrange(len(steps))
+    broken = rng.randrange(len(steps))  # of no steps a ValueError, too
     checks, broken_checks, changed = check_steps(steps, broken, rng)
     final = changed.get(to_number(answer))
     if final is None:
@@ -149,9 +153,10 @@ def demonstrate(problem, rng):
 
     cut = steps[broken].start()  # what stands before it stays true
     behind = PRINTED_NUMBER.sub(renumber, STEP.sub("", work[cut:]))
-    right = to_row(problem, work, answer.strip(), checks, "right")
-    wrong = to_row(problem, work[:cut] + behind, decimal(final), broken_checks, "wrong")
-    return [right, wrong]
+    return [
+        to_row(problem, work, answer.strip(), checks, "right"),
+        to_row(problem, work[:cut] + behind, decimal(final), broken_checks, "wrong"),
+    ]
 
 
 def to_row(problem, work, answer, checks, label):
@@ -159,7 +164,7 @@ def to_row(problem, work, answer, checks, label):
     return {
         "question": problem.question,
         "response": f"{STEP.sub('', work).strip()}\nThe answer is \\boxed{{{answer}}}.",
-        "critique": "\n".join([*checks, f"Conclusion: {label}"]),
+        "critique": "\n".join(checks + [f"Conclusion: {label}"]),
         "label": label,
     }
 

@@ -241,7 +241,17 @@ def encode_chat(tokenizer, messages):
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
-def decode(tokenizer, tokens):
-    """The text of a completion, without special tokens and surrounding white space."""
-    text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text.strip()
+def decode(tokenizer, sample):
+    """(text, whether it has ended) of a Sample: without special tokens, surrounding white space and
+    what stands before `</think>`. Prompts ask for no thinking; some models think all the same.
+    Thinking that is never closed has no answer behind it: it has not ended."""
+    text = tokenizer.decode(
+        sample.tokens,
+        skip_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
+    _, closed, text = text.rpartition("</think>")
+    # Some templates open the thinking at the end of the prompt.
+    opened = tokenizer.decode(sample.prompt[-8:]).rstrip().endswith("<think>")
+    thinking = "<think>" in text or (opened and not closed)
+    return text.strip(), sample.stopped and not thinking

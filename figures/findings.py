@@ -453,7 +453,9 @@ def show_start(lines):
     half = 1.96 * math.sqrt(variance / start["size"])
     up = round(start["i_to_c"] * start["size"])
     down = round(start["c_to_i"] * start["size"])
-    print(f"Delta is {delta:+.3f}, with {half:.3f} either way (95%, over {start['size']} problems):")
+    print(
+        f"Delta is {delta:+.3f}, with {half:.3f} either way (95%, over {start['size']} problems):"
+    )
     print(f"{up} went from wrong to right and {down} back. {WHY['S1']}")
 
 

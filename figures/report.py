@@ -48,6 +48,12 @@ def show_step(row):
     if row["step"] > 0:
         values = [first_of(row, names) for names, _ in COLUMNS.values()]
         tqdm.write(f"{row['step']:<16}" + cells(values))
+    if row["step"] == 1 and "pass@n" in row:
+        accuracy = first_of(row, COLUMNS["answers"][0])
+        tqdm.write(
+            f"the starting policy, as sampled: {accuracy:.3f} of its answers are right; "
+            f"of {row['pass@n']:.3f} of the questions at least one (pass@n)"
+        )
     if evaluated:
         values = [row.get(name) for _, name in COLUMNS.values()]
         tqdm.write(f"{row['step']:<6}held out  " + cells(values))

@@ -178,7 +178,7 @@ class Compared(TrainerCallback):
         # Of gc-rl: rows without a pair have kept their question.
         for place in set(range(len(chats))) - set(rows):
             prompt = encode_chat(self.policy.tokenizer, solve(items[place].question))
-            text = rollout.decode(self.policy.tokenizer, samples[place].tokens)
+            text, _ = rollout.decode(self.policy.tokenizer, samples[place])
             e = rollout.answered(items[place], samples[place], text, "response")
             e.reward = train.outcome_reward(e)
             e.group = (e.problem.question, "in place of critiques")

@@ -112,7 +112,8 @@ def complete(trainer, chats):
         # transformers returns no log-probs; TRL then scores the tokens again.
         known = logprobs[place] if logprobs else []
         sample = Sample(prompt, tokens, known, stopped)
-        drawn.append((sample, decode(tokenizer, tokens)))
+        text, sample.stopped = decode(tokenizer, sample)
+        drawn.append((sample, text))
     return drawn
 
 

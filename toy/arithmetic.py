@@ -1,0 +1,86 @@
+"""Whole-number arithmetic for a real model: questions such as `What is 15 * 2?`.
+
+    python -m toy.arithmetic FOLDER
+
+A small pretrained model knows more of it than it says, so that reinforcement learning has something
+to lift within minutes on a laptop. FOLDER gets train.jsonl (500 questions), held_out.jsonl (200)
+and critiques.jsonl (128): demonstrations for `train.py --cold-start` that show how a critique is
+written, and no solution. No question is in two of the files.
+"""
+
+import itertools
+import random
+import sys
+from pathlib import Path
+
+from details.data import InputError, run_command, write_jsonl
+
+TRAIN = 500
+HELD_OUT = 200
+CRITICISED = 64  # questions, each with a right and a wrong solution
+KIND = 306  # sums, and differences; the products are fewer, and all of them are used
+SLIPS = (-10, -2, -1, 1, 2, 10)  # by how much a wrong result is off
+
+
+def questions(rng):
+    """[(`15 * 2`, 30), ...], all different, in random order."""
+    sums = []
+    differences = []
+    for a, b in itertools.product(range(2, 31), repeat=2):
+        sums.append((f"{a} + {b}", a + b))
+        if a >= b:
+            differences.append((f"{a} - {b}", a - b))
+    products = []
+    for a, b in itertools.product(range(2, 21), range(2, 10)):
+        products.append((f"{a} * {b}", a * b))
+    chosen = rng.sample(sums, KIND) + rng.sample(differences, KIND) + products
+    return rng.sample(chosen, len(chosen))
+
+
+def to_row(task, result):
+    return {"question": f"What is {task}?", "answer": str(result)}
+
+
+def criticised(task, result, shown):
+    """A demonstration of a critique: does `shown` follow from the task? Its solution is not to be
+    learned, even where it is right."""
+    verdict = "ok"
+    label = "right"
+    if shown != result:
+        verdict = f"no, the solution has {shown}"
+        label = "wrong"
+    return {
+        "question": f"What is {task}?",
+        "response": f"{task} = {shown}\n\\boxed{{{shown}}}",
+        "critique": f"{task} = {result}: {verdict}\nConclusion: {label}",
+        "label": label,
+        "critique_only": True,
+    }
+
+
+def make(folder):
+    rng = random.Random(0)
+    tasks = iter(questions(rng))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count in (("train", TRAIN), ("held_out", HELD_OUT)):
+        rows = [to_row(*task) for task in itertools.islice(tasks, count)]
+        write_jsonl(folder / f"{name}.jsonl", rows)
+    rows = []
+    for task, result in itertools.islice(tasks, CRITICISED):
+        # No result below 0: it would be wrong at a glance.
+        slips = [slip for slip in SLIPS if result + slip >= 0]
+        rows.append(criticised(task, result, result))
+        rows.append(criticised(task, result, result + rng.choice(slips)))
+    write_jsonl(folder / "critiques.jsonl", rows)
+    print(f"{folder}: {TRAIN} questions to train on, {HELD_OUT} held out, {len(rows)} critiques")
+
+
+def main(argv):
+    if len(argv) != 1 or argv[0].startswith("-"):
+        raise InputError("name one folder: python -m toy.arithmetic FOLDER")
+    make(argv[0])
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])
