@@ -21,6 +21,7 @@ from critique import correct, critique, judgement, solve
 from details.answers import is_correct
 from details.data import InputError, Pair, Problem, one_line
 from details.fast import (
+    LOGITS,
     SharedLayer,
     left_pad,
     micro_batches,
@@ -31,8 +32,6 @@ from details.fast import (
 )
 from details.policy import autocast, context_length, decode, encode_chat, load_folder, setup_of
 from details.runs import BAR_OFF, Meter
-
-LOGITS = 1 << 24  # logits that `logprobs` holds at once
 
 
 @dataclass

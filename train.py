@@ -53,6 +53,7 @@ from details.runs import (
     BAR_OFF,
     FORMAT,
     Meter,
+    check_memory,
     load_data,
     lock_folder,
     log_row,
@@ -779,6 +780,7 @@ def begin_run(args):
     state) that the run starts from, or goes on with, and the lock on its folder."""
     out = Path(args.out)
     saved, lock = open_run(args)
+    check_memory(args)
     if not saved:
         problems, held_out, exam, examples = load_data(args)
     source = out / "start" if saved else args.model
@@ -793,7 +795,6 @@ def begin_run(args):
     # What does not fit the model's context is refused before the first file is written.
     samples = [demonstration(tokenizer, *example) for example in examples]
     check_lengths(policy, problems + held_out, samples)
-    (out / "start").mkdir(parents=True, exist_ok=True)
     lock = lock_folder(out)
     if samples:
         cold_start(args, model, samples)

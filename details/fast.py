@@ -19,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 from details.policy import setup_of
 
 CPU_BYTES = 1 << 27  # what a batch may take on a CPU, at least
+LOGITS = 1 << 24  # that are held at once where log-probs are computed
 LARGE = 1 << 16  # numbers in a weight; a larger one is packed
 
 
@@ -219,6 +220,17 @@ def rows_that_fit(model, length, n):
     return max(1, memory(model) // row)
 
 
+def most_tokens(model):
+    """How many tokens one forward pass with gradients may have. For each of them a backward pass
+    needs about what goes into and comes out of each matrix."""
+    vocabulary = model.get_input_embeddings().num_embeddings
+    numbers = 0
+    for p in model.parameters():
+        if p.dim() == 2 and len(p) != vocabulary:
+            numbers += sum(p.shape)
+    return memory(model) / (numbers * setup_of(model).arithmetic.itemsize)
+
+
 def micro_batches(model, samples, parts=1):
     """Cut `samples` for forward passes with gradients: lists of indices; with `parts`, of that
     share of the size.
@@ -226,14 +238,7 @@ def micro_batches(model, samples, parts=1):
     Either the completions of a prompt stay together, which is then computed once for all of them,
     or like lengths do, which saves padding: whichever costs fewer tokens.
     """
-    # A backward pass needs about what goes into and comes out of each matrix, for every token.
-    vocabulary = model.get_input_embeddings().num_embeddings
-    numbers = 0
-    for p in model.parameters():
-        if p.dim() == 2 and len(p) != vocabulary:
-            numbers += sum(p.shape)
-    most = memory(model) / parts / (numbers * setup_of(model).arithmetic.itemsize)
-
+    most = most_tokens(model) / parts
     prompts = [tuple(sample.prompt) for sample in samples]
     distinct = sorted(set(prompts), key=lambda prompt: (len(prompt), prompt))
     rank = {prompt: place for place, prompt in enumerate(distinct)}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from details.data import InputError, one_line
 
@@ -30,7 +30,7 @@ def load_folder(name, device, precision):
         raise InputError(f"model {str(name)!r}: an adapter; merge it into its base model first")
     part = "model"
     try:
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = device_of(device)
         torch.empty(0, device=device)
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
@@ -62,6 +62,18 @@ def load_folder(name, device, precision):
     precision = precision or ("bf16" if device.type == "cuda" else "fp32")
     setup_of(model).arithmetic = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     return model, tokenizer
+
+
+def device_of(name):
+    """The device of that name; without a name CUDA where there is one, else the CPU."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def without_weights(name):
+    """The model as a shape: its parameters have sizes and take no memory."""
+    config = AutoConfig.from_pretrained(TOY if str(name) == "toy" else name)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def refuse_unusable(name, model, report, tokenizer):

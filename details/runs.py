@@ -31,6 +31,8 @@ from details.data import (
     write_jsonl,
 )
 from details.demonstrations import load_demonstrations
+from details.fast import CPU_BYTES, LOGITS, memory, most_tokens
+from details.policy import device_of, without_weights
 
 if os.name == "nt":
     import msvcrt
@@ -118,11 +120,7 @@ def open_run(args):
     out = Path(args.out)
     path = out / "resume.pt"
     if not path.exists():
-        found = set()
-        if out.is_dir():
-            found = set(os.listdir(out))
-        elif out.exists():
-            found = {out.name}
+        found = set(os.listdir(out)) if out.exists() else set()
         if found - BEFORE_CHECKPOINT:
             raise InputError(f"--out {out}: holds files but no resume.pt; name another folder")
         return None, None
@@ -144,9 +142,56 @@ def open_run(args):
     return state, lock
 
 
+# What a program takes that has torch and transformers in it and has loaded a small model.
+PROGRAM = 450 << 20
+
+
+def memory_needed(model, kl):
+    """{what for: bytes} of a run at its peak, on a CPU. model: any, also one without weights.
+
+    Batches are twice what `fast.memory` allows them, since it counts what matrices read and write,
+    and not what lies between them. Sampling needs no more than learning: in place of the gradients
+    it has packed weights.
+    """
+    count = model.num_parameters()
+    logits = most_tokens(model) * model.config.get_text_config().vocab_size
+    return {
+        "weights, gradients, optimizer": 16 * count,
+        "reference": 4 * count * kl,
+        "batches": 2 * memory(model),
+        "logits": 16 * min(LOGITS, logits),
+        "program": PROGRAM,
+    }
+
+
+def check_memory(args):
+    """Say what the run needs at its peak, and refuse what cannot fit, before anything is loaded."""
+    try:
+        model = without_weights(args.model)
+        kls = {"score": args.beta1 + args.beta2, "multi-turn": args.beta1}
+        needed = memory_needed(model, kls.get(args.method, args.kl) > 0)
+        device = device_of(args.device)
+        if device.type == "cuda":
+            there = torch.cuda.mem_get_info(device)[1]
+            needed["batches"] = CPU_BYTES  # at least: there they are cut until they fit
+        else:
+            there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except Exception:  # of a folder or a device that loading will name, or on Windows
+        return
+    total = sum(needed.values())
+    parts = [f"{what} {size / 1e9:.1f}" for what, size in needed.items()]
+    line = f"{total / 1e9:.1f} GB ({', '.join(parts)}) of {there / 1e9:.1f}"
+    if total > there:
+        advice = "a smaller --model, no KL, or scale/ for several GPUs"
+        raise InputError(f"--model {args.model}: does not fit the memory, {line}: {advice}")
+    print(f"memory: {line}")
+
+
 def lock_folder(out):
-    """An open file that no other process can lock until it is closed, as it is when the process
-    ends, however it ends. Raises InputError where another one holds it."""
+    """The run's folder is made. Returns an open file in it that no other process can lock until it
+    is closed, as it is when the process ends, however it ends. Raises InputError where another one
+    holds it."""
+    (out / "start").mkdir(parents=True, exist_ok=True)
     file = (out / "lock").open("w")
     try:
         if os.name == "nt":
