@@ -1,9 +1,9 @@
 r"""The prompts - solve, criticise, correct - and the judgement in a critique.
 
-A prompt is a list of chat messages; `rollout.encode_chat` turns it into tokens. The first-order
-rollout samples from `solve`, the second-order rollout from `critique`. `correct` asks for a refined
-response, with a critique (the denoised reward, eq. 4 of arXiv 2602.22765) or without any hint (the
-second attempt of SCoRe, arXiv 2409.12917).
+A prompt is a list of chat messages; `encode_chat`, in details/policy.py, turns it into tokens. The
+first-order rollout samples from `solve`, the second-order rollout from `critique`. `correct` asks
+for a refined response, with a critique (the denoised reward, eq. 4 of arXiv 2602.22765) or without
+any hint (the second attempt of SCoRe, arXiv 2409.12917).
 
     python critique.py FILE.jsonl     print demonstrations for `train.py --cold-start`, made from
                                       worked solutions in GSM8K's form (default: its training file)

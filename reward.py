@@ -52,7 +52,8 @@ def reweighted_reward(says_right, is_right, accuracy):
 def denoising_reward(says_right, outcomes):
     """Eq. 4, added to eq. 2 or 3: with k of m refined responses right, 0.1 k/m if the critique says
     right, 0.7 k/m if it says wrong. A critique that says wrong must help to correct the response;
-    one that says right leaves nothing to correct, so it earns little.
+    one that says right leaves nothing to correct, so it earns little. As published: to call a
+    right response wrong earns up to 0.7 as well.
 
     outcomes: of the m responses that were sampled with the critique in view.
     """

@@ -182,8 +182,8 @@ def mean(values):
 
 
 def pass_at_n(responses):
-    """The share of the questions to which at least one of the n responses is right: what is far
-    above their accuracy is what RL can lift."""
+    """The share of the questions to which at least one of the n responses is right: if it
+    is far above their accuracy, RL has something to lift."""
     solved = {e.problem for e in responses if e.right}
     return len(solved) / len({e.problem for e in responses})
 

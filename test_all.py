@@ -1682,11 +1682,11 @@ def test_a_run_says_what_memory_it_needs(tmp_path):
     flags = f"--model {tmp_path} --data {TOY}/train.jsonl --out {tmp_path}/out --method g-rl"
     flags += f" {ON_TOY} --steps 2 --questions 8 --n 4 --kl 0.01 --eval-size 2 --max-new-tokens 48"
     with patch(os, "sysconf", return_value=1 << 14):
-        fails("does not fit|smaller", train.main, flags.split(), kind=SystemExit)
+        fails("would need|smaller", train.main, flags.split(), kind=SystemExit)
     if sys.platform == "linux":
         command = [sys.executable, "-c", PEAK, *flags.split()]
         printed = subprocess.run(command, cwd=TOY.parent, stdout=subprocess.PIPE, text=True).stdout
-        needed = float(re.search(r"memory: ([\d.]+) GB", printed)[1]) * 1e9
+        needed = float(re.search(r"needs up to ([\d.]+)", printed)[1]) * 1e9
         peak = int(printed.split()[-1]) * 1024
         assert 0.75 < needed / peak < 1.25, (needed, peak)
 
@@ -2567,7 +2567,7 @@ def test_folders_in_use_are_left_alone(tmp_path):
         (tmp_path / "other" / name).mkdir(parents=True)
     for text in ("1", "1 --resume"):
         fails("other|name another folder", go, tmp_path / "other", text)
-        fails("file|name another folder", go, tmp_path / "file", text)
+        fails("file|Not a directory", go, tmp_path / "file", text)
     assert len(list(tmp_path.glob("other/*"))) == 3
 
 
@@ -2967,14 +2967,15 @@ def test_pictures_write_over_pictures_only(tmp_path):
 
 def test_interval_and_verdict_by_hand():
     """1 to 5: t is 2.776 for 4 degrees of freedom, the deviation 1.581; 2.776 x 1.581 / sqrt(5)."""
-    for freedom, t in ((4, 2.776), (7, 2.365)):
+    for freedom, t in ((1, 12.706), (4, 2.776), (7, 2.365)):
         close(findings.t_quantile(freedom), t, 1e-3)
     close(findings.interval([1, 2, 3, 4, 5]), [3, 1.963], 1e-3)
     for values, words in (
         ([1, 2, 3, 4, 5], "holds here"),
         ([-1, -2, -3, -4, -5], "does not hold here"),
-        ([-1, 0, 0.5, 1, 2], "cannot be told; 22 seeds could"),
-        ([-1, 0, 0.1, 1], "cannot be told; not with 100 seeds either"),
+        ([-1, 0, 0.5, 1, 2], "cannot be told; about 22 seeds would tell"),
+        ([-1, 0, 0.1, 1], "cannot be told; 100 seeds would not tell"),
+        ([0, 0], "no difference at any seed"),
     ):
         assert findings.verdict(values) == words
 
@@ -2983,7 +2984,7 @@ def a_line(run, seed, answers, machine="a"):
     """A line of findings.jsonl, as of a run that ends in so many right answers."""
     evaluations = []
     for step in range(0, 61, 5):
-        numbers = dict.fromkeys(findings.NAMES, answers if step else 0.5)
+        numbers = dict.fromkeys([*findings.WORDS, "i_to_c", "size"], answers if step else 0.5)
         evaluations.append({"step": step, "samples": 9, "seconds": 1.0, **numbers})
     command = findings.command_of(run, seed)
     return {
@@ -2996,8 +2997,8 @@ def a_line(run, seed, answers, machine="a"):
 
 
 def test_findings(tmp_path):
-    """From the lines alone: runs of one seed and one machine are compared, what lacks for that is
-    run, and both pictures are drawn."""
+    """From the lines alone: runs of one seed and one machine are compared, what is missing for that
+    is run, and both pictures are drawn."""
     made_up = [a_line("g-rl", 0, 0.7), a_line("c-rl", 0, 0.6), a_line("g-rl", 1, 0.9)]
     made_up += [a_line("c-rl", 1, 0.65), a_line("c-rl", 2, 0.6, "b"), a_line("g-rl", 2, 0.7)]
     write(tmp_path / "lines", made_up)
@@ -3011,6 +3012,7 @@ def test_findings(tmp_path):
     assert ("c-rl", 2) in missing
     assert not {("g-rl", 0), ("c-rl", 1), ("g-rl", 2)} & set(missing)
     assert "| answers: g-rl at 30 > c-rl at 30 | +0.175 |" in printed
+    assert "Delta is +0.500 (95% over problems: 2.400 either way)" in printed
     ElementTree.parse(tmp_path / "findings.svg")
 
 
@@ -3745,8 +3747,6 @@ def test_an_answer_stands_behind_the_thinking():
         prompt = tokenizer("hm" + opening).input_ids
         sample = Sample(prompt, tokenizer(text).input_ids, [], stopped=True)
         assert policy.decode(tokenizer, sample) == (read, ended)
-    cut = policy.decode(tokenizer, Sample([5], sample.tokens, [], stopped=False))
-    assert cut == ("1+1", False)
 
 
 def test_models_without_a_key_value_cache_are_refused(tmp_path):
@@ -3869,6 +3869,7 @@ def test_attempts_are_shown_with_their_first():
 CANNOT_LEARN = [
     ({"truncated": 1.0}, "all completions were cut; raise --max-new-tokens"),
     ({"critique/pairs": 0}, "the critic has no pairs"),
+    ({"traces": 0}, "no second attempt is right"),
     ({"groups/no_spread": 1.0, "response/accuracy": 1.0}, "all completions are right"),
     ({"groups/no_spread": 1.0, "t1": 0.0}, "all completions are wrong"),
     ({"groups/no_spread": 1.0, "response/accuracy": 0.5}, "inside each group"),

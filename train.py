@@ -256,17 +256,17 @@ def multi_turn(args, policy, step, problems, cache, static):
 def rewarded_attempts(args, policy, step, problems):
     """n first attempts at each question and a second attempt after each. Eq. 1 for both.
 
-    A first attempt is compared with the others at its question; a second attempt with those of them
-    that follow a first attempt of the same outcome, or where there is none, of the whole batch. A
-    baseline may depend on all that is known when a sample is drawn. If it did not depend on r(y1),
-    Stage II's -alpha r(y1) would be noise, and for most alpha larger than what is to be learned.
+    A first attempt is compared with the others at its question; a second attempt with those at its
+    question whose first attempt had the same outcome, or if there are none, with those in the
+    batch. So r(y1) is the same for all that are compared, and Stage II's -alpha r(y1) drops out; a
+    baseline may depend on all that is known when a sample is drawn. Else it would be noise.
     """
     seed = seed_of(args.seed, step, "attempts")
     first, second = two_attempts(policy, problems, args.n, seed)
     for e in first + second:
         outcome = e.first and e.first.right  # of the attempt before; None: there is none
         e.reward = outcome_reward(e)
-        e.group = (e.role, outcome, *group_key(args.group, e.problem.question))
+        e.group = (e.role, outcome, group_key(args.group, e.problem.question))
         e.kl = args.beta1
     metrics = attempts_table(first, second) | {"pass@n": pass_at_n(first)}
     sizes = Counter(e.group for e in second)
@@ -325,9 +325,10 @@ def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=N
     """GRPO's loss: -min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) + kl k3 for each token.
 
     ratio = exp(logprobs - old_logprobs); k3 = exp(ref - logprobs) - (ref - logprobs) - 1 is never
-    negative. In value it estimates KL(policy || reference) without bias; its gradient, in
-    expectation, is that of KL(reference || policy). All tensors are [batch, length] or
-    broadcast to it; kl may hold a weight for each row; masked places may hold anything.
+    negative. Over samples of the policy as it is, its value estimates KL(policy || reference)
+    without bias; its gradient, in expectation, is that of KL(reference || policy). All tensors are
+    [batch, length] or broadcast to it; kl may hold a weight for each row; masked places may hold
+    anything.
 
     Returns the mean over all unmasked tokens, which tokens were clipped, and k3, both [batch,
     length] and zero where masked.
@@ -628,7 +629,8 @@ def parse_args(argv=None):
     add(
         "group",
         "prompt",
-        "the samples that a reward is compared with: of a prompt, a question, the batch",
+        "the samples that a reward is compared with: of a prompt, a question (responses "
+        "and critiques), the batch",
         choices=["prompt", "question", "batch"],
     )
     no_std = "advantages are not divided by the group's deviation"
@@ -767,6 +769,7 @@ def run(args, policy, optimizer, state, begin, stop):
             save_state(out, state, model, optimizer)
             draw_curves(out / "curves.svg", state["metrics"])
         if stop and step < args.steps:
+            save_policy(model, policy.tokenizer, out)
             print(f"stopped after step {step}; go on with the same command and --resume")
             sys.exit(128 + stop[0])
     bar.close()
@@ -855,9 +858,10 @@ def learn(args, policy, optimizer, load_reference, episodes, step, meter):
     drawn = [e for e in episodes if not e.sample.given]
     rewards = [e.reward for e in drawn]
     groups = [e.group for e in drawn]
-    values = advantages(rewards, groups, std=not args.no_std)
     if args.method in TWO_ATTEMPTS:
         values = leave_one_out(rewards, groups)
+    else:
+        values = advantages(rewards, groups, std=not args.no_std)
     for e, value in zip(drawn, values.tolist()):
         e.advantage = value
     updates = args.updates

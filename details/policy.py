@@ -71,9 +71,12 @@ def device_of(name):
 
 def without_weights(name):
     """The model as a shape: its parameters have sizes and take no memory."""
-    config = AutoConfig.from_pretrained(TOY if str(name) == "toy" else name)
+    path = TOY if str(name) == "toy" else name
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=False
+        )
 
 
 def refuse_unusable(name, model, report, tokenizer):

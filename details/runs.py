@@ -142,11 +142,7 @@ def open_run(args):
     return state, lock
 
 
-# What a program takes that has torch and transformers in it and has loaded a small model.
-PROGRAM = 450 << 20
-
-
-def memory_needed(model, kl):
+def memory_needed(model, with_reference):
     """{what for: bytes} of a run at its peak, on a CPU. model: any, also one without weights.
 
     Batches are twice what `fast.memory` allows them, since it counts what matrices read and write,
@@ -157,18 +153,18 @@ def memory_needed(model, kl):
     logits = most_tokens(model) * model.config.get_text_config().vocab_size
     return {
         "weights, gradients, optimizer": 16 * count,
-        "reference": 4 * count * kl,
+        "reference": 4 * count if with_reference else 0,
         "batches": 2 * memory(model),
         "logits": 16 * min(LOGITS, logits),
-        "program": PROGRAM,
+        "program": 450 << 20,  # with torch and transformers, and a small model loaded
     }
 
 
 def check_memory(args):
-    """Say what the run needs at its peak, and refuse what cannot fit, before anything is loaded."""
+    """Say what the run needs at its peak, and refuse what cannot fit, before a model is loaded."""
     try:
         model = without_weights(args.model)
-        kls = {"score": args.beta1 + args.beta2, "multi-turn": args.beta1}
+        kls = {"score": args.beta1 + args.beta2, "multi-turn": args.beta1, "star": 0, "pair-sft": 0}
         needed = memory_needed(model, kls.get(args.method, args.kl) > 0)
         device = device_of(args.device)
         if device.type == "cuda":
@@ -180,11 +176,11 @@ def check_memory(args):
         return
     total = sum(needed.values())
     parts = [f"{what} {size / 1e9:.1f}" for what, size in needed.items()]
-    line = f"{total / 1e9:.1f} GB ({', '.join(parts)}) of {there / 1e9:.1f}"
+    line = f"up to {total / 1e9:.1f} of {there / 1e9:.1f} GB of memory: {'; '.join(parts)}"
     if total > there:
-        advice = "a smaller --model, no KL, or scale/ for several GPUs"
-        raise InputError(f"--model {args.model}: does not fit the memory, {line}: {advice}")
-    print(f"memory: {line}")
+        advice = "take a smaller one, no KL, or scale/ for several GPUs"
+        raise InputError(f"--model {args.model} would need {line}; {advice}")
+    print(f"needs {line}")
 
 
 def lock_folder(out):

@@ -84,7 +84,7 @@ FINDINGS = {
     "F1": "Training critiques alone lifts answers, far less than training answers does",
     "F2": "Training both gives better answers than training answers alone",
     "F3": "Training both gives a better critic than training critiques alone",
-    "F4": "Pairs: the filter is better than weighting by eq. 3, and that than neither",
+    "F4": "Pairs: the filter is better than weighting by eq. 3, which is better than neither",
     "F5": "Denoising, eq. 4, helps answers and critiques",
     "F6": "Dynamic pairs are better for gc-rl, static ones for c-rl",
     "F7": "Eq. 5 raises precision and lowers recall, eq. 6 does the reverse",
@@ -108,7 +108,7 @@ WHY = {  # {finding: why, as far as the runs tell; written after them}
     "toy's teacher nearly always repeats himself, so greedy second attempts do.",
     "S3": "There is no rise before the collapse on this toy: first attempts get better in every "
     "step, so that a second look, wrong about half of the hard facts, never pays.",
-    "S4": "Stage I makes a second look worth while before first attempts are any good; Stage "
+    "S4": "Stage I makes a second look worthwhile before first attempts are any good; Stage "
     "II then lifts those, and less is left to mend.",
     "S5": "Corrected answers are right more often than first ones, which outweighs half of "
     "the votes, but not at every seed.",
@@ -123,6 +123,15 @@ NAMES = {
     "kept": "kept",
     "c_to_i": "right to wrong",
     "revised": "revised",
+}
+WORDS = NAMES | {  # of claims
+    "t1": "first attempts",
+    "critique_p1": "right responses judged right",
+    "critique_p2": "wrong responses judged wrong",
+    "critique_precision": "precision",
+    "critique_recall": "recall",
+    "vote": "votes of answers",
+    "vote, corrected": "votes of corrected answers",
 }
 CURVES = [
     ("generation", ("g-rl", "c-rl", "gc-rl")),
@@ -145,6 +154,7 @@ class Claim(NamedTuple):
     other_step: int
     seeds: int
     other_metric: str = ""  # where it is another
+    added: bool = False  # after results had been seen
 
 
 CLAIMS = [
@@ -163,8 +173,8 @@ CLAIMS = [
     Claim("S4", "t2", "score", 30, "g-rl", 30, 8, "generation"),
     Claim("S5", "vote, corrected", "score", 30, "score", 30, 8, "vote"),
     Claim("F2", "generation", "gc-rl, mini-batches", 30, "g-rl", 30, 8),
-    Claim("F2", "generation", "gc-rl", 30, "g-rl", 60, 8),  # nearly as many samples
-    Claim("F2", "generation", "gc-rl", 30, "g-rl", 50, 8),  # nearly as many seconds
+    Claim("F2", "generation", "gc-rl", 30, "g-rl", 60, 8),  # about as many samples and seconds
+    Claim("F2", "generation", "gc-rl", 30, "g-rl", 50, 8),
     Claim("F4", "generation", "gc-rl", 30, "gc-rl, any pairs", 30, 8),
     Claim("F4", "critique", "gc-rl", 30, "gc-rl, any pairs", 30, 8),
     Claim("F8", "critique_p2", "gc-rl, any pairs", 10, "gc-rl", 10, 8),
@@ -210,6 +220,19 @@ for group in GROUPS:
         Claim("groups", "generation", "gc-rl", 30, plain, 30, 5),
         Claim("groups", "critique", "gc-rl", 30, plain, 30, 5),
     ]
+
+CLAIMS += [
+    Claim("F3", "critique", "gc-rl", 30, "g-rl", 60, 8, added=True),
+    Claim("S2", "delta", "star", 30, "star", 0, 5, added=True),
+    Claim("S2", "delta", "pair-sft", 30, "pair-sft", 0, 5, added=True),
+    Claim("S3", "delta", "multi-turn", 30, "multi-turn", 0, 8, added=True),
+    Claim("S3", "kept", "multi-turn", 0, "multi-turn", 30, 8, added=True),
+    Claim("S4", "t1", "score", 30, "score", 0, 8, added=True),
+    Claim("S4", "t1", "score", 30, "multi-turn", 30, 8, added=True),
+    Claim("S4", "t1", "score", 30, "score, no Stage I", 30, 8, added=True),
+    Claim("S4", "t1", "score", 30, "score, alpha 0", 30, 8, added=True),
+    Claim("S4", "t2", "score", 30, "g-rl", 60, 8, "generation", added=True),
+]
 
 # ---------------------------------------------------------------------------------------- the runs
 
@@ -351,17 +374,20 @@ def differences(lines, claim):
             run, other = pair
             first = number(run, claim.step, claim.metric)
             second = number(other, claim.other_step, claim.other_metric or claim.metric)
-            found.append(first - second)
+            # Where nothing is called right there is no precision.
+            if first is not None and second is not None:
+                found.append(first - second)
     return found
 
 
 @functools.cache
 def t_quantile(freedom):
-    """Where 95% of Student's distribution lie between -t and t, by a sum over its density."""
-    x = np.linspace(0, 100, 1_000_001)
-    density = (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
-    total = np.cumsum(density)
-    return float(x[np.searchsorted(total, 0.95 * total[-1])])
+    """Where 95% of Student's distribution lie between -t and t: a sum over its density, with t =
+    sqrt(freedom) tan(angle)."""
+    angle = np.linspace(0, math.pi / 2, 1_000_000)
+    total = np.cumsum(np.cos(angle) ** (freedom - 1))
+    quantile = angle[np.searchsorted(total, 0.95 * total[-1])]
+    return math.sqrt(freedom) * math.tan(quantile)
 
 
 def interval(values):
@@ -373,6 +399,8 @@ def interval(values):
 
 def verdict(values):
     """What the values, differences over seeds, say about a claim."""
+    if not any(values):
+        return "no difference at any seed"
     middle, half = interval(values)
     if middle - half > 0:
         return "holds here"
@@ -381,26 +409,48 @@ def verdict(values):
     deviation = np.std(values, ddof=1)
     for count in range(len(values) + 1, 101):
         if t_quantile(count - 1) * deviation / math.sqrt(count) < abs(middle):
-            return f"cannot be told; {count} seeds could"
-    return "cannot be told; not with 100 seeds either"
+            return f"cannot be told; about {count} seeds would tell"
+    return "cannot be told; 100 seeds would not tell"
 
 
 def words_of(claim):
     """A claim in words: `answers: c-rl at 30 > c-rl at 0`."""
     other = f"{claim.other} at {claim.other_step}"
     if claim.other_metric:
-        other = f"{NAMES.get(claim.other_metric, claim.other_metric)} of {other}"
-    name = NAMES.get(claim.metric, claim.metric)
-    return f"{name}: {claim.run} at {claim.step} > {other}"
+        other = f"{WORDS[claim.other_metric]} of {other}"
+    note = " (added later)" if claim.added else ""
+    return f"{WORDS[claim.metric]}: {claim.run} at {claim.step} > {other}{note}"
+
+
+def runs_of(lines, name):
+    """The lines of a run, one for each seed, whichever machine it is from."""
+    seeds = {line["seed"]: line for line in lines.values() if line["run"] == name}
+    return list(seeds.values())
+
+
+HEAD = """# Do the claims hold on the toy?
+
+Made by `python -m figures.findings > figures/findings.md`. First what each kind of run ends with,
+on 512 held-out problems, as mean (least to greatest) over seeds; samples and seconds, those of the
+evaluations left out, are medians. The seconds are those of runs side by side on a shared machine.
+Where pairs are static, 1,280 responses were sampled before the first step, which are not counted.
+"""
+LEGEND = """
+A claim *holds here* if the 95% interval of the mean difference over seeds lies above 0, and *does
+not hold here* if it lies below. Of {} intervals {} would be expected not to contain 0 if nothing
+made any difference. Where a claim *cannot be told*, so many seeds would tell if mean and deviation
+stayed what they are. What was *added later* was added after results had been seen. The picture
+(findings.svg) has all intervals side by side.
+"""
 
 
 def show_runs(lines):
     """Print what every kind of run ends with, means over seeds with least and greatest."""
-    print("# Do the claims hold on the toy?\n\nMade by `python -m figures.findings`.\n")
+    print(HEAD)
     print("| run, at step | seeds | " + " | ".join(NAMES.values()) + " | samples | seconds |")
     print("| --- " * (len(NAMES) + 4) + "|")
     for name, step in [("g-rl", 0), *((name, 30) for name in RUNS), ("g-rl", 60)]:
-        runs = [line for line in lines.values() if line["run"] == name]
+        runs = runs_of(lines, name)
         if not runs:
             continue
         cells = [f"{name}, {step}", str(len(runs))]
@@ -415,17 +465,18 @@ def show_runs(lines):
 
 def show_claims(lines):
     """Print the claims of which there are runs, with their verdicts, and draw them."""
+    print(LEGEND.format(len(CLAIMS), round(0.05 * len(CLAIMS))))
     rows = []
     for finding, title in FINDINGS.items():
+        print(f"\n## {finding}. {title}\n")
+        if finding == "S1":
+            show_start(lines)
+            continue
         measured = []
         for claim in CLAIMS:
             values = differences(lines, claim)
             if claim.finding == finding and len(values) > 1:
                 measured.append((claim, values))
-        print(f"\n## {finding}. {title}\n")
-        if finding == "S1":
-            show_start(lines)
-            continue
         if not measured:
             print("Not run yet.")
             continue
@@ -438,7 +489,8 @@ def show_claims(lines):
             high = middle + half
             words = words_of(claim)
             between = f"{low:+.3f} to {high:+.3f}"
-            print(f"| {words} | {middle:+.3f} | {between} | {len(values)} | {verdict(values)} |")
+            seeds = f"{len(values)} of {claim.seeds}"
+            print(f"| {words} | {middle:+.3f} | {between} | {seeds} | {verdict(values)} |")
             rows.append((words, middle, low, high))
         print(f"\n{WHY.get(finding, '')}")
     forest(FOLDER / "findings.svg", rows, "By how much the claims hold: means and 95% intervals")
@@ -453,10 +505,8 @@ def show_start(lines):
     half = 1.96 * math.sqrt(variance / start["size"])
     up = round(start["i_to_c"] * start["size"])
     down = round(start["c_to_i"] * start["size"])
-    print(
-        f"Delta is {delta:+.3f}, with {half:.3f} either way (95%, over {start['size']} problems):"
-    )
-    print(f"{up} went from wrong to right and {down} back. {WHY['S1']}")
+    print(f"Delta is {delta:+.3f} (95% over problems: {half:.3f} either way). Of {start['size']}")
+    print(f"answers {up} went from wrong to right, {down} from right to wrong. {WHY['S1']}")
 
 
 def draw_curves(lines):
@@ -465,12 +515,10 @@ def draw_curves(lines):
     for metric, names in CURVES:
         series = {}
         for name in names:
-            runs = []
-            for line in lines.values():
-                if line["run"] == name:
-                    points = [(row["step"], row[metric]) for row in line["evaluations"]]
-                    runs.append([point for point in points if point[0] <= 30])
-            series[name] = runs
+            series[name] = []
+            for line in runs_of(lines, name):
+                points = [(row["step"], row[metric]) for row in line["evaluations"]]
+                series[name].append([point for point in points if point[0] <= 30])
         charts.append((NAMES[metric], "step", series))
     line_charts(FOLDER / "methods.svg", charts, "On 512 held-out problems, greedy")
 

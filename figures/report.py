@@ -85,9 +85,8 @@ def why_nothing_is_learned(metrics):
     accuracy = metrics.get("response/accuracy", metrics.get("t1"))
     if metrics.get("truncated") == 1:
         return "cannot learn: all completions were cut; raise --max-new-tokens"
-    if metrics.get("critique/pairs") == 0:
-        cause = "no question has both a right and a wrong response, so the critic has no pairs"
-        return f"cannot learn: {cause}; a larger --n, easier or harder --data"
+    if metrics.get("traces") == 0:
+        return "cannot learn: no second attempt is right; --cold-start, or easier --data"
     if metrics.get("groups/no_spread") == 1:
         if accuracy == 1:
             return "cannot learn: all completions are right, none is better; harder --data"
@@ -96,6 +95,9 @@ def why_nothing_is_learned(metrics):
         return (
             "cannot learn: inside each group all rewards are equal; a larger --n or --temperature"
         )
+    if metrics.get("critique/pairs") == 0 and "groups/no_spread" not in metrics:
+        cause = "no question has both a right and a wrong response, so the critic has no pairs"
+        return f"cannot learn: {cause}; a larger --n, easier or harder --data"
     return None
 
 

@@ -18,7 +18,7 @@ from details.data import InputError, run_command, write_jsonl
 TRAIN = 500
 HELD_OUT = 200
 CRITICISED = 64  # questions, each with a right and a wrong solution
-KIND = 306  # sums, and differences; the products are fewer, and all of them are used
+KIND = 320  # sums, and as many differences; of products there are only 124, and all are used
 SLIPS = (-10, -2, -1, 1, 2, 10)  # by how much a wrong result is off
 
 
@@ -26,19 +26,15 @@ def questions(rng):
     """[(`15 * 2`, 30), ...], all different, in random order."""
     sums = []
     differences = []
-    for a, b in itertools.product(range(2, 31), repeat=2):
-        sums.append((f"{a} + {b}", a + b))
-        if a >= b:
-            differences.append((f"{a} - {b}", a - b))
     products = []
-    for a, b in itertools.product(range(2, 21), range(2, 10)):
-        products.append((f"{a} * {b}", a * b))
+    # The larger number first: no question is another one turned round.
+    for b, a in itertools.combinations_with_replacement(range(2, 31), 2):
+        sums.append((f"{a} + {b}", a + b))
+        differences.append((f"{a} - {b}", a - b))
+        if a <= 20 and b <= 9:
+            products.append((f"{a} * {b}", a * b))
     chosen = rng.sample(sums, KIND) + rng.sample(differences, KIND) + products
     return rng.sample(chosen, len(chosen))
-
-
-def to_row(task, result):
-    return {"question": f"What is {task}?", "answer": str(result)}
 
 
 def criticised(task, result, shown):
@@ -64,7 +60,9 @@ def make(folder):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, count in (("train", TRAIN), ("held_out", HELD_OUT)):
-        rows = [to_row(*task) for task in itertools.islice(tasks, count)]
+        rows = []
+        for task, result in itertools.islice(tasks, count):
+            rows.append({"question": f"What is {task}?", "answer": str(result)})
         write_jsonl(folder / f"{name}.jsonl", rows)
     rows = []
     for task, result in itertools.islice(tasks, CRITICISED):

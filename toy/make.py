@@ -13,9 +13,9 @@ this, and outcome rewards lead past it.
 import itertools
 import json
 import random
-import sys
 import tempfile
 import zlib
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import defaultdict
 from pathlib import Path
 
@@ -375,4 +375,6 @@ def make(folder=TOY):
 
 
 if __name__ == "__main__":
-    make(*sys.argv[1:])
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", default=TOY)
+    make(parser.parse_args().folder)
