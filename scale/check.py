@@ -23,7 +23,7 @@ from transformers import PrinterCallback, TrainerCallback
 import rollout
 import train
 from critique import solve
-from details.data import InputError, seed_of
+from details.data import InputError, from_problem, load_problems, seed_of, write_jsonl
 from details.fast import micro_batches
 from details.runs import Meter
 from reward import PairCache, advantages, leave_one_out
@@ -67,7 +67,6 @@ FLAGS = f"--n {N} --kl 0.05 --beta1 0.05 --alpha 2 --beta2 0.25 --stage1-steps {
 
 REFUSED = [
     (trl_gcrl, "--per_device_train_batch_size 10"),
-    (trl_gcrl, "--per_device_train_batch_size 2048"),
     (trl_gcrl, "--use_bias_correction_kl true"),
     (trl_gcrl, "--method c-rl"),
     (trl_score, "--per_device_train_batch_size 10"),
@@ -278,12 +277,16 @@ def check_method(method, folder):
 
 
 def check_restart(folder):
-    """A run that goes on from a checkpoint ends as one without a stop."""
-    settings = {"save_strategy": "steps", "save_steps": 2 * UPDATES}
+    """A run that goes on from a checkpoint ends as one without a stop, pass after pass over the
+    questions."""
+    few = f"{folder}/few-{os.environ.get('RANK', 0)}.jsonl"
+    write_jsonl(few, map(from_problem, load_problems("toy/train.jsonl")[:20]))
+    settings = {"save_strategy": "steps", "save_steps": 2 * UPDATES, "data": few}
     straight = start("gc-rl", folder, **settings)
     straight.train()
-    resumed = start("gc-rl", folder, **settings)
-    resumed.train(f"{folder}/checkpoint-{2 * UPDATES}")
+    checkpoint = f"{folder}/checkpoint-{2 * UPDATES}"
+    resumed = start("gc-rl", folder, **settings, resume_from_checkpoint=checkpoint)
+    resumed.train(checkpoint)
     same = fingerprint(straight.model) == fingerprint(resumed.model)
     show(f"gc-rl, resumed after 2 of {ROLLOUTS} rollouts, ends as without a stop: {same}")
     return same

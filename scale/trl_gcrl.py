@@ -13,7 +13,6 @@ All other flags are those of TRL's GRPOConfig. Differences in definition: scale/
 
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -21,7 +20,15 @@ from transformers import HfArgumentParser, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from critique import critique, judgement, solve
-from details.data import InputError, Pair, load_problems, read_jsonl, run_command, to_pair
+from details.data import (
+    InputError,
+    Pair,
+    batch_of,
+    load_problems,
+    read_jsonl,
+    run_command,
+    to_pair,
+)
 from details.policy import TOY, stop_set
 from reward import PairCache, critique_reward, filter_pairs, pairs_by_question
 from rollout import Episode, Sample, answered, decode, encode_chat
@@ -31,6 +38,8 @@ from train import outcome_reward
 SETTINGS = {
     "steps_per_generation": 4,  # updates per rollout
     "num_generations": 8,  # n (paper: 5)
+    "max_steps": 800,  # updates
+    "shuffle_dataset": False,  # see `asked`
     "learning_rate": 1e-6,
     "lr_scheduler_type": "constant_with_warmup",
     "warmup_steps": 12,  # three rollouts
@@ -82,18 +91,17 @@ def ask(item):
 
 def rewarded(trainer, items):
     """A completion for each item: a response to a problem (eq. 1), a critique of a pair (eq. 2)."""
-    chats = [ask(item) for item in items]
     episodes = []
-    for item, (sample, text) in zip(items, complete(trainer, chats)):
+    for item, (sample, text) in zip(items, complete(trainer, map(ask, items))):
         if isinstance(item, Pair):
-            e = Episode(sample, text, "critique", item.problem, pair=item)
-            if sample.stopped:  # a critique that was cut has no conclusion
-                e.says_right = judgement(text)
-            e.reward = critique_reward(e.says_right, item.right)
+            # A critique that was cut has no conclusion.
+            says_right = judgement(text) if sample.stopped else None
+            reward = critique_reward(says_right, item.right)
+            e = Episode(sample, text, "critique", item.problem, reward=reward)
         else:
             e = answered(item, sample, text, "response")
             e.reward = outcome_reward(e)  # 0 if it was cut
-        trainer._log_metric(f"{e.role}/accuracy", float(e.reward > 0))
+        trainer._log_metric(f"{e.role}/reward", e.reward)
         episodes.append(e)
     return episodes
 
@@ -106,12 +114,11 @@ def complete(trainer, chats):
     # One a row, also where n rows are alike: asked for n, vLLM's server mode would keep every n-th
     # prompt only, and no two second attempts have the same one.
     completions, logprobs = trainer._generate_single_turn(prompts, None, {}, num_generations=1)
+    # transformers returns no log-probs; TRL then scores the tokens again.
+    logprobs = logprobs or [[]] * len(prompts)
     drawn = []
-    for place, (prompt, tokens) in enumerate(zip(prompts, completions)):
-        stopped = tokens[-1] in trainer.eos_token_ids
-        # transformers returns no log-probs; TRL then scores the tokens again.
-        known = logprobs[place] if logprobs else []
-        sample = Sample(prompt, tokens, known, stopped)
+    for prompt, tokens, known in zip(prompts, completions, logprobs):
+        sample = Sample(prompt, tokens, known, stopped=tokens[-1] in trainer.eos_token_ids)
         text, sample.stopped = decode(tokenizer, sample)
         drawn.append((sample, text))
     return drawn
@@ -139,17 +146,16 @@ class Keep(TrainerCallback):
     def __init__(self, rollout):
         self.rollout = rollout
 
-    def path(self, config, state):
-        folder = Path(config.output_dir) / f"checkpoint-{state.global_step}"
-        return folder / f"cache-{config.process_index}.pt"
-
     def on_save(self, config, state, control, **_):
         kept = list(self.rollout.cache), self.rollout.rng.getstate()
-        torch.save(kept, self.path(config, state))
+        checkpoint = f"{config.output_dir}/checkpoint-{state.global_step}"
+        torch.save(kept, f"{checkpoint}/cache-{config.process_index}.pt")
 
     def on_train_begin(self, config, state, control, **_):
-        if state.global_step > 0:  # a run that goes on
-            pairs, random_state = torch.load(self.path(config, state), weights_only=True)
+        checkpoint = config.resume_from_checkpoint
+        if checkpoint:  # a run that goes on
+            file = f"{checkpoint}/cache-{config.process_index}.pt"
+            pairs, random_state = torch.load(file, weights_only=True)
             self.rollout.cache.extend(pairs)
             self.rollout.rng.setstate(random_state)
 
@@ -178,19 +184,29 @@ def read_items(args, read=load_problems):
     return {ask(item)[0]["content"]: item for item in found}
 
 
-def refuse(config, items, share):
-    """What would break later, or train something else, ends here. share: 2 where each half of a
-    process's rows must be whole groups of n, else 1."""
+def asked(config, items):
+    """What each group of rows of every rollout is asked, pass after pass over the items as in
+    train.py. For TRL it is one pass: its own order of a second one begins anew after a restart."""
+    groups = config.generation_batch_size // config.num_generations
+    updates = config.steps_per_generation / config.gradient_accumulation_steps
+    rows = []
+    for step in range(1, int(config.max_steps / updates) + 2):
+        for item in batch_of(list(items.values()), step, config.seed, groups):
+            rows.append({"prompt": ask(item)})
+    return Dataset.from_list(rows)
+
+
+def rows_of(config, share):
+    """The rows of a process in a rollout; what would break later, or train something else, ends
+    here. share: 2 where each half of the rows must be whole groups of n, else 1."""
     rows = config.per_device_train_batch_size * config.steps_per_generation
     part = share * config.num_generations
     if rows % part:
         product = "per_device_train_batch_size x steps_per_generation"
         raise InputError(f"{rows} rows per process ({product}) are no multiple of {part}")
-    groups = config.generation_batch_size // config.num_generations
-    if groups > len(items):
-        raise InputError(f"a rollout has {groups} groups of rows, the data {len(items)} lines")
     if config.beta and config.use_bias_correction_kl:
         raise InputError("--use_bias_correction_kl: the gradient would not be that of the KL here")
+    return rows
 
 
 def start(trainer):
@@ -208,9 +224,7 @@ def build(argv=None):
     parser.add_argument("--method", default="gc-rl", choices=["g-rl", "c-rl", "gc-rl"])
     config, args = parser.parse_args_into_dataclasses(argv)
     items = read_items(args, read_pairs if args.method == "c-rl" else load_problems)
-    refuse(config, items, share=2 if args.method == "gc-rl" else 1)
-
-    rows = config.per_device_train_batch_size * config.steps_per_generation
+    rows = rows_of(config, share=2 if args.method == "gc-rl" else 1)
     # Room for twice the pairs of a step, as in train.py.
     cache = PairCache(maxlen=rows // config.num_generations)
     rollout = Rollout(args.method, items, cache, random.Random(config.seed))
@@ -218,15 +232,11 @@ def build(argv=None):
         args.model,
         given,
         config,
-        Dataset.from_list([{"prompt": ask(item)} for item in items.values()]),
+        asked(config, items),
         rollout_func=rollout,
         callbacks=[Keep(rollout)],
     )
 
 
-def main():
-    start(build())
-
-
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: start(build()))

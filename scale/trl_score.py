@@ -13,7 +13,6 @@ All other flags are those of TRL's GRPOConfig. `trl_gcrl.py` comes first: it has
 
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset
 from trl import GRPOTrainer
 
 from critique import correct
@@ -22,13 +21,13 @@ from reward import leave_one_out, shaped_reward
 from rollout import answered
 from scale.trl_gcrl import (
     SETTINGS,
-    ask,
+    asked,
     columns,
     complete,
     flags,
     given,
     read_items,
-    refuse,
+    rows_of,
     start,
 )
 from train import MAX_AWAY, outcome_reward
@@ -118,7 +117,7 @@ def build(argv=None):
     parser.add_argument("--stage1", type=float, default=0.5, help="share of the steps")
     config, args = parser.parse_args_into_dataclasses(argv)
     problems = read_items(args)
-    refuse(config, problems, share=2)
+    rows_of(config, share=2)
     if config.beta == 0:
         raise InputError("--beta 0: TRL loads no reference then, and Stage I needs it")
 
@@ -126,7 +125,7 @@ def build(argv=None):
         args.model,
         given,
         config,
-        Dataset.from_list([{"prompt": ask(problem)} for problem in problems.values()]),
+        asked(config, problems),
         rollout_func=attempts,
     )
     trainer.score = args
