@@ -3962,9 +3962,9 @@ def test_a_pipe_that_closes_ends_quietly():
 
 
 def test_the_readmes_notebook_runs():
-    """The lines of Python in README run as they stand."""
-    text = (Path(sample.__file__).parent / "README.md").read_text(encoding="utf-8")
-    code = text.partition("In a notebook:\n\n")[2].partition("\n\n")[0]
+    """The lines of Python in details/README.md run as they stand."""
+    text = (Path(data.__file__).parent / "README.md").read_text(encoding="utf-8")
+    code = text.partition("one by one:\n\n")[2].partition("\n\n")[0]
     assert 10 <= len(code.splitlines()) <= 12
     names = {}
     with contextlib.chdir(Path(sample.__file__).parent):
