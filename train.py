@@ -769,7 +769,6 @@ def run(args, policy, optimizer, state, begin, stop):
             save_state(out, state, model, optimizer)
             draw_curves(out / "curves.svg", state["metrics"])
         if stop and step < args.steps:
-            save_policy(model, policy.tokenizer, out)
             print(f"stopped after step {step}; go on with the same command and --resume")
             sys.exit(128 + stop[0])
     bar.close()

@@ -317,9 +317,9 @@ def carry_out(run, seed):
     return line
 
 
-def execute(words):
+def execute(words, threads=1):
     """What a command prints; its last words as an error if it fails."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(words, cwd=FOLDER.parent, env=environment, capture_output=True, text=True)
     if done.returncode:
         [*_, last] = ["no message", *done.stderr.splitlines()]
