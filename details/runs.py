@@ -31,7 +31,7 @@ from details.data import (
     write_jsonl,
 )
 from details.demonstrations import load_demonstrations
-from details.fast import CPU_BYTES, LOGITS, memory, most_tokens
+from details.fast import LOGITS, memory, most_tokens
 from details.policy import device_of, without_weights
 
 if os.name == "nt":
@@ -169,17 +169,20 @@ def check_memory(args):
         device = device_of(args.device)
         if device.type == "cuda":
             there = torch.cuda.mem_get_info(device)[1]
-            needed["batches"] = CPU_BYTES  # at least: there they are cut until they fit
+            # There batches are cut until they fit; one completion is the least.
+            needed["batches"] *= args.max_new_tokens / most_tokens(model)
         else:
             there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except Exception:  # of a folder or a device that loading will name, or on Windows
         return
     total = sum(needed.values())
     parts = [f"{what} {size / 1e9:.1f}" for what, size in needed.items()]
-    line = f"up to {total / 1e9:.1f} of {there / 1e9:.1f} GB of memory: {'; '.join(parts)}"
+    line = f"{total / 1e9:.1f} of {there / 1e9:.1f} GB of memory: {'; '.join(parts)}"
     if total > there:
-        advice = "take a smaller one, no KL, or scale/ for several GPUs"
-        raise InputError(f"--model {args.model} would need {line}; {advice}")
+        raise InputError(
+            f"--model {args.model} would need {line}; "
+            "take a smaller one, no KL, or scale/ for several GPUs"
+        )
     print(f"needs {line}")
 
 
@@ -230,7 +233,7 @@ def write_files(out, state):
 
 def run_flags(folder):
     """The flags of the run that made a model folder; none if no run made it."""
-    path = Path(folder) / "run.json"
+    path = folder / "run.json"
     if not path.exists():
         return {}
     return json.loads(path.read_text(encoding="utf-8"))
