@@ -1677,13 +1677,16 @@ print(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 
 
 def test_a_run_says_what_memory_it_needs(tmp_path):
-    """Within a quarter of the peak of a model of 20M parameters, measured where Linux tells it.
+    """Within a quarter of the peak of a model of 8M parameters, measured where Linux tells it.
     What cannot fit is refused."""
     config = copy.deepcopy(base()[0].config)
-    config.update({"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6})
+    config.update({"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 3})
+    torch.manual_seed(0)
     saved(tmp_path, AutoModelForCausalLM.from_config(config))
     flags = f"--model {tmp_path} --data {TOY}/train.jsonl --out {tmp_path}/out --method g-rl"
-    flags += f" {ON_TOY} --steps 2 --questions 8 --n 4 --kl 0.01 --eval-size 2 --max-new-tokens 48"
+    flags += (
+        f" {ON_TOY} --steps 2 --questions 8 --updates 1 --kl 0.01 --eval-size 2 --max-new-tokens 48"
+    )
     with patch(os, "sysconf", return_value=1 << 14):
         fails("would need|smaller", train.main, flags.split(), kind=SystemExit)
     if sys.platform == "linux":
