@@ -2216,7 +2216,7 @@ def test_gsm8k_without_a_network_fails_clearly(tmp_path):
     """One line; nothing is written."""
     hub = patch(torch.hub, "get_dir", return_value=str(tmp_path))
     with hub, patch(data, "GSM8K", "http://127.0.0.1:9/"):
-        fails("gsm8k|cannot download", train.main, ["--model", "x", "--out", f"{tmp_path}/out"])
+        fails("gsm8k|cannot download", train.main, ["--data", "gsm8k", "--out", f"{tmp_path}/out"])
     assert not list(tmp_path.rglob("*.jsonl"))
     assert not (tmp_path / "out").exists()
 
