@@ -120,7 +120,9 @@ def open_run(args):
     out = Path(args.out)
     path = out / "resume.pt"
     if not path.exists():
-        found = set(os.listdir(out)) if out.exists() else set()
+        found = set()
+        if out.exists():
+            found = set(os.listdir(out))
         if found - BEFORE_CHECKPOINT:
             raise InputError(f"--out {out}: holds files but no resume.pt; name another folder")
         return None, None
@@ -142,39 +144,37 @@ def open_run(args):
     return state, lock
 
 
-def memory_needed(model, with_reference):
-    """{what for: bytes} of a run at its peak, on a CPU. model: any, also one without weights.
-
-    Batches are twice what `fast.memory` allows them, since it counts what matrices read and write,
-    and not what lies between them. Sampling needs no more than learning: in place of the gradients
-    it has packed weights.
-    """
-    count = model.num_parameters()
-    logits = most_tokens(model) * model.config.get_text_config().vocab_size
-    return {
-        "weights, gradients, optimizer": 16 * count,
-        "reference": 4 * count if with_reference else 0,
-        "batches": 2 * memory(model),
-        "logits": 16 * min(LOGITS, logits),
-        "program": 450 << 20,  # with torch and transformers, and a small model loaded
-    }
-
-
 def check_memory(args):
-    """Say what the run needs at its peak, and refuse what cannot fit, before a model is loaded."""
+    """Say what the run needs of memory at its peak, and refuse what cannot fit, before a model is
+    loaded. Sampling needs no more than learning: in place of the gradients it has packed weights.
+    """
     try:
         model = without_weights(args.model)
-        kls = {"score": args.beta1 + args.beta2, "multi-turn": args.beta1, "star": 0, "pair-sft": 0}
-        needed = memory_needed(model, kls.get(args.method, args.kl) > 0)
         device = device_of(args.device)
         if device.type == "cuda":
             there = torch.cuda.mem_get_info(device)[1]
-            # There batches are cut until they fit; one completion is the least.
-            needed["batches"] *= args.max_new_tokens / most_tokens(model)
         else:
             there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except Exception:  # of a folder or a device that loading will name, or on Windows
         return
+    count = model.num_parameters()
+    reference = 0
+    kls = {"score": args.beta1 + args.beta2, "multi-turn": args.beta1, "star": 0, "pair-sft": 0}
+    if kls.get(args.method, args.kl) > 0:
+        reference = 4 * count
+    # Twice what a batch is allowed, which counts what matrices read and write, and not what lies
+    # between them. On a GPU batches are cut until they fit; one completion is the least.
+    batches = 2 * memory(model)
+    tokens = most_tokens(model)
+    if device.type == "cuda":
+        batches *= args.max_new_tokens / tokens
+    needed = {  # bytes
+        "weights, gradients, optimizer": 16 * count,
+        "reference": reference,
+        "batches": batches,
+        "logits": 16 * min(LOGITS, tokens * model.config.get_text_config().vocab_size),
+        "program": 450 << 20,  # with torch and transformers, and a small model loaded
+    }
     total = sum(needed.values())
     parts = [f"{what} {size / 1e9:.1f}" for what, size in needed.items()]
     line = f"{total / 1e9:.1f} of {there / 1e9:.1f} GB of memory: {'; '.join(parts)}"

@@ -335,9 +335,9 @@ def carry_out(run, seed):
     return line
 
 
-def execute(words, threads=1):
+def execute(words):
     """What a command prints; its last words as an error if it fails."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, cwd=FOLDER.parent, env=environment, capture_output=True, text=True)
     if done.returncode:
         [*_, last] = ["no message", *done.stderr.splitlines()]
@@ -510,7 +510,7 @@ def show_claims(lines):
             seeds = f"{len(values)} of {claim.seeds}"
             print(f"| {words} | {middle:+.3f} | {between} | {seeds} | {verdict(values)} |")
             rows.append((words, middle, low, high))
-        print(f"\n{WHY.get(finding, '')}")
+        print(f"\n{WHY[finding]}")
     forest(FOLDER / "findings.svg", rows, "By how much the claims hold: means and 95% intervals")
 
 

@@ -29,8 +29,8 @@ from sample import attempts_table, check_lengths, check_numbers, mean
 def majority_vote(texts, weights):
     """The place of the text that the vote elects, None if no answer can be read.
 
-    Answers are counted by `answer_key`, each with its weight. Of equals the one that came first
-    wins; where all weights are 0 everybody votes with weight 1.
+    Answers are counted by `answer_key`, each with its weight. A tie goes to the answer that
+    came first; where all weights are 0 everybody votes with weight 1.
     """
     keys = [answer_key(text) for text in texts]
     votes = {}

@@ -133,9 +133,5 @@ def build(argv=None):
     return trainer
 
 
-def main():
-    start(build())
-
-
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: start(build()))
