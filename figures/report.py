@@ -28,7 +28,7 @@ MEANING = {
     "eval/critique_p2": "wrong responses that are judged wrong",
     "eval/critique_precision": "responses judged right that are right",
     "eval/critique_unreadable": "critiques without a judgement",
-    "eval/self_critique": "the same judgements, of its own answers",
+    "eval/self_critique": "the same, of judgements of its own answers",
     "eval/revised": "right after correcting what it judges wrong",
     "eval/t2": "second attempts that are right",
     "eval/delta": "second attempts minus answers",
