@@ -105,14 +105,15 @@ WHY = {  # {finding: why, as far as the runs tell; written after them}
     "F3": "Likely because both draw on the same facts: each training meets facts that the other "
     "meets seldom. After as many samples g-rl's critic is not clearly worse: answers train it.",
     "F4": "Half of the answers are right from the start, so any two are often one of each, and the "
-    "filter has little to mend; where rewards are not divided by the deviation, weighting by eq. 3 "
-    "made answers worse than doing nothing.",
+    "filter has little to mend. In groups of a prompt that are not divided by the deviation eq. 3 "
+    "made answers worse than doing nothing; with five seeds the other groups cannot tell.",
     "F5": "Nothing to be seen at five seeds; it costs half as many samples again.",
     "F6": "The paper's critic lived on wrong responses that the policy wrote for it. Here dynamic "
     "pairs do c-rl good, and answers do not fall: they bring other mistakes than the fixed ones, "
     "and responses are not trained.",
     "F7": "A judgement here hangs on recalling one digit, not on leaning to one side in doubt: to "
-    "pay 0.6 and 0.8 in place of 0.7 moves neither precision nor recall.",
+    "pay 0.6 and 0.8 in place of 0.7 moves neither precision nor recall. Of the twenty intervals "
+    "one leaves 0 out, as one in twenty does by chance.",
     "F8": "Its premise is not met: half of the answers are right from the start, and labels are "
     "nearly balanced without the filter. It cannot be tested on this toy.",
     "S1": "Of an event that never occurs in 512 trials the share is below 3/512 = 0.006 (95%). The "
