@@ -1,12 +1,11 @@
 """What RL lifts in a real model: whole-number arithmetic, from two starts, by three methods.
 
-    python -m figures.real                       table and picture, from figures/real.jsonl alone
-    python -m figures.real --run MODEL FOLDER    first the runs that are missing, one after another:
-                                                 hours; stopped, it goes on where it was
+    python -m figures.real          tables and picture, from figures/real.jsonl alone
+    python -m figures.real --run    first the runs that are missing, one after another: hours, and
+                                    it goes on where it was stopped
 
-MODEL is HuggingFaceTB/SmolLM2-135M-Instruct or a copy of it; FOLDER gets the data, the second start
-and the runs. One start is the model as it is. The other has learned from 128 critiques how a
-critique is written, and has seen no solution. Held-out problems and exam are the same for all.
+One start is the model as it is. The other has learned from 128 critiques how a critique is written,
+and has seen no solution. Held-out problems and exam are the same for all.
 """
 
 import functools
@@ -41,7 +40,7 @@ ALL = "--kl 0 --lr 2e-5 --updates 2 --max-new-tokens 64 --eval-size 200"
 COLD_START = "--method g-rl --cold-start-lr 1e-4 --steps 0"
 AS_IT_IS = "g-rl, model as it is"
 RUNS = {  # {name: (flags, seeds)}; all but the first begin from the second start
-    AS_IT_IS: ("--method g-rl --steps 30 --questions 16", 5),
+    AS_IT_IS: ("--method g-rl --steps 20 --questions 16", 5),
     "g-rl": ("--method g-rl --steps 20 --questions 16", 5),
     "gc-rl": ("--method gc-rl --steps 20 --questions 16", 5),
     "score": ("--method score --steps 20 --questions 8", 3),
@@ -91,18 +90,20 @@ def continued(model, file):
     return mean(right)
 
 
-def carry_out(model, folder):
-    """The runs that are missing; each is a line as soon as it has ended."""
+def carry_out(model, folder, wanted):
+    """Those of the wanted runs that are missing; each is a line as soon as it has ended."""
     data = folder / "data"
     start = folder / "start"
     held_out = data / "held_out.jsonl"
     if not held_out.exists():
         arithmetic.make(data)
-    train(model, data, start, [*COLD_START.split(), "--cold-start", f"{data}/critiques.jsonl"])
+    if not (start / "model.safetensors").exists():
+        train(model, data, start, [*COLD_START.split(), f"--cold-start={data}/critiques.jsonl"])
     done = {(line["run"], line["seed"]) for line in read_lines()}
     todo = []
     for seed in range(5):
-        for name, (_, seeds) in RUNS.items():
+        for name in wanted:
+            _, seeds = RUNS[name]
             if seed < seeds and (name, seed) not in done:
                 todo.append((name, seed))
     for name, seed in tqdm(todo, "runs"):
@@ -170,7 +171,8 @@ def show(lines):
         runs.setdefault(line["run"], {})[line["seed"]] = line
 
     print("From the start to the end, means over seeds; then the change with its 95% interval.\n")
-    heads = ["run", "seeds", "sampled in step 1: right, pass@8", *NAMES.values(), "minutes"]
+    heads = ["run", "seeds", "sampled in step 1: right, pass@8", *NAMES.values()]
+    heads += ["answers, seed by seed", "minutes"]
     rows = []
     charts = {metric: {} for metric in ("generation", "critique", "t2", "delta")}
     for name in RUNS:
@@ -182,10 +184,12 @@ def show(lines):
         for metric in NAMES:
             starts = [number(line, 0, metric) for line in found]
             ends = [number(line, -1, metric) for line in found]
-            changes = between(np.subtract(ends, starts).tolist())
-            cells.append(f"{mean(starts):.3f} to {mean(ends):.3f}; {changes}")
+            changes = np.subtract(ends, starts).tolist()
+            cells.append(f"{mean(starts):.3f} to {mean(ends):.3f}; {between(changes)}")
+            if metric == "generation":
+                each = " ".join(f"{change:+.3f}" for change in changes)
         minutes = [number(line, -1, "seconds") / 60 for line in found]
-        rows.append([*cells, f"{np.median(minutes):.0f}"])
+        rows.append([*cells, each, f"{np.median(minutes):.0f}"])
         for metric, series in charts.items():
             series[name] = []
             for line in found:
@@ -209,11 +213,22 @@ def show(lines):
 
 def main(argv=None):
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--run", nargs=2, metavar=("MODEL", "FOLDER"))
+    add = parser.add_argument
+    add("--run", action="store_true", help="first run what is missing")
+    add(
+        "--model",
+        default="HuggingFaceTB/SmolLM2-135M-Instruct",
+        help="or a copy of it [%(default)s]",
+    )
+    add(
+        "--folder",
+        default="runs/real",
+        help="of the data, the second start and the runs [%(default)s]",
+    )
+    add("--only", choices=RUNS, help="one of the runs")
     args = parser.parse_args(argv)
     if args.run:
-        model, folder = args.run
-        carry_out(model, Path(folder))
+        carry_out(args.model, Path(args.folder), [args.only] if args.only else RUNS)
     lines = read_lines()
     if not lines:
         raise InputError(f"{LINES}: no runs; begin with --run")
