@@ -54,13 +54,13 @@ COMMON = {
 }
 # The limit is one by which a few completions are cut.
 PROGRAMS = {
-    "g-rl": (trl_gcrl, {"method": "g-rl", "max_completion_length": 30}),
+    "g-rl": (trl_gcrl, {"method": "g-rl", "max_completion_length": 24}),
     "c-rl": (
         trl_gcrl,
         {"method": "c-rl", "max_completion_length": 36, "data": "toy/exam.jsonl"},
     ),
     "gc-rl": (trl_gcrl, {"method": "gc-rl", "max_completion_length": 32}),
-    "score": (trl_score, {"max_completion_length": 30, "alpha": 2.0, "beta2": 0.25}),
+    "score": (trl_score, {"max_completion_length": 26, "alpha": 2.0, "beta2": 0.25}),
 }
 # The same for the project. Half of the rollouts are Stage I.
 FLAGS = f"--n {N} --kl 0.05 --beta1 0.05 --alpha 2 --beta2 0.25 --stage1-steps {ROLLOUTS // 2}"
@@ -276,19 +276,20 @@ def check_method(method, folder):
     )
 
 
-def check_restart(folder):
+def check_restart(method, folder):
     """A run that goes on from a checkpoint ends as one without a stop, pass after pass over the
     questions."""
     few = f"{folder}/few-{os.environ.get('RANK', 0)}.jsonl"
     write_jsonl(few, map(from_problem, load_problems("toy/train.jsonl")[:20]))
     settings = {"save_strategy": "steps", "save_steps": 2 * UPDATES, "data": few}
-    straight = start("gc-rl", folder, **settings)
+    out = f"{folder}/{method}"
+    straight = start(method, out, **settings)
     straight.train()
-    checkpoint = f"{folder}/checkpoint-{2 * UPDATES}"
-    resumed = start("gc-rl", folder, **settings, resume_from_checkpoint=checkpoint)
+    checkpoint = f"{out}/checkpoint-{2 * UPDATES}"
+    resumed = start(method, out, **settings, resume_from_checkpoint=checkpoint)
     resumed.train(checkpoint)
     same = fingerprint(straight.model) == fingerprint(resumed.model)
-    show(f"gc-rl, resumed after 2 of {ROLLOUTS} rollouts, ends as without a stop: {same}")
+    show(f"{method}, resumed after 2 of {ROLLOUTS} rollouts, ends as without a stop: {same}")
     return same
 
 
@@ -320,7 +321,7 @@ def main():
     folder = sys.argv[1]
     good = [check_refusals()] if "RANK" not in os.environ else []
     good += [check_method(method, folder) for method in PROGRAMS]
-    good.append(check_restart(folder))
+    good += [check_restart(method, folder) for method in ("gc-rl", "score")]
     if not all(good):
         sys.exit("scale.check: something is not as it should be")
 
