@@ -2983,7 +2983,7 @@ def test_interval_and_verdict_by_hand():
         ([1, 2, 3, 4, 5], "holds here"),
         ([-1, -2, -3, -4, -5], "does not hold here"),
         ([-1, 0, 0.5, 1, 2], "cannot be told; about 22 seeds would tell"),
-        ([-1, 0, 0.1, 1], "cannot be told; 100 seeds would not tell"),
+        ([-1, 0, 0.1, 1], "cannot be told; not even with 100 seeds"),
         ([0, 0], "no difference at any seed"),
     ):
         assert findings.verdict(values) == words
@@ -3105,12 +3105,12 @@ def test_runs_of_a_real_model(tmp_path):
             for step, value in ((0, 0.2), (20, end)):
                 numbers = dict.fromkeys(real.NAMES, value)
                 evaluations.append({"step": step, "seconds": 90, **numbers})
-            line = {"accuracy": 0.1, "pass@n": 0.4, "evaluations": evaluations}
+            line = {"accuracy": 0.1, "pass@n": 0.4, "samples": 9, "evaluations": evaluations}
             rows.append({"run": run, "seed": seed, **line})
     write(tmp_path / "lines", rows)
     with mock.patch.multiple(real, LINES=tmp_path / "lines", FOLDER=tmp_path):
         printed = printed_by(real.main)
-    assert "| answers: gc-rl above g-rl | 2 | +0.200 (-1.071 to +1.471) |" in printed
+    assert "| answers of gc-rl above answers of g-rl | 2 | +0.200 (-1.071 to +1.471) |" in printed
     assert "| g-rl | 2 | 0.10, 0.40 | 0.200 to 0.450; +0.250 (-0.385 to +0.885) |" in printed
     ElementTree.parse(tmp_path / "real.svg")
 

@@ -108,9 +108,9 @@ WHY = {  # {finding: why, as far as the runs tell; written after them}
     "filter has little to mend. In groups of a prompt that are not divided by the deviation eq. 3 "
     "made answers worse than doing nothing; with five seeds the other groups cannot tell.",
     "F5": "Nothing to be seen at five seeds; it costs half as many samples again.",
-    "F6": "The paper's critic lived on wrong responses that the policy wrote for it. Here dynamic "
-    "pairs do c-rl good, and answers do not fall: they bring other mistakes than the fixed ones, "
-    "and responses are not trained.",
+    "F6": "In the paper c-rl's policy wrote wrong responses on purpose, which its critic found with "
+    "ease. Here responses are not trained, answers do not fall, and dynamic pairs do c-rl good: "
+    "they bring mistakes that the fixed ones lack.",
     "F7": "A judgement here hangs on recalling one digit, not on leaning to one side in doubt: to "
     "pay 0.6 and 0.8 in place of 0.7 moves neither precision nor recall. Of the twenty intervals "
     "one leaves 0 out, as one in twenty does by chance.",
@@ -429,7 +429,7 @@ def verdict(values):
     for count in range(len(values) + 1, 101):
         if t_quantile(count - 1) * deviation / math.sqrt(count) < abs(middle):
             return f"cannot be told; about {count} seeds would tell"
-    return "cannot be told; 100 seeds would not tell"
+    return "cannot be told; not even with 100 seeds"
 
 
 def words_of(claim):
@@ -450,8 +450,8 @@ def runs_of(lines, name):
 HEAD = """# Do the claims hold on the toy?
 
 Made by `python -m figures.findings > figures/findings.md`. First what each kind of run ends with,
-on 512 held-out problems, as mean (least to greatest) over seeds; samples and seconds, those of the
-evaluations left out, are medians. The seconds are those of runs side by side on a shared machine.
+on 512 held-out problems, as mean (least to greatest) over seeds; samples and seconds are medians
+and leave out evaluations. The seconds are those of runs side by side on a shared machine.
 Where pairs are static, 1,280 responses were sampled before the first step, which are not counted.
 """
 LEGEND = """

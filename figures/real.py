@@ -4,12 +4,15 @@
     python -m figures.real --run    first the runs that are missing, one after another: hours, and
                                     it goes on where it was stopped
 
-One start is the model as it is. The other has learned from 128 critiques how a critique is written,
-and has seen no solution. Held-out problems and exam are the same for all.
+One start is the model as it is. The other has learned from 128 critiques how a critique is written;
+answering was not trained, though each critique states the right result of a task that is in no
+other file. All runs share that one start, the held-out problems and the exam, so the intervals are
+about the seeds of RL alone.
 """
 
 import functools
 import re
+import shutil
 import subprocess
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -22,6 +25,7 @@ from tqdm import tqdm
 from critique import solve
 from details.data import InputError, load_problems, read_jsonl, run_command, write_jsonl
 from details.policy import decode, encode_chat
+from details.runs import signals_caught
 from figures.chart import line_charts
 from figures.findings import interval, processor
 from rollout import generate, load_policy
@@ -36,27 +40,27 @@ LINES = FOLDER / "real.jsonl"
 # Seeds, steps and checkpoints were fixed before any of these runs; settings were chosen at seed
 # 100, which is not used here.
 
-ALL = "--kl 0 --lr 2e-5 --updates 2 --max-new-tokens 64 --eval-size 200"
+ALL = "--device cpu --kl 0 --lr 2e-5 --updates 2 --max-new-tokens 64 --eval-size 200"
 COLD_START = "--method g-rl --cold-start-lr 1e-4 --steps 0"
-AS_IT_IS = "g-rl, model as it is"
+AS_IT_IS = "g-rl-as-it-is"
 RUNS = {  # {name: (flags, seeds)}; all but the first begin from the second start
     AS_IT_IS: ("--method g-rl --steps 20 --questions 16", 5),
     "g-rl": ("--method g-rl --steps 20 --questions 16", 5),
     "gc-rl": ("--method gc-rl --steps 20 --questions 16", 5),
     "score": ("--method score --steps 20 --questions 8", 3),
 }
-COMPARED = [  # metric, a run, another run
-    ("generation", "gc-rl", "g-rl"),
-    ("critique", "gc-rl", "g-rl"),
-    ("t2", "score", "g-rl"),
-    ("delta", "score", "g-rl"),
+COMPARED = [  # a metric of a run, and of another run
+    ("generation", "gc-rl", "generation", "g-rl"),
+    ("critique", "gc-rl", "critique", "g-rl"),
+    ("t2", "score", "generation", "g-rl"),
+    ("delta", "score", "delta", "g-rl"),
 ]
 NAMES = {
     "generation": "answers",
     "critique": "critiques",
     "t2": "second attempts",
     "delta": "delta",
-    "continued": "going on",
+    "continued": "from the first words on",
 }
 
 # ---------------------------------------------------------------------------------------- the runs
@@ -67,8 +71,11 @@ def train(model, data, out, flags):
     words = [sys.executable, str(FOLDER.parent / "train.py"), "--resume", *ALL.split()]
     words += ["--model", model, "--data", f"{data}/train.jsonl"]
     words += ["--eval-data", f"{data}/held_out.jsonl", "--out", str(out), *flags]
-    if subprocess.run(words).returncode:
-        raise InputError(f"{out}: the run has not ended; --run goes on with it")
+    process = subprocess.Popen(words)
+    with signals_caught():  # Ctrl-C reaches the run too, which ends its step and saves
+        code = process.wait()
+    if code:
+        raise InputError(f"{out}: the run has not ended; what can go on does so with --run")
 
 
 @functools.cache
@@ -85,13 +92,22 @@ def continued(model, file):
     right = []
     for problem, sample in zip(problems, generate(model, prompts, max_new_tokens=8, temperature=0)):
         text, _ = decode(tokenizer, sample)
-        found = re.match(r" ?(-?\d+)", text)
-        right.append(found is not None and found[1] == problem.answer)
+        found = re.match(r"-?\d+", text)
+        right.append(found is not None and found[0] == problem.answer)
     return mean(right)
 
 
 def carry_out(model, folder, wanted):
     """Those of the wanted runs that are missing; each is a line as soon as it has ended."""
+    done = {(line["run"], line["flags"], line["seed"]) for line in read_lines()}
+    todo = []
+    for seed in range(max(seeds for _, seeds in RUNS.values())):
+        for name in wanted:
+            flags, seeds = RUNS[name]
+            if seed < seeds and (name, f"{ALL} {flags}", seed) not in done:
+                todo.append((name, seed))
+    if not todo:
+        return
     data = folder / "data"
     start = folder / "start"
     held_out = data / "held_out.jsonl"
@@ -99,13 +115,6 @@ def carry_out(model, folder, wanted):
         arithmetic.make(data)
     if not (start / "model.safetensors").exists():
         train(model, data, start, [*COLD_START.split(), f"--cold-start={data}/critiques.jsonl"])
-    done = {(line["run"], line["seed"]) for line in read_lines()}
-    todo = []
-    for seed in range(5):
-        for name in wanted:
-            _, seeds = RUNS[name]
-            if seed < seeds and (name, seed) not in done:
-                todo.append((name, seed))
     for name, seed in tqdm(todo, "runs"):
         flags, _ = RUNS[name]
         begun = model if name == AS_IT_IS else str(start)
@@ -132,10 +141,12 @@ def carry_out(model, folder, wanted):
             # Of the samples of step 1, which the policy drew as it started.
             "accuracy": steps[0].get("response/accuracy", steps[0].get("t1")),
             "pass@n": steps[0]["pass@n"],
+            "samples": sum(row["samples"] for row in steps),
             "evaluations": evaluations,
         }
         write_jsonl(LINES, [line], "a")
-        (out / "resume.pt").unlink()  # 1.6 GB
+        (out / "resume.pt").unlink()  # 1.6 GB; the trained model stays
+        shutil.rmtree(out / "start")
 
 
 # -------------------------------------------------------------------------------- what came out
@@ -172,7 +183,7 @@ def show(lines):
 
     print("From the start to the end, means over seeds; then the change with its 95% interval.\n")
     heads = ["run", "seeds", "sampled in step 1: right, pass@8", *NAMES.values()]
-    heads += ["answers, seed by seed", "minutes"]
+    heads += ["answers, seed by seed", "samples", "minutes"]
     rows = []
     charts = {metric: {} for metric in ("generation", "critique", "t2", "delta")}
     for name in RUNS:
@@ -189,7 +200,8 @@ def show(lines):
             if metric == "generation":
                 each = " ".join(f"{change:+.3f}" for change in changes)
         minutes = [number(line, -1, "seconds") / 60 for line in found]
-        rows.append([*cells, each, f"{np.median(minutes):.0f}"])
+        samples = np.median([line["samples"] for line in found])
+        rows.append([*cells, each, f"{samples:,.0f}", f"{np.median(minutes):.0f}"])
         for metric, series in charts.items():
             series[name] = []
             for line in found:
@@ -198,13 +210,13 @@ def show(lines):
 
     print("\nAt the end, paired by seed.\n")
     rows = []
-    for metric, name, other in COMPARED:
+    for metric, name, other_metric, other in COMPARED:
         differences = []
         for seed in sorted(runs.get(name, {}).keys() & runs.get(other, {}).keys()):
             first = number(runs[name][seed], -1, metric)
-            differences.append(first - number(runs[other][seed], -1, metric))
+            differences.append(first - number(runs[other][seed], -1, other_metric))
         if differences:
-            words = f"{NAMES[metric]}: {name} above {other}"
+            words = f"{NAMES[metric]} of {name} above {NAMES[other_metric]} of {other}"
             rows.append([words, str(len(differences)), between(differences)])
     print_table(["difference", "seeds", "mean"], rows)
     pictures = [(NAMES[metric], "step", series) for metric, series in charts.items()]

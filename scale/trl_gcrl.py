@@ -45,7 +45,7 @@ SETTINGS = {
     "warmup_steps": 12,  # three rollouts
     "adam_beta2": 0.95,
     "beta": 1e-3,  # weight of the KL
-    "use_bias_correction_kl": False,  # see `refuse`
+    "use_bias_correction_kl": False,  # see `rows_of`
     "bf16": torch.cuda.is_available(),
     # Left out, two processes without a GPU would be two runs that know nothing of each other.
     "use_cpu": not torch.cuda.is_available(),
