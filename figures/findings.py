@@ -109,7 +109,7 @@ WHY = {  # {finding: why, as far as the runs tell; written after them}
     "made answers worse than doing nothing; with five seeds the other groups cannot tell.",
     "F5": "Nothing to be seen at five seeds; it costs half as many samples again.",
     "F6": "In the paper c-rl's policy wrote wrong responses on purpose, which its critic saw "
-    "with ease. Here responses are not trained, answers do not fall, and dynamic pairs do c-rl good: "
+    "with ease. Here responses are not trained, answers do not fall, and dynamic pairs help c-rl: "
     "they bring mistakes that the fixed ones lack.",
     "F7": "A judgement here hangs on recalling one digit, not on leaning to one side in doubt: to "
     "pay 0.6 and 0.8 in place of 0.7 moves neither precision nor recall. Of the twenty intervals "
