@@ -3131,7 +3131,7 @@ def test_arithmetic_for_a_real_model(tmp_path):
         if "answer" in row:
             assert row["answer"] == result
         else:
-            assert row["critique"].startswith(f"{expression} = {result}, the")
+            assert row["critique"].startswith(f"{expression} = {result}:")
             assert (row["label"] == "right") == is_correct(row["response"], result)
 
 

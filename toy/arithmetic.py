@@ -40,12 +40,15 @@ def questions(rng):
 def criticised(task, result, shown):
     """A demonstration of a critique: does `shown` follow from the task? Its solution is not to be
     learned, even where it is right."""
-    label = "right" if shown == result else "wrong"
-    verdict = "ok" if shown == result else "no"
+    verdict = "ok"
+    label = "right"
+    if shown != result:
+        verdict = f"no, the solution has {shown}"
+        label = "wrong"
     return {
         "question": f"What is {task}?",
         "response": f"{task} = {shown}\n\\boxed{{{shown}}}",
-        "critique": f"{task} = {result}, the solution has {shown}: {verdict}\nConclusion: {label}",
+        "critique": f"{task} = {result}: {verdict}\nConclusion: {label}",
         "label": label,
         "critique_only": True,
     }
