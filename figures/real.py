@@ -6,8 +6,8 @@
 
 One start is the model as it is. The other has learned from 128 critiques how a critique is written;
 answering was not trained, though each critique states the right result of a task that is in no
-other file. All runs share that one start, the held-out problems and the exam, so the intervals are
-about the seeds of RL alone.
+other file. All runs share that one start, the held-out problems, and an exam of responses of the
+model as it is; so the intervals are about the seeds of RL alone.
 """
 
 import functools
@@ -41,7 +41,7 @@ LINES = FOLDER / "real.jsonl"
 # 100, which is not used here.
 
 ALL = "--device cpu --kl 0 --lr 2e-5 --updates 2 --max-new-tokens 64 --eval-size 200"
-COLD_START = "--method g-rl --cold-start-lr 1e-4 --steps 0"
+NO_STEPS = "--method g-rl --steps 0"
 AS_IT_IS = "g-rl-as-it-is"
 RUNS = {  # {name: (flags, seeds)}; all but the first begin from the second start
     AS_IT_IS: ("--method g-rl --steps 20 --questions 16", 5),
@@ -109,17 +109,22 @@ def carry_out(model, folder, wanted):
     if not todo:
         return
     data = folder / "data"
-    start = folder / "start"
     held_out = data / "held_out.jsonl"
     if not held_out.exists():
         arithmetic.make(data)
+    # Of the model as it is nothing is needed but the exam that it writes.
+    exam = f"--exam={folder}/as-it-is/exam.jsonl"
+    if not (folder / "as-it-is" / "model.safetensors").exists():
+        train(model, data, folder / "as-it-is", NO_STEPS.split())
+    start = folder / "start"
     if not (start / "model.safetensors").exists():
-        train(model, data, start, [*COLD_START.split(), f"--cold-start={data}/critiques.jsonl"])
+        shown = f"--cold-start={data}/critiques.jsonl"
+        train(model, data, start, [*NO_STEPS.split(), exam, shown, "--cold-start-lr=1e-4"])
     for name, seed in tqdm(todo, "runs"):
         flags, _ = RUNS[name]
         begun = model if name == AS_IT_IS else str(start)
         out = folder / f"{name}-{seed}"
-        train(begun, data, out, [*flags.split(), f"--seed={seed}", f"--exam={start}/exam.jsonl"])
+        train(begun, data, out, [*flags.split(), f"--seed={seed}", exam])
         [before, *steps] = read_jsonl(out / "metrics.jsonl", dict)
         evaluations = []
         for row in [before, *steps]:

@@ -3,9 +3,9 @@
     python -m toy.arithmetic FOLDER
 
 A small pretrained model knows more of it than it says, so that reinforcement learning has something
-to lift within minutes on a laptop. FOLDER gets train.jsonl (500 questions), held_out.jsonl (200)
-and critiques.jsonl (128): demonstrations for `train.py --cold-start` that show how a critique is
-written, and no solution. No question is in two of the files.
+to lift. FOLDER gets train.jsonl (500 questions), held_out.jsonl (200) and critiques.jsonl (128):
+demonstrations for `train.py --cold-start` that show how a critique is written. Answering is not
+trained by them, though each states the right result of its task. No question is in two files.
 """
 
 import itertools
