@@ -244,8 +244,11 @@ def main(argv=None):
     )
     add("--only", choices=RUNS, help="one of the runs")
     args = parser.parse_args(argv)
+    wanted = RUNS
+    if args.only:
+        wanted = [args.only]
     if args.run:
-        carry_out(args.model, Path(args.folder), [args.only] if args.only else RUNS)
+        carry_out(args.model, Path(args.folder), wanted)
     lines = read_lines()
     if not lines:
         raise InputError(f"{LINES}: no runs; begin with --run")
