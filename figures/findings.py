@@ -321,10 +321,7 @@ def carry_out(run, seed):
             seconds += row.get("seconds/step", 0.0)
             if "eval/generation" in row:
                 numbers = {"step": row["step"], "samples": samples, "seconds": round(seconds, 1)}
-                for key, value in row.items():
-                    if key.startswith("eval/"):
-                        numbers[key.removeprefix("eval/")] = value
-                line["evaluations"].append(numbers)
+                line["evaluations"].append(numbers | evaluated(row))
         if run == "score":
             # S5: eight answers and a correction of each, against sixteen answers.
             words = f"-m figures.votes {out} --n 16 --json --out {out}/votes.svg"
@@ -334,6 +331,15 @@ def carry_out(run, seed):
             last["vote, corrected"] = votes["vote/parallel, corrected"]["16"]
             last["vote"] = votes["vote/parallel"]["16"]
     return line
+
+
+def evaluated(row):
+    """The numbers of an evaluation in a row of metrics.jsonl."""
+    numbers = {}
+    for key, value in row.items():
+        if key.startswith("eval/"):
+            numbers[key.removeprefix("eval/")] = value
+    return numbers
 
 
 def execute(words):

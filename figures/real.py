@@ -27,7 +27,7 @@ from details.data import InputError, load_problems, read_jsonl, run_command, wri
 from details.policy import decode, encode_chat
 from details.runs import signals_caught
 from figures.chart import line_charts
-from figures.findings import interval, processor
+from figures.findings import evaluated, interval, processor
 from rollout import generate, load_policy
 from sample import mean
 from toy import arithmetic
@@ -130,10 +130,7 @@ def carry_out(model, folder, wanted):
         for row in [before, *steps]:
             if "eval/generation" in row:
                 numbers = {"step": row["step"], "seconds": round(row["seconds"], 1)}
-                for key, value in row.items():
-                    if key.startswith("eval/"):
-                        numbers[key.removeprefix("eval/")] = value
-                evaluations.append(numbers)
+                evaluations.append(numbers | evaluated(row))
         evaluations[0]["continued"] = continued(begun, held_out)
         evaluations[-1]["continued"] = continued(str(out), held_out)
         line = {
@@ -213,7 +210,6 @@ def show(lines):
                 series[name].append([(row["step"], row[metric]) for row in line["evaluations"]])
     print_table(heads, rows)
 
-    print("\nAt the end, paired by seed.\n")
     rows = []
     for metric, name, other_metric, other in COMPARED:
         differences = []
@@ -223,7 +219,9 @@ def show(lines):
         if differences:
             words = f"{NAMES[metric]} of {name} above {NAMES[other_metric]} of {other}"
             rows.append([words, str(len(differences)), between(differences)])
-    print_table(["difference", "seeds", "mean"], rows)
+    if rows:
+        print("\nAt the end, paired by seed.\n")
+        print_table(["difference", "seeds", "mean"], rows)
     pictures = [(NAMES[metric], "step", series) for metric, series in charts.items()]
     line_charts(FOLDER / "real.svg", pictures, "On 200 held-out problems, greedy")
 
