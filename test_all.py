@@ -3106,12 +3106,15 @@ def test_runs_of_a_real_model(tmp_path):
                 numbers = dict.fromkeys(real.NAMES, value)
                 evaluations.append({"step": step, "seconds": 90, **numbers})
             line = {"accuracy": 0.1, "pass@n": 0.4, "samples": 9, "evaluations": evaluations}
-            rows.append({"run": run, "seed": seed, **line})
+            rows.append({"run": run, "flags": "--device cpu", "seed": seed, **line})
     write(tmp_path / "lines", rows)
     with mock.patch.multiple(real, LINES=tmp_path / "lines", FOLDER=tmp_path):
         printed = printed_by(real.main)
-    assert "| answers of gc-rl above answers of g-rl | 2 | +0.200 (-1.071 to +1.471) |" in printed
-    assert "| g-rl | 2 | 0.10, 0.40 | 0.200 to 0.450; +0.250 (-0.385 to +0.885) |" in printed
+    assert (
+        "| answers of gc-rl above answers of g-rl | cpu | 2 | +0.200 (-1.071 to +1.471) |"
+        in printed
+    )
+    assert "| g-rl | cpu | 2 | 0.10, 0.40 | 0.200 to 0.450; +0.250 (-0.385 to +0.885) |" in printed
     ElementTree.parse(tmp_path / "real.svg")
 
 

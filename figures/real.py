@@ -1,8 +1,8 @@
 """What RL lifts in a real model: whole-number arithmetic, from two starts, by three methods.
 
     python -m figures.real          tables and picture, from figures/real.jsonl alone
-    python -m figures.real --run    first the runs that are missing, one after another: hours, and
-                                    it goes on where it was stopped
+    python -m figures.real --run    first the runs that are missing, one after another: hours on a
+                                    CPU, and it goes on where it was stopped
 
 One start is the model as it is. The other has learned from 128 critiques how a critique is written;
 answering was not trained, though each critique states the right result of a task that is in no
@@ -11,6 +11,7 @@ model as it is; so the intervals are about the seeds of RL alone.
 """
 
 import functools
+import itertools
 import re
 import shutil
 import subprocess
@@ -40,8 +41,9 @@ LINES = FOLDER / "real.jsonl"
 # Seeds, steps and checkpoints were fixed before any of these runs; settings were chosen at seed
 # 100, which is not used here.
 
-ALL = "--device cpu --kl 0 --lr 2e-5 --updates 2 --max-new-tokens 64 --eval-size 200"
-NO_STEPS = "--method g-rl --steps 0"
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+WHERE = {"cpu": "--device cpu", "cuda": "--device cuda --precision fp32"}
+ALL = "--kl 0 --lr 2e-5 --updates 2 --max-new-tokens 64 --eval-size 200"
 AS_IT_IS = "g-rl-as-it-is"
 RUNS = {  # {name: (flags, seeds)}; all but the first begin from the second start
     AS_IT_IS: ("--method g-rl --steps 20 --questions 16", 5),
@@ -66,11 +68,12 @@ NAMES = {
 # ---------------------------------------------------------------------------------------- the runs
 
 
-def train(model, data, out, flags):
-    """Run train.py, or go on with it."""
-    words = [sys.executable, str(FOLDER.parent / "train.py"), "--resume", *ALL.split()]
-    words += ["--model", model, "--data", f"{data}/train.jsonl"]
-    words += ["--eval-data", f"{data}/held_out.jsonl", "--out", str(out), *flags]
+def train(out, flags, **files):
+    """Run train.py into the folder `out`, or go on with it."""
+    program = str(FOLDER.parent / "train.py")
+    words = [sys.executable, program, "--resume", f"--out={out}", *flags.split()]
+    for flag, file in files.items():
+        words.append(f"--{flag.replace('_', '-')}={file}")
     process = subprocess.Popen(words)
     with signals_caught():  # Ctrl-C reaches the run too, which ends its step and saves
         code = process.wait()
@@ -79,10 +82,10 @@ def train(model, data, out, flags):
 
 
 @functools.cache
-def continued(model, file):
+def continued(model, file, device):
     """The share of a file's problems that a model gets right when it goes on from the first words
     of the solution, `15 * 2 =`: what it knows, whether it would say so or not."""
-    model, tokenizer = load_policy(model, "cpu")
+    model, tokenizer = load_policy(model, device, "fp32")
     problems = load_problems(file)
     prompts = []
     for problem in problems:
@@ -97,47 +100,57 @@ def continued(model, file):
     return mean(right)
 
 
-def carry_out(model, folder, wanted):
-    """Those of the wanted runs that are missing; each is a line as soon as it has ended."""
+def prepare(model, folder, device):
+    """What all runs share: the files of --data, --eval-data and --exam, which the model as it is
+    writes; and the second start."""
+    data = folder / "data"
+    files = {"data": data / "train.jsonl", "eval_data": data / "held_out.jsonl"}
+    if not files["eval_data"].exists():
+        arithmetic.make(data)
+    flags = f"{WHERE[device]} {ALL} --method g-rl --steps 0"
+    exam = folder / "as-it-is" / "exam.jsonl"
+    if not exam.exists():
+        train(folder / "as-it-is", flags, model=model, **files)
+    files["exam"] = exam
+    if not (folder / "start" / "model.safetensors").exists():
+        flags += " --cold-start-lr 1e-4"
+        train(folder / "start", flags, model=model, cold_start=data / "critiques.jsonl", **files)
+    return files
+
+
+def processor_of(device):
+    return torch.cuda.get_device_name() if device == "cuda" else processor()
+
+
+def carry_out(model, folder, device, wanted):
+    """Those of the wanted runs [(name, seed)] that are missing; each is a line as soon as it has
+    ended."""
     done = {(line["run"], line["flags"], line["seed"]) for line in read_lines()}
     todo = []
-    for seed in range(max(seeds for _, seeds in RUNS.values())):
-        for name in wanted:
-            flags, seeds = RUNS[name]
-            if seed < seeds and (name, f"{ALL} {flags}", seed) not in done:
-                todo.append((name, seed))
+    for name, seed in wanted:
+        flags = f"{WHERE[device]} {ALL} {RUNS[name][0]}"
+        if (name, flags, seed) not in done:
+            todo.append((name, flags, seed))
     if not todo:
         return
-    data = folder / "data"
-    held_out = data / "held_out.jsonl"
-    if not held_out.exists():
-        arithmetic.make(data)
-    # Of the model as it is nothing is needed but the exam that it writes.
-    exam = f"--exam={folder}/as-it-is/exam.jsonl"
-    if not (folder / "as-it-is" / "model.safetensors").exists():
-        train(model, data, folder / "as-it-is", NO_STEPS.split())
-    start = folder / "start"
-    if not (start / "model.safetensors").exists():
-        shown = f"--cold-start={data}/critiques.jsonl"
-        train(model, data, start, [*NO_STEPS.split(), exam, shown, "--cold-start-lr=1e-4"])
-    for name, seed in tqdm(todo, "runs"):
-        flags, _ = RUNS[name]
-        begun = model if name == AS_IT_IS else str(start)
+    files = prepare(model, folder, device)
+    for name, flags, seed in tqdm(todo, "runs"):
+        begun = model if name == AS_IT_IS else folder / "start"
         out = folder / f"{name}-{seed}"
-        train(begun, data, out, [*flags.split(), f"--seed={seed}", exam])
+        train(out, f"{flags} --seed {seed}", model=begun, **files)
         [before, *steps] = read_jsonl(out / "metrics.jsonl", dict)
         evaluations = []
         for row in [before, *steps]:
             if "eval/generation" in row:
                 numbers = {"step": row["step"], "seconds": round(row["seconds"], 1)}
                 evaluations.append(numbers | evaluated(row))
-        evaluations[0]["continued"] = continued(begun, held_out)
-        evaluations[-1]["continued"] = continued(str(out), held_out)
+        evaluations[0]["continued"] = continued(begun, files["eval_data"], device)
+        evaluations[-1]["continued"] = continued(out, files["eval_data"], device)
         line = {
             "run": name,
             "seed": seed,
-            "flags": f"{ALL} {flags}",
-            "processor": processor(),
+            "flags": flags,
+            "processor": processor_of(device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             # Of the samples of step 1, which the policy drew as it started.
@@ -156,6 +169,10 @@ def carry_out(model, folder, wanted):
 
 def read_lines():
     return read_jsonl(LINES, dict) if LINES.exists() else []
+
+
+def device_of(line):
+    return line["flags"].split()[1]  # `--device cpu ...`
 
 
 def number(line, place, metric):
@@ -181,19 +198,19 @@ def show(lines):
     """Print the tables, and draw the curves."""
     runs = {}
     for line in lines:
-        runs.setdefault(line["run"], {})[line["seed"]] = line
+        runs.setdefault((line["run"], device_of(line)), {})[line["seed"]] = line
 
     print("From the start to the end, means over seeds; then the change with its 95% interval.\n")
-    heads = ["run", "seeds", "sampled in step 1: right, pass@8", *NAMES.values()]
+    heads = ["run", "on", "seeds", "sampled in step 1: right, pass@8", *NAMES.values()]
     heads += ["answers, seed by seed", "samples", "minutes"]
     rows = []
     charts = {metric: {} for metric in ("generation", "critique", "t2", "delta")}
-    for name in RUNS:
-        found = list(runs.get(name, {}).values())
+    for name, device in itertools.product(RUNS, WHERE):
+        found = list(runs.get((name, device), {}).values())
         if not found:
             continue
         room = [f"{mean(line[key] for line in found):.2f}" for key in ("accuracy", "pass@n")]
-        cells = [name, str(len(found)), ", ".join(room)]
+        cells = [name, device, str(len(found)), ", ".join(room)]
         for metric in NAMES:
             starts = [number(line, 0, metric) for line in found]
             ends = [number(line, -1, metric) for line in found]
@@ -205,23 +222,25 @@ def show(lines):
         samples = np.median([line["samples"] for line in found])
         rows.append([*cells, each, f"{samples:,.0f}", f"{np.median(minutes):.0f}"])
         for metric, series in charts.items():
-            series[name] = []
+            curves = series.setdefault(f"{name}, {device}", [])
             for line in found:
-                series[name].append([(row["step"], row[metric]) for row in line["evaluations"]])
+                curves.append([(row["step"], row[metric]) for row in line["evaluations"]])
     print_table(heads, rows)
 
     rows = []
-    for metric, name, other_metric, other in COMPARED:
+    for (metric, name, other_metric, other), device in itertools.product(COMPARED, WHERE):
+        ours = runs.get((name, device), {})
+        theirs = runs.get((other, device), {})
         differences = []
-        for seed in sorted(runs.get(name, {}).keys() & runs.get(other, {}).keys()):
-            first = number(runs[name][seed], -1, metric)
-            differences.append(first - number(runs[other][seed], -1, other_metric))
+        for seed in sorted(ours.keys() & theirs.keys()):
+            value = number(ours[seed], -1, metric)
+            differences.append(value - number(theirs[seed], -1, other_metric))
         if differences:
             words = f"{NAMES[metric]} of {name} above {NAMES[other_metric]} of {other}"
-            rows.append([words, str(len(differences)), between(differences)])
+            rows.append([words, device, str(len(differences)), between(differences)])
     if rows:
         print("\nAt the end, paired by seed.\n")
-        print_table(["difference", "seeds", "mean"], rows)
+        print_table(["difference", "on", "seeds", "mean"], rows)
     pictures = [(NAMES[metric], "step", series) for metric, series in charts.items()]
     line_charts(FOLDER / "real.svg", pictures, "On 200 held-out problems, greedy")
 
@@ -230,23 +249,23 @@ def main(argv=None):
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--run", action="store_true", help="first run what is missing")
-    add(
-        "--model",
-        default="HuggingFaceTB/SmolLM2-135M-Instruct",
-        help="or a copy of it [%(default)s]",
-    )
+    add("--model", default=MODEL, help="or a copy of it [%(default)s]")
     add(
         "--folder",
         default="runs/real",
         help="of the data, the second start and the runs [%(default)s]",
     )
-    add("--only", choices=RUNS, help="one of the runs")
+    add("--device", choices=WHERE, default="cpu", help="of the runs [cpu]")
+    add("--only", choices=RUNS, help="one of the methods")
+    add("--seed", type=int, help="one of the seeds")
     args = parser.parse_args(argv)
-    wanted = RUNS
-    if args.only:
-        wanted = [args.only]
+    wanted = []
+    for seed in range(5):
+        for name, (_, seeds) in RUNS.items():
+            if seed < seeds and args.only in (None, name) and args.seed in (None, seed):
+                wanted.append((name, seed))
     if args.run:
-        carry_out(args.model, Path(args.folder), wanted)
+        carry_out(args.model, Path(args.folder), args.device, wanted)
     lines = read_lines()
     if not lines:
         raise InputError(f"{LINES}: no runs; begin with --run")
