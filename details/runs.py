@@ -120,9 +120,7 @@ def open_run(args):
     out = Path(args.out)
     path = out / "resume.pt"
     if not path.exists():
-        found = set()
-        if out.exists():
-            found = set(os.listdir(out))
+        found = set(os.listdir(out)) if out.exists() else set()
         if found - BEFORE_CHECKPOINT:
             raise InputError(f"--out {out}: holds files but no resume.pt; name another folder")
         return None, None
@@ -158,10 +156,8 @@ def check_memory(args):
     except Exception:  # of a folder or a device that loading will name, or on Windows
         return
     count = model.num_parameters()
-    reference = 0
     kls = {"score": args.beta1 + args.beta2, "multi-turn": args.beta1, "star": 0, "pair-sft": 0}
-    if kls.get(args.method, args.kl) > 0:
-        reference = 4 * count
+    has_reference = kls.get(args.method, args.kl) > 0
     # Twice what a batch is allowed, which counts what matrices read and write, and not what lies
     # between them. On a GPU batches are cut until they fit; one completion is the least.
     batches = 2 * memory(model)
@@ -170,10 +166,11 @@ def check_memory(args):
         batches *= args.max_new_tokens / tokens
     needed = {  # bytes
         "weights, gradients, optimizer": 16 * count,
-        "reference": reference,
+        "reference": 4 * count * has_reference,
         "batches": batches,
         "logits": 16 * min(LOGITS, tokens * model.config.get_text_config().vocab_size),
-        "program": 450 << 20,  # with torch and transformers, and a small model loaded
+        # With torch, of which a build for CUDA is larger, transformers, and a small model loaded.
+        "program": (890 if torch.version.cuda else 450) << 20,
     }
     total = sum(needed.values())
     parts = [f"{what} {size / 1e9:.1f}" for what, size in needed.items()]
