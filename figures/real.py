@@ -65,6 +65,13 @@ NAMES = {
     "continued": "from the first words on",
 }
 
+
+def flags_of(name, device):
+    """Those of a run, but for its seed and its files."""
+    flags, _ = RUNS[name]
+    return f"{WHERE[device]} {ALL} {flags}"
+
+
 # ---------------------------------------------------------------------------------------- the runs
 
 
@@ -75,16 +82,16 @@ def train(out, flags, **files):
     for flag, file in files.items():
         words.append(f"--{flag.replace('_', '-')}={file}")
     process = subprocess.Popen(words)
-    with signals_caught():  # Ctrl-C reaches the run too, which ends its step and saves
+    with signals_caught() as stop:  # Ctrl-C reaches the run too, which ends its step and saves
         code = process.wait()
-    if code:
-        raise InputError(f"{out}: the run has not ended; what can go on does so with --run")
+    if code or stop:
+        raise InputError(f"{out}: the run has stopped; --run goes on with it if it can")
 
 
 @functools.cache
 def continued(model, file, device):
-    """The share of a file's problems that a model gets right when it goes on from the first words
-    of the solution, `15 * 2 =`: what it knows, whether it would say so or not."""
+    """The share of a file's problems that a model gets right, greedily, when it goes on from the
+    first words of the solution, `15 * 2 =`: how it would have begun by itself does not count."""
     model, tokenizer = load_policy(model, device, "fp32")
     problems = load_problems(file)
     prompts = []
@@ -105,7 +112,7 @@ def prepare(model, folder, device):
     writes; and the second start."""
     data = folder / "data"
     files = {"data": data / "train.jsonl", "eval_data": data / "held_out.jsonl"}
-    if not files["eval_data"].exists():
+    if not (data / "critiques.jsonl").exists():
         arithmetic.make(data)
     flags = f"{WHERE[device]} {ALL} --method g-rl --steps 0"
     exam = folder / "as-it-is" / "exam.jsonl"
@@ -128,7 +135,7 @@ def carry_out(model, folder, device, wanted):
     done = {(line["run"], line["flags"], line["seed"]) for line in read_lines()}
     todo = []
     for name, seed in wanted:
-        flags = f"{WHERE[device]} {ALL} {RUNS[name][0]}"
+        flags = flags_of(name, device)
         if (name, flags, seed) not in done:
             todo.append((name, flags, seed))
     if not todo:
@@ -171,16 +178,12 @@ def read_lines():
     return read_jsonl(LINES, dict) if LINES.exists() else []
 
 
-def device_of(line):
-    return line["flags"].split()[1]  # `--device cpu ...`
-
-
 def number(line, place, metric):
     """A number of a run's first evaluation (place 0) or of its last (-1)."""
     return line["evaluations"][place][metric]
 
 
-def between(values):
+def mean_and_interval(values):
     """The mean of differences with its 95% interval, which takes two seeds at least."""
     if len(values) < 2:
         return f"{mean(values):+.3f}"
@@ -196,9 +199,10 @@ def print_table(heads, rows):
 
 def show(lines):
     """Print the tables, and draw the curves."""
-    runs = {}
-    for line in lines:
-        runs.setdefault((line["run"], device_of(line)), {})[line["seed"]] = line
+    runs = {}  # {(name, device): {seed: line}}
+    for name, device in itertools.product(RUNS, WHERE):
+        flags = flags_of(name, device)
+        runs[name, device] = {line["seed"]: line for line in lines if line["flags"] == flags}
 
     print("From the start to the end, means over seeds; then the change with its 95% interval.\n")
     heads = ["run", "on", "seeds", "sampled in step 1: right, pass@8", *NAMES.values()]
@@ -206,7 +210,7 @@ def show(lines):
     rows = []
     charts = {metric: {} for metric in ("generation", "critique", "t2", "delta")}
     for name, device in itertools.product(RUNS, WHERE):
-        found = list(runs.get((name, device), {}).values())
+        found = list(runs[name, device].values())
         if not found:
             continue
         room = [f"{mean(line[key] for line in found):.2f}" for key in ("accuracy", "pass@n")]
@@ -215,7 +219,7 @@ def show(lines):
             starts = [number(line, 0, metric) for line in found]
             ends = [number(line, -1, metric) for line in found]
             changes = np.subtract(ends, starts).tolist()
-            cells.append(f"{mean(starts):.3f} to {mean(ends):.3f}; {between(changes)}")
+            cells.append(f"{mean(starts):.3f} to {mean(ends):.3f}; {mean_and_interval(changes)}")
             if metric == "generation":
                 each = " ".join(f"{change:+.3f}" for change in changes)
         minutes = [number(line, -1, "seconds") / 60 for line in found]
@@ -229,20 +233,20 @@ def show(lines):
 
     rows = []
     for (metric, name, other_metric, other), device in itertools.product(COMPARED, WHERE):
-        ours = runs.get((name, device), {})
-        theirs = runs.get((other, device), {})
+        ours = runs[name, device]
+        theirs = runs[other, device]
         differences = []
         for seed in sorted(ours.keys() & theirs.keys()):
             value = number(ours[seed], -1, metric)
             differences.append(value - number(theirs[seed], -1, other_metric))
         if differences:
             words = f"{NAMES[metric]} of {name} above {NAMES[other_metric]} of {other}"
-            rows.append([words, device, str(len(differences)), between(differences)])
+            rows.append([words, device, str(len(differences)), mean_and_interval(differences)])
     if rows:
         print("\nAt the end, paired by seed.\n")
         print_table(["difference", "on", "seeds", "mean"], rows)
     pictures = [(NAMES[metric], "step", series) for metric, series in charts.items()]
-    line_charts(FOLDER / "real.svg", pictures, "On 200 held-out problems, greedy")
+    line_charts(FOLDER / "real.svg", pictures, "On 200 held-out problems and 130 pairs, greedy")
 
 
 def main(argv=None):
@@ -253,11 +257,11 @@ def main(argv=None):
     add(
         "--folder",
         default="runs/real",
-        help="of the data, the second start and the runs [%(default)s]",
+        help="of the data, the second start and the runs; one for each device [%(default)s]",
     )
     add("--device", choices=WHERE, default="cpu", help="of the runs [cpu]")
-    add("--only", choices=RUNS, help="one of the methods")
-    add("--seed", type=int, help="one of the seeds")
+    add("--only", choices=RUNS, help="with --run: one of the runs")
+    add("--seed", type=int, help="with --run: one of the seeds")
     args = parser.parse_args(argv)
     wanted = []
     for seed in range(5):

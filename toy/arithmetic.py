@@ -14,12 +14,12 @@ import sys
 from pathlib import Path
 
 from details.data import InputError, run_command, write_jsonl
+from details.demonstrations import SLIPS
 
 TRAIN = 500
 HELD_OUT = 200
 CRITICISED = 64  # questions, each with a right and a wrong solution
 KIND = 320  # sums, and as many differences; of products there are only 124, and all are used
-SLIPS = (-10, -2, -1, 1, 2, 10)  # by how much a wrong result is off
 
 
 def questions(rng):
