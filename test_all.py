@@ -1217,8 +1217,7 @@ def test_judgement_table_by_hand():
 
 def test_judgement_table_without_a_case():
     """None where there is nothing to take a share of."""
-    table = sample.judgement_table(judged((None, False)))
-    assert table["p1"] is table["precision"] is None
+    assert sample.judgement_table(judged((None, False)))["precision"] is None
 
 
 FIVE_ATTEMPTS = [
@@ -3076,7 +3075,6 @@ def test_budgets_of_votes(tmp_path):
     flags = "toy --device cpu --json --size 8 --n 6 --critiques 3"
     printed = draw(votes, tmp_path / "votes.svg", words, *flags.split())
     numbers = json.loads(printed.splitlines()[-1])
-    assert "greedy/t1" in numbers
     assert list(numbers["vote/critique-weighted"]) == ["4", "6"]
 
 
@@ -3084,7 +3082,8 @@ def test_runs_of_a_real_model(tmp_path):
     """From the lines alone. Ends are 0.1 and 0.3 apart: t is 12.706 for one degree of freedom, the
     deviation 0.141; 12.706 x 0.141 / sqrt(2) = 1.271."""
     rows = []
-    for run, ends in (("g-rl", [0.5, 0.4]), ("gc-rl", [0.6, 0.7])):
+    ended = {"g-rl": [0.5, 0.4], "gc-rl": [0.6, 0.7], real.AS_IT_IS: [1, 1]}
+    for run, ends in ended.items():
         for seed, end in enumerate(ends):
             evaluations = []
             for step, value in ((0, 0.2), (20, end)):

@@ -201,8 +201,10 @@ def show(lines):
     """Print the tables, and draw the curves."""
     runs = {}  # {(name, device): {seed: line}}
     for name, device in itertools.product(RUNS, WHERE):
-        flags = flags_of(name, device)
-        runs[name, device] = {line["seed"]: line for line in lines if line["flags"] == flags}
+        found = runs[name, device] = {}
+        for line in lines:
+            if (line["run"], line["flags"]) == (name, flags_of(name, device)):
+                found[line["seed"]] = line
 
     print("From the start to the end, means over seeds; then the change with its 95% interval.\n")
     heads = ["run", "on", "seeds", "sampled in step 1: right, pass@8", *NAMES.values()]
