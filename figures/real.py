@@ -228,7 +228,7 @@ def show(lines):
         samples = np.median([line["samples"] for line in found])
         rows.append([*cells, each, f"{samples:,.0f}", f"{np.median(minutes):.0f}"])
         for metric, series in charts.items():
-            curves = series.setdefault(f"{name}, {device}", [])
+            curves = series.setdefault(name if device == "cpu" else f"{name}, GPU", [])
             for line in found:
                 curves.append([(row["step"], row[metric]) for row in line["evaluations"]])
     print_table(heads, rows)
