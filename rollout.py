@@ -237,7 +237,7 @@ def generate(
     )
     samples = [None] * len(rows)
     most = len(rows)
-    with packed(model, meter):
+    with packed(model, most, meter):
         while waiting:
             longest = min(context, len(rows[waiting[-1]]) + max_new_tokens)
             size = min(most, len(waiting), rows_that_fit(model, longest, n))

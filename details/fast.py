@@ -21,6 +21,7 @@ from details.policy import setup_of
 CPU_BYTES = 1 << 27  # what a batch may take on a CPU, at least
 LOGITS = 1 << 24  # that are held at once where log-probs are computed
 LARGE = 1 << 16  # numbers in a weight; a larger one is packed
+MANY = 32  # rows that are sampled, from which on packing can pay
 
 
 # ---------------------------------------------------------------------- prompts that rows share
@@ -164,12 +165,13 @@ def shares_prompts(model):
 
 
 @contextmanager
-def packed(model, meter):
-    """Inside the block large weights lie as a CPU reads them best, in oneDNN's layout: there
-    products with few rows take 0.5 to 0.9 of their time. For sampling only: gradients and updates
-    do not reach the copies."""
+def packed(model, rows, meter):
+    """Inside the block, in which so many rows are sampled, large weights lie in oneDNN's layout.
+    There some CPUs need 0.5 to 0.9 of the time for a product of 64 rows, others as much as before.
+    For sampling only: gradients and updates do not reach the copies."""
     with ExitStack() as undo:
-        if model.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        on_cpu = model.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        if on_cpu and rows >= MANY:
             with meter.timed("prefill", model), suppress(RuntimeError):  # of a CPU without bf16
                 pack(model, undo)
         yield
