@@ -1489,6 +1489,7 @@ KINDS = [
 ]
 
 fast.MANY = 1  # weights are packed for a single row, too, so that the tests see them
+
 # Temperatures, and from how many numbers on a weight is packed: with 32 nearly all of them are,
 # with 65536 none.
 WAYS = [(1.0, 32), (0.7, 1 << 16), (0.0, 32)]
@@ -3113,9 +3114,9 @@ def test_going_on_from_the_first_words(tmp_path):
 
 
 def test_one_operation_of_two_numbers():
-    """It is shown where no other gives the answer: 2 + 2 and 2 * 2 are 4."""
-    packs = Problem("42 pieces of gum, 3 in a pack: how many packs?", "14")
-    assert svamp.solution(packs) == "42 / 3 = 14\n\\boxed{14}"
+    """It is shown where no other gives the answer: 2 + 2 and 2 * 2 are 4, but 3 + 42 is 42 + 3."""
+    birds = Problem("3 birds sat there and 42 came: how many?", "45")
+    assert svamp.solution(birds) == "42 + 3 = 45\n\\boxed{45}"
     assert svamp.solution(Problem("2 cats and 2 dogs", "4")) is None
 
 

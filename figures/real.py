@@ -132,7 +132,7 @@ def processor_of(device):
 def carry_out(model, folder, device, wanted):
     """Those of the wanted runs [(name, seed)] that are missing; each is a line as soon as it has
     ended."""
-    done = {(line["run"], line["flags"], line["seed"]) for line in read_lines()}
+    done = {(line["run"], line["flags"], line["seed"]) for line in read_lines(LINES)}
     todo = []
     for name, seed in wanted:
         flags = flags_of(name, device)
@@ -174,8 +174,16 @@ def carry_out(model, folder, device, wanted):
 # -------------------------------------------------------------------------------- what came out
 
 
-def read_lines():
-    return read_jsonl(LINES, dict) if LINES.exists() else []
+def read_lines(file):
+    return read_jsonl(file, dict) if file.exists() else []
+
+
+def show_all(file, show):
+    """`show` the lines of a file, if there are any."""
+    lines = read_lines(file)
+    if not lines:
+        raise InputError(f"{file}: no runs; begin with --run")
+    show(lines)
 
 
 def number(line, place, metric):
@@ -272,10 +280,7 @@ def main(argv=None):
                 wanted.append((name, seed))
     if args.run:
         carry_out(args.model, Path(args.folder), args.device, wanted)
-    lines = read_lines()
-    if not lines:
-        raise InputError(f"{LINES}: no runs; begin with --run")
-    show(lines)
+    show_all(LINES, show)
 
 
 if __name__ == "__main__":

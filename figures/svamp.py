@@ -20,7 +20,7 @@ from fractions import Fraction
 from operator import add, mul, sub, truediv
 from pathlib import Path
 
-from details.data import InputError, load_problems, read_jsonl, run_command, write_jsonl
+from details.data import load_problems, read_jsonl, run_command, write_jsonl
 from details.demonstrations import decimal
 from figures import real
 from figures.chart import line_charts
@@ -94,7 +94,7 @@ def sampled(model, test_file, device):
 
 def carry_out(model, folder, device, train_file, test_file, wanted):
     """Those of the wanted runs that are missing; each is a line as soon as it has ended."""
-    done = [(line["run"], line["flags"]) for line in read_lines()]
+    done = [(line["run"], line["flags"]) for line in real.read_lines(LINES)]
     files = {"data": train_file, "eval_data": test_file}
     folder.mkdir(parents=True, exist_ok=True)
     for name in wanted:
@@ -134,10 +134,6 @@ def carry_out(model, folder, device, train_file, test_file, wanted):
 # -------------------------------------------------------------------------------- what came out
 
 
-def read_lines():
-    return read_jsonl(LINES, dict) if LINES.exists() else []
-
-
 def show(lines):
     """Print the table, and draw the curves."""
     rows = []
@@ -145,7 +141,8 @@ def show(lines):
     drawn = {}
     for line in lines:
         name = line["run"]
-        start, end = line["evaluations"][0][1], line["evaluations"][-1][1]
+        _, start = line["evaluations"][0]
+        _, end = line["evaluations"][-1]
         cells = [name, str(line["demonstrations"]), f"{start:.3f} to {end:.3f}"]
         for key in ("accuracy", "pass@n"):
             cells.append(f"{line['before'][key]:.3f} to {line['after'][key]:.3f}")
@@ -175,10 +172,7 @@ def main(argv=None):
     if args.run:
         wanted = [name for name in RUNS if args.only in (None, name)]
         carry_out(args.model, Path(args.folder), args.device, *args.run, wanted)
-    lines = read_lines()
-    if not lines:
-        raise InputError(f"{LINES}: no runs; begin with --run")
-    show(lines)
+    real.show_all(LINES, show)
 
 
 if __name__ == "__main__":
