@@ -51,7 +51,7 @@ def show_question(policy, question, n, seed):
     """Print an answer, n critiques and their judgements, and what is answered in the end: the
     answer, or the corrected one if its greedy critique calls it wrong."""
     # The answer is greedy; its critiques are drawn, so that they differ.
-    answer = greedy_text(policy, solve(question))
+    [answer] = greedy_texts(policy, solve(question))
     print(f"QUESTION\n{printable(question)}\n\nANSWER\n{printable(answer)}")
     # Whether the answer is right is not known here, and nobody asks the pair.
     pair = Pair(Problem(question, ""), answer, right=False)
@@ -62,26 +62,27 @@ def show_question(policy, question, n, seed):
     # With the first critique that finds fault, if any does.
     faults = [e.says_right is False for e in critiques]
     number = faults.index(True) if any(faults) else 0
-    helped = greedy_text(policy, correct(question, answer, critiques[number].text))
+    [greedy] = criticise(policy.greedy(), [pair], 1, seed)
+    helped, unaided, revised = greedy_texts(
+        policy,
+        correct(question, answer, critiques[number].text),
+        correct(question, answer),
+        correct(question, answer, greedy.text),
+    )
     print(f"\nCORRECTED, with critique {number + 1}\n{printable(helped)}")
-    unaided = greedy_text(policy, correct(question, answer))
     print(f"\nCORRECTED, without a critique\n{printable(unaided)}")
     # Selective revision, as in PAG (arXiv 2506.10406): correct only what is judged wrong.
-    [first] = criticise(policy.greedy(), [pair], 1, seed)
-    final = answer
-    if first.says_right is False:
-        final = greedy_text(policy, correct(question, answer, first.text))
+    final = revised if greedy.says_right is False else answer
     print(
-        f"\nFINAL ANSWER: its greedy critique says {JUDGED[first.says_right]}\n{printable(final)}"
+        f"\nFINAL ANSWER: its greedy critique says {JUDGED[greedy.says_right]}\n{printable(final)}"
     )
 
 
 JUDGED = {True: "right", False: "wrong", None: "no judgement that can be read"}
 
 
-def greedy_text(policy, chat):
-    [(_, _, text)] = complete(policy.greedy(), [None], [chat], 1, seed=0)
-    return text
+def greedy_texts(policy, *chats):
+    return [text for _, _, text in complete(policy.greedy(), chats, chats, 1, seed=0)]
 
 
 # ------------------------------------------------------------------------- a step in slow motion
