@@ -510,12 +510,12 @@ def share_prompts(model, name, error):
     error, reason = sampling_error(model)
     if not error <= bound:
         model.set_attn_implementation(library)
-        print(f"note: {name}: each row copies its prompt, which is slower ({reason})")
+        print(f"note: {name}: each row copies its prompt ({reason})")
 
 
 def sampling_error(model):
     """How far sampling is from scoring, in which the library's attention is at work: the mean
-    |log ratio| of what they find for the same tokens, and it or an error in words."""
+    |log ratio| of what they find for the same tokens, and a reason in words."""
     prompts = [list(range(length)) for length in range(5, 9)]
     try:
         samples = generate(model, prompts, 2, max_new_tokens=4, stop=())

@@ -60,8 +60,7 @@ def show_question(policy, question, n, seed):
     for number, episode in enumerate(critiques, 1):
         print(f"\nCRITIQUE {number}: {JUDGED[episode.says_right]}\n{printable(episode.text)}")
     # With the first critique that finds fault, if any does.
-    faults = [e.says_right is False for e in critiques]
-    number = faults.index(True) if any(faults) else 0
+    number = next((i for i, e in enumerate(critiques) if e.says_right is False), 0)
     [greedy] = criticise(policy.greedy(), [pair], 1, seed)
     helped, unaided, revised = greedy_texts(
         policy,

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -210,11 +211,12 @@ def show(lines):
     runs = {}  # {(name, device): {seed: line}}
     for name, device in itertools.product(RUNS, WHERE):
         found = runs[name, device] = {}
-        for line in lines:
+        for line in sorted(lines, key=itemgetter("seed")):
             if (line["run"], line["flags"]) == (name, flags_of(name, device)):
                 found[line["seed"]] = line
 
-    print("From the start to the end, means over seeds; then the change with its 95% interval.\n")
+    print("From the start to the end, means over seeds (of samples and minutes medians); then the")
+    print("change with its 95% interval.\n")
     heads = ["run", "on", "seeds", "sampled in step 1: right, pass@8", *NAMES.values()]
     heads += ["answers, seed by seed", "samples", "minutes"]
     rows = []

@@ -129,6 +129,7 @@ def carry_out(model, folder, device, train_file, test_file, wanted):
             "evaluations": evaluations,
         }
         write_jsonl(LINES, [line], "a")
+        (out / "resume.pt").unlink()  # 1.6 GB
 
 
 # -------------------------------------------------------------------------------- what came out
@@ -165,7 +166,11 @@ def main(argv=None):
     add = parser.add_argument
     add("--run", nargs=2, metavar=("TRAIN", "TEST"), help="first run what is missing")
     add("--model", default=real.MODEL, help="or a copy of it [%(default)s]")
-    add("--folder", default="runs/svamp", help="of the starts and the runs [%(default)s]")
+    add(
+        "--folder",
+        default="runs/svamp",
+        help="of the starts and the runs; one for each device [%(default)s]",
+    )
     add("--device", choices=real.WHERE, default="cpu", help="of the runs [cpu]")
     add("--only", choices=RUNS, help="one of the runs")
     args = parser.parse_args(argv)
