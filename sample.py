@@ -62,6 +62,7 @@ def show_question(policy, question, n, seed):
     # With the first critique that finds fault, if any does.
     number = next((i for i, e in enumerate(critiques) if e.says_right is False), 0)
     [greedy] = criticise(policy.greedy(), [pair], 1, seed)
+    # In one batch, which takes little longer than one of them.
     helped, unaided, revised = greedy_texts(
         policy,
         correct(question, answer, critiques[number].text),

@@ -1215,11 +1215,6 @@ def test_judgement_table_by_hand():
     }
 
 
-def test_judgement_table_without_a_case():
-    """None where there is nothing to take a share of."""
-    assert sample.judgement_table(judged((None, False)))["precision"] is None
-
-
 FIVE_ATTEMPTS = [
     (box(1), True, box(1), True),
     (box(1), True, box(2), False),
@@ -1289,10 +1284,8 @@ def test_evaluation_by_an_independent_path():
         found["critique"] += judgement(text) is pair.right
     numbers, _ = sample.evaluate(toy_policy(), asked, exam)
     for name, count in found.items():
-        assert 0 < count < 12, name
+        assert 0 < count < 12
         assert numbers[f"eval/{name}"] == count / 12
-    assert numbers["eval/t1"] == numbers["eval/generation"]
-    assert numbers["eval/size"] == numbers["eval/pairs"] == 12
 
 
 # ---------------------------------------------------------------------------------- demonstrations
@@ -1855,7 +1848,7 @@ def test_models_that_agree_share_prompts():
     for kind in KINDS:
         attention, printed = set_up(kind)
         if kind != "Gemma2":
-            assert attention == others.get(kind, "shared_prompts"), kind
+            assert attention == others.get(kind, "shared_prompts")
         assert re.fullmatch(note if attention == "sdpa" else "", printed)
 
 
@@ -2839,7 +2832,6 @@ def test_no_question_is_both_learned_and_examined(tmp_path):
     assert rows[0]["eval/pairs"] == 8
     assert "cold_start.jsonl: 8 demonstrations left out: held out" in printed
     losses = [float(loss) for loss in re.findall(r"cold start .*loss ([\d.]+)", printed)]
-    assert len(losses) > 2
     assert losses[-1] < losses[0]
 
 
@@ -2861,12 +2853,16 @@ def test_the_exam_is_of_the_starting_policy(tmp_path):
 
 
 def test_a_question_on_the_command_line():
-    """An answer, as many critiques as were asked for, a correction with and one without help."""
-    text = used("--n 3", "Compute 9-7*2-5 modulo 10.")
-    assert text.count("ANSWER") == 2, "the first, and the final one"
-    assert text.count("CRITIQUE") == 3
-    assert text.count("CORRECTED") == 2
-    assert "boxed" in text
+    """Corrected after the first critique that finds fault (of these three the second), after none,
+    and after the greedy one: each as greedy decoding has it. On this question they differ."""
+    question = "Compute 7-4*8*8 modulo 10."
+    parts = used("--n 3", question).strip().split("\n\n")
+    texts = [part.partition("\n")[2] for part in parts]
+    first = greedy_text(solve(question))
+    expected = [question, first, *texts[2:5]]
+    for help in (texts[3], None, greedy_text(critique.critique(question, first))):
+        expected.append(greedy_text(correct(question, first, help)))
+    assert texts == expected
 
 
 def test_printed_text_is_safe_for_a_terminal():
