@@ -3,6 +3,8 @@
     python -m figures.svamp         table and picture, from figures/svamp.jsonl alone
     python -m figures.svamp --run TRAIN.jsonl TEST.jsonl
                                     first the runs that are missing
+    python -m figures.svamp --apart BEFORE AFTER TEST.jsonl
+                                    what changed between two models: the operation or the sums?
 
 SVAMP (arXiv 2103.07191) has short stories with a few numbers; most ask for one operation on two of
 them. Each line of its files must have question and answer. A cold start shows how solutions are
@@ -19,6 +21,8 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from fractions import Fraction
 from operator import add, mul, sub, truediv
 from pathlib import Path
+
+import numpy as np
 
 from details.data import load_problems, read_jsonl, run_command, write_jsonl
 from details.demonstrations import decimal
@@ -83,12 +87,15 @@ def demonstrations(problems, most):
 # ---------------------------------------------------------------------------------------- the runs
 
 
+def eight_samples(model, test_file, device):
+    """Of each test problem, in problem-major order."""
+    policy = Policy(*load_policy(model, device, "fp32"), 64)
+    return respond(policy, load_problems(test_file), SAMPLES, 0, "samples")
+
+
 @functools.cache
 def sampled(model, test_file, device):
-    """Accuracy and pass@8 of eight samples for each test problem."""
-    problems = load_problems(test_file)
-    policy = Policy(*load_policy(model, device, "fp32"), 64)
-    responses = respond(policy, problems, SAMPLES, 0, "samples")
+    responses = eight_samples(model, test_file, device)
     return {"accuracy": mean(e.right for e in responses), "pass@n": pass_at_n(responses)}
 
 
@@ -161,10 +168,67 @@ def show(lines):
     line_charts(FOLDER / "svamp.svg", pictures, "SVAMP: the share of right answers")
 
 
+# ---------------------------------------------------------------------- what changed in responses
+
+FIRST_LINE = re.compile(r"\s*(\d+(?:\.\d+)?) ([-+*/]) (\d+(?:\.\d+)?) = (-?\d+(?:\.\d+)?)\n")
+
+
+def operation_and_sum(text, answer):
+    """Of a response that begins with a line such as `20 - 8 = 12`: does this operation on these
+    numbers give the right answer, and is it computed rightly? Of any other: no, and no."""
+    found = FIRST_LINE.match(text)
+    if not found:
+        return False, False
+    a, b, written = map(Fraction, found.group(1, 3, 4))
+    if found[2] == "/" and b == 0:
+        return False, False
+    value = OPERATIONS[found[2]](a, b)
+    return value == Fraction(answer), value == written
+
+
+def measures(responses):
+    """{what is measured: a value for each problem}, of eight responses to each."""
+    values = {}
+    for start in range(0, len(responses), SAMPLES):
+        group = responses[start : start + SAMPLES]
+        parts = [operation_and_sum(e.text, e.problem.answer) for e in group]
+        chosen = [operation for operation, _ in parts]
+        right = [e.right for e in group]
+        of_problem = {
+            "right operation": mean(chosen),
+            "computed rightly, whatever the operation": mean(computed for _, computed in parts),
+            "both": mean(all(both) for both in parts),
+            "right answer": mean(right),
+            "right operation in one of eight at least": any(chosen),
+            "right answer in one of eight at least": any(right),
+        }
+        for name, value in of_problem.items():
+            values.setdefault(name, []).append(float(value))
+    return values
+
+
+def take_apart(before, after, test_file, device):
+    """Print how eight samples of each test problem differ between two models."""
+    start = measures(eight_samples(before, test_file, device))
+    end = measures(eight_samples(after, test_file, device))
+    rows = []
+    for name, values in start.items():
+        changes = np.subtract(end[name], values).tolist()
+        row = [name, f"{mean(values):.3f}", f"{mean(end[name]):.3f}"]
+        rows.append([*row, real.mean_and_interval(changes)])
+    real.print_table(["", "before", "after", "change, 95% over problems"], rows)
+
+
 def main(argv=None):
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--run", nargs=2, metavar=("TRAIN", "TEST"), help="first run what is missing")
+    add(
+        "--apart",
+        nargs=3,
+        metavar=("BEFORE", "AFTER", "TEST"),
+        help="compare two models' responses",
+    )
     add("--model", default=real.MODEL, help="or a copy of it [%(default)s]")
     add(
         "--folder",
@@ -174,6 +238,9 @@ def main(argv=None):
     add("--device", choices=real.WHERE, default="cpu", help="of the runs [cpu]")
     add("--only", choices=RUNS, help="one of the runs")
     args = parser.parse_args(argv)
+    if args.apart:
+        take_apart(*args.apart, args.device)
+        return
     if args.run:
         wanted = [name for name in RUNS if args.only in (None, name)]
         carry_out(args.model, Path(args.folder), args.device, *args.run, wanted)
