@@ -42,10 +42,16 @@ BOX = re.compile(rf"\\(?:[bB]oxed|fbox)\s{{0,9}}({BRACES}|-?\d[\d.,]{{0,99}}|[a-
 # What a box holds that only shows how to write one: \boxed{}, \boxed{...}, \boxed{your answer}
 PLACEHOLDER = re.compile(r"\{(?:\W|your|the|final|answer|number|result|here)*\}", re.IGNORECASE)
 
+# What is said of an answer that was given before: the answer is correct.
+VERDICT = (
+    r"[\s*_]{1,9}(?:(?:indeed|also|still|not) )?(?:(?:in)?correct|right|wrong|consistent|valid)"
+    r"[*_]{0,3}(?:[.,;:!]|\s*$|\s(?:as|because|since|and|with)\b)"
+)
+
 # Every mark is followed by the answer, up to the end of the line or a Chinese full stop.
 MARK = re.compile(
     r"(?:"
-    r"(?<!/)answers?[*_]{0,3}\s{0,3}(?:(?:is|are)\b|[:：=])"  # the answer is 24, **Answer**: 24
+    rf"(?<!/)answers?[*_]{{0,3}}\s{{0,3}}(?:(?:is|are)\b(?!{VERDICT})|[:：=])"  # the answer is 24
     r"|<answer>"  # <answer>24</answer>
     r"|answer[*_]{0,3}[ \t]{0,3}\n"  # a heading: ### Final Answer
     r"|答案[*_]{0,3}\s{0,3}[是为:：]"  # 答案是24
