@@ -30,8 +30,7 @@ from details.data import (
     to_pair,
     to_problem,
 )
-from details.policy import TOY
-from details.runs import run_flags
+from details.policy import TOY, run_flags
 from figures.report import print_table, printable
 from reward import advantages, critique_reward, filter_pairs, pairs_by_question
 from rollout import (

@@ -34,7 +34,7 @@ def run_command(program, *args):
     except BrokenPipeError:  # `sample.py ... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except (InputError, OSError, FloatingPointError) as error:
+    except (InputError, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
@@ -119,12 +119,13 @@ def text_field(row, name, written_by="a person"):
     if name not in row:
         raise ValueError(f"no field {name!r}; there are: {', '.join(row)}")
     value = row[name]
-    if not isinstance(value, str) or not value.strip():
+    by_a_person = written_by == "a person"
+    if not isinstance(value, str) or (by_a_person and not value.strip()):
         raise ValueError(f"field {name!r} must be a text that is not empty")
     value.encode()  # half of a surrogate pair is no text: a ValueError
     # In JSON "\frac" is a form feed and "rac".
     control = [c for c in value if c < " " and c not in "\t\n\r"]
-    if control and written_by == "a person":
+    if control and by_a_person:
         raise ValueError(f"field {name!r} has a control character: double the backslash of LaTeX")
     return value
 
@@ -193,16 +194,15 @@ def load_split(data, eval_data=None, size=None):
     """
     train = load_problems(data)
     if eval_data or data == "gsm8k":
-        held_out = different(load_problems(eval_data or data, "test"))
+        held_out = different(load_problems(eval_data or data, "test"))[:size]
     else:
         held_out = different(train)
         held_out = held_out[-max(1, len(held_out) // 10) :]
-    held_out = held_out[:size]
     questions = {problem.question for problem in held_out}
     train = [problem for problem in train if problem.question not in questions]
     if not train:
         raise InputError(f"--data {data}: no problem is left to train on without the held-out ones")
-    return train, held_out
+    return train, held_out[:size]
 
 
 def different(problems):

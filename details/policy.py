@@ -4,6 +4,7 @@
 """
 
 import functools
+import json
 import re
 import weakref
 from contextlib import suppress
@@ -67,6 +68,14 @@ def load_folder(name, device, precision):
 def device_of(name):
     """The device of that name; without a name CUDA where there is one, else the CPU."""
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def run_flags(folder):
+    """The flags of the run that made a model folder; none if no run made it."""
+    path = folder / "run.json"
+    if not path.exists():
+        return {}
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def without_weights(name):

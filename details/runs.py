@@ -47,7 +47,7 @@ BEFORE_CHECKPOINT = {
     "lock",
     "resume.pt.partial",
 }  # what a run writes before its first resume.pt
-MAY_CHANGE = ("steps", "resume", "device", "eval_every", "out")  # flags, when a run goes on
+MAY_CHANGE = ("resume", "device", "eval_every", "out")  # flags, when a run goes on
 torch.serialization.add_safe_globals([Problem, Pair])  # all that resume.pt holds of ours
 
 
@@ -104,6 +104,8 @@ def load_data(args):
         exam = [pair for pair in pairs if pair.problem.question not in trained]
         if len(exam) < len(pairs):
             print(f"{args.exam}: {len(pairs) - len(exam)} pairs left out, on questions in --data")
+        if not exam:
+            raise InputError(f"--exam {args.exam}: no pair is left")
         exam = exam[: args.eval_size // 2 * 2]
     if args.cold_start:
         unseen = {problem.question for problem in held_out}
@@ -135,10 +137,12 @@ def open_run(args):
         raise InputError(f"--resume: {path} cannot be read: {one_line(error)}") from error
     for name, value in vars(args).items():
         before = state["flags"].get(name)
-        shorter = name == "steps" and value < before
-        if before != value and (name not in MAY_CHANGE or shorter):
-            flag = name.replace("_", "-")
-            raise InputError(f"--resume: the run in {out} has --{flag} {before}, not {value}")
+        if name == "steps":
+            # It may be extended, and not end before the steps that it has made.
+            before = max(before, state["step"] - 1, value)
+        if before != value and name not in MAY_CHANGE:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"--resume: the run in {out} has {flag} {before}, not {value}")
     return state, lock
 
 
@@ -157,16 +161,16 @@ def check_memory(args):
         return
     count = model.num_parameters()
     kls = {"score": args.beta1 + args.beta2, "multi-turn": args.beta1, "star": 0, "pair-sft": 0}
-    has_reference = kls.get(args.method, args.kl) > 0
     # Twice what a batch is allowed, which counts what matrices read and write, and not what lies
     # between them. On a GPU batches are cut until they fit; one completion is the least.
     batches = 2 * memory(model)
     tokens = most_tokens(model)
     if device.type == "cuda":
         batches *= args.max_new_tokens / tokens
+    in_bf16 = device.type == "cuda" and args.precision != "fp32"  # with a copy of the weights
     needed = {  # bytes
-        "weights, gradients, optimizer": 16 * count,
-        "reference": 4 * count * has_reference,
+        "weights, gradients, optimizer": (16 + 2 * in_bf16) * count,
+        "reference": 4 * count * (kls.get(args.method, args.kl) > 0),
         "batches": batches,
         "logits": 16 * min(LOGITS, tokens * model.config.get_text_config().vocab_size),
         # With torch, of which a build for CUDA is larger, transformers, and a small model loaded.
@@ -201,11 +205,11 @@ def lock_folder(out):
 
 def save_state(out, state, model, optimizer):
     """Write resume.pt: aside, flushed to disk, renamed. At no moment is there half of one."""
-    weights = {"weights": model.state_dict(), "optimizer": optimizer.state_dict()}
+    state = state | {"weights": model.state_dict(), "optimizer": optimizer.state_dict()}
     partial = out / "resume.pt.partial"
     try:
         with open(partial, "wb") as file:
-            torch.save(state | weights, file)
+            torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, out / "resume.pt")
@@ -225,15 +229,9 @@ def write_files(out, state):
     for name, rows in files.items():
         write_jsonl(out / "partial", rows)
         os.replace(out / "partial", out / f"{name}.jsonl")
+    # Of a run that is extended: a model in the folder says that the run has ended.
+    (out / "model.safetensors").unlink(missing_ok=True)
     (out / "run.json").write_text(json.dumps(state["flags"], indent=1) + "\n", encoding="utf-8")
-
-
-def run_flags(folder):
-    """The flags of the run that made a model folder; none if no run made it."""
-    path = folder / "run.json"
-    if not path.exists():
-        return {}
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @contextmanager
@@ -247,9 +245,8 @@ def signals_caught():
             sys.exit(128 + number)
         seen.append(number)
 
-    before = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, on_signal)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield seen
     finally:

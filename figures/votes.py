@@ -18,8 +18,7 @@ from pathlib import Path
 from critique import correct
 from details.answers import answer_key
 from details.data import InputError, Pair, load_problems, run_command, seed_of
-from details.policy import TOY
-from details.runs import run_flags
+from details.policy import TOY, run_flags
 from figures.chart import command, line_charts, refuse_other_files
 from figures.report import print_table
 from rollout import Policy, answered, complete, criticise, load_policy, respond, two_attempts
