@@ -715,7 +715,8 @@ def run(args, policy, optimizer, state, begin, stop):
 
     @functools.cache  # in memory from the first step on that has a KL
     def load_reference():
-        return load_policy(out / "start", args.device, args.precision)[0]
+        # Without gradients autocast keeps no copy of it in bf16.
+        return load_policy(out / "start", args.device, args.precision)[0].requires_grad_(False)
 
     bar = tqdm(
         desc=args.method, total=args.steps, initial=max(0, state["step"] - 1), disable=BAR_OFF

@@ -7,7 +7,8 @@
 One start is the model as it is. The other has learned from 128 critiques how a critique is written;
 answering was not trained, though each critique states the right result of a task that is in no
 other file. All runs share that one start, the held-out problems, and an exam of responses of the
-model as it is; so the intervals are about the seeds of RL alone.
+model as it is; so the intervals are about the seeds of RL alone. On another machine another start
+comes out: to run it all there, first move figures/real.jsonl away.
 """
 
 import functools

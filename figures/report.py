@@ -5,6 +5,7 @@ problems, is a line in the same columns.
 """
 
 import re
+import shlex
 
 from tqdm import tqdm
 
@@ -87,6 +88,8 @@ def why_nothing_is_learned(metrics):
         return "cannot learn: all completions were cut; raise --max-new-tokens"
     if metrics.get("traces") == 0:
         return "cannot learn: no second attempt is right; --cold-start, or easier --data"
+    if metrics.get("critique/unreadable") == 1:
+        return "the critic cannot learn: no critique ends in a judgement; --cold-start"
     if metrics.get("groups/no_spread") == 1:
         if accuracy == 1:
             return "cannot learn: all completions are right, none is better; harder --data"
@@ -175,13 +178,14 @@ def show_result(state, out):
     question that the policy has learned to answer."""
     rows = state["metrics"]
     start = rows[0]
-    end = rows[-1]
+    # The last step has one, unless a run was extended, stopped, and ended where it stopped.
+    end = [row for row in rows if "eval/generation" in row][-1]
     gains = []
     for heading, name in (("answers", "eval/generation"), ("critiques", "eval/critique")):
         if start[name] is not None:
             gains.append(f"{heading} {100 * start[name]:.0f}% -> {100 * end[name]:.0f}%")
     sizes = f"{end['eval/size']} held-out problems, {end['eval/pairs']} pairs"
-    print(f"\n{', '.join(gains)} ({sizes}), in {state['seconds']:.0f} s\n")
+    print(f"\n{', '.join(gains)} ({sizes}) after step {end['step']}, in {state['seconds']:.0f} s\n")
     print(f"{'held out, greedy':27}{'start':>10}{'end':>10}")
     for name, meaning in MEANING.items():
         if name in end:
@@ -196,7 +200,7 @@ def show_result(state, out):
     )
     asked = "--eval"
     if state["gained"]:
-        asked = '"' + printable(state["gained"][0]) + '"'
+        asked = shlex.quote(printable(state["gained"][0]))
     print(f"try: python sample.py --model {out} {asked}")
 
 

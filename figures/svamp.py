@@ -156,9 +156,9 @@ def show(lines):
             cells.append(f"{line['before'][key]:.3f} to {line['after'][key]:.3f}")
         cells.append(f"{mean(line['no_spread']):.2f}")
         rows.append([*cells, f"{line['seconds'] / 60:.0f}", line["processor"]])
-        greedy[name] = [line["evaluations"]]
+        greedy.setdefault(name, []).append(line["evaluations"])
         steps = range(1, len(line["sampled"]) + 1)
-        drawn[name] = [list(zip(steps, line["sampled"]))]
+        drawn.setdefault(name, []).append(list(zip(steps, line["sampled"])))
     heads = ["run", "demonstrations", "greedy", "sampled", "pass@8"]
     real.print_table([*heads, "groups without spread", "minutes", "on"], rows)
     pictures = [
