@@ -517,7 +517,7 @@ def rollout_metrics(episodes):
         # E[-log p] under p is the entropy: the sampler's log-probs estimate it without bias.
         "entropy": -mean(p for e in episodes for p in e.sample.logprobs),
     }
-    for role in {e.role for e in episodes}:
+    for role in sorted({e.role for e in episodes}):
         metrics[f"length/{role}"] = mean(len(e.sample.tokens) for e in episodes if e.role == role)
     return metrics
 
