@@ -1,16 +1,12 @@
 r"""The prompts - solve, criticise, correct - and the judgement in a critique.
 
 A prompt is a list of chat messages; `encode_chat`, in details/policy.py, turns it into tokens. The
-first-order rollout samples from `solve`, the second-order rollout from `critique`. `correct` asks
-for a refined response, with a critique (the denoised reward, eq. 4 of arXiv 2602.22765) or without
-any hint (the second attempt of SCoRe, arXiv 2409.12917).
-
-    python critique.py FILE.jsonl     print demonstrations for `train.py --cold-start`, made from
-                                      worked solutions in GSM8K's form (default: its training file)
+first-order rollout samples after `solve_prompt`, the second-order rollout after `critique_prompt`.
+`correct_prompt` asks for a refined response, with a critique (the denoising reward, eq. 4 of arXiv
+2602.22765) or without any hint (the second attempt of SCoRe, arXiv 2409.12917).
 """
 
 import re
-import sys
 
 # The final answer is boxed: there the outcome is read.
 SOLVE = "{question}\nSolve it step by step. Put the final answer in \\boxed{{}}."
@@ -27,12 +23,12 @@ CORRECT = "There may be an error above. " + REWRITE
 CORRECT_WITH = "A critique of the solution above:\n{critique}\n\n" + REWRITE
 
 
-def solve(question):
+def solve_prompt(question):
     """Chat messages that ask for a response to the question."""
     return [{"role": "user", "content": SOLVE.format(question=question)}]
 
 
-def critique(question, response):
+def critique_prompt(question, response):
     """Chat messages that ask for a critique of a response.
 
     One user message: the critic is shown the response as somebody's text, not as its own turn,
@@ -41,13 +37,13 @@ def critique(question, response):
     return [{"role": "user", "content": CRITIQUE.format(question=question, response=response)}]
 
 
-def correct(question, response, critique=None):
+def correct_prompt(question, response, critique=None):
     """Chat messages that ask for a refined response: the real conversation, and a critique to go by
     where one is given."""
     template = CORRECT if critique is None else CORRECT_WITH
     request = template.format(critique=critique)
     return [
-        *solve(question),
+        *solve_prompt(question),
         {"role": "assistant", "content": response},
         {"role": "user", "content": request},
     ]
@@ -76,9 +72,3 @@ def judgement(text):
     if not found:
         return None
     return found[-1].lower() == "right"
-
-
-if __name__ == "__main__":
-    from details.demonstrations import main
-
-    main(sys.argv[1:])

@@ -5,11 +5,39 @@ Equations 1 to 6 are those of GC-RL (arXiv 2602.22765), the shaped reward is tha
 """
 
 from collections import defaultdict, deque
+from dataclasses import dataclass
 
 import torch
 
 from details.answers import is_correct
-from details.data import Pair
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question and how a response to it is judged."""
+
+    question: str
+    answer: str  # a number, an expression or text; `... #### 42` is understood
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question with a response to it, on its way to the critic."""
+
+    problem: Problem
+    response: str
+    right: bool  # its outcome, R(r) = 1
+    accuracy: float = 0.5  # E[R(r)] of the responses that it was drawn from, for eq. 3
+    step: int = 0  # the step whose policy gave the response
+
+
+# ------------------------------------------------------------------------- outcomes and rewards
+
+
+def outcomes(problems, texts) -> list[bool]:
+    """Is each response right? One call judges all responses of a rollout: problems[i] is the one
+    that texts[i] responds to."""
+    return [response_reward(text, problem.answer) == 1 for problem, text in zip(problems, texts)]
 
 
 def response_reward(response, answer):
@@ -24,8 +52,8 @@ def critique_reward(says_right, is_right, reward_on_right=0.7, reward_on_wrong=0
     reward_on_right=0.6, reward_on_wrong=0.8; eq. 6 (lean to recall) the reverse.
 
     By default these constants make no difference: advantages are taken among the critiques of one
-    response, where rewards are 0 or one constant, and the division by the deviation cancels it.
-    They do with --no-std, --group question or batch, or --denoise.
+    response, where rewards are 0 or one constant, and the division by the standard deviation
+    cancels it. They do with --no-std, --group question or batch, or --denoise.
     """
     if says_right is not is_right:
         return 0.0
@@ -40,7 +68,7 @@ def reweighted_reward(says_right, is_right, accuracy):
 
     For use without the filter: both labels then carry the same total weight, however rare one of
     them is. accuracy: E[R(r)] over the responses that the pairs were drawn from, which are those
-    that ended by themselves: responses cut at the limit count neither here nor as pairs.
+    that ended by themselves: truncated responses count neither here nor as pairs.
     """
     if says_right is not is_right:
         return 0.0
@@ -74,18 +102,17 @@ def shaped_reward(reward1, reward2, alpha):
 
 
 def pairs_by_question(responses, n, step=0):
-    """n responses to each question as [[Pair, ...], ...] for the critic. Responses that were cut
-    are left out, of the accuracy too: unfinished is not wrong. step: the step whose policy gave
-    them."""
-    ended = [episode for episode in responses if episode.sample.stopped]
-    accuracy = sum(episode.right for episode in ended) / max(1, len(ended))
+    """n responses to each question, Samples, as [[Pair, ...], ...] for the critic. Truncated
+    responses are left out, of the accuracy too: unfinished is not wrong. step: the step whose
+    policy gave them."""
+    ended = [sample.right for sample in responses if sample.stopped]
+    accuracy = sum(ended) / max(1, len(ended))
     groups = []
     for start in range(0, len(responses), n):
         pairs = []
-        for episode in responses[start : start + n]:
-            if episode.sample.stopped:
-                pair = Pair(episode.problem, episode.text, episode.right, accuracy, step)
-                pairs.append(pair)
+        for sample in responses[start : start + n]:
+            if sample.stopped:
+                pairs.append(Pair(sample.problem, sample.text, sample.right, accuracy, step))
         groups.append(pairs)
     return groups
 
@@ -126,11 +153,11 @@ class PairCache(deque):
     def draw(self, count, rng):
         """Up to `count` pairs, at random, without replacement."""
         # Sorted, so that the pairs come out in the order in which they came in.
-        places = sorted(rng.sample(range(len(self)), min(count, len(self))))
-        drawn = [self[place] for place in places]
+        indices = sorted(rng.sample(range(len(self)), min(count, len(self))))
+        drawn = [self[index] for index in indices]
         # From behind: what is deleted moves all that follows.
-        for place in reversed(places):
-            del self[place]
+        for index in reversed(indices):
+            del self[index]
         return drawn
 
 
@@ -138,50 +165,52 @@ class PairCache(deque):
 
 
 def advantages(rewards, groups, std=True):
-    """A = (R - mean of the group) / (std of the group + 1e-6), or without the division (as in
-    Dr. GRPO, arXiv 2503.20783): a float tensor [samples].
+    """A = (R - mean of the group) / (standard deviation of the group + 1e-6), or without the
+    division (as in Dr. GRPO, arXiv 2503.20783): a float tensor [samples].
 
-    rewards: numbers [samples]; groups: one hashable key for each. std is the population's, since
-    the group is all there is; verl and TRL divide by the sample's, which makes theirs 0.935 of
-    these at n = 8. A group without spread gets exact zeros: rounding must not become a
-    gradient.
+    rewards: numbers [samples]; groups: one hashable key for each. The standard deviation is the
+    population's, since the group is all there is; verl and TRL divide by the sample's, which makes
+    theirs 0.935 of these at n = 8. A zero-variance group gets exact zeros: rounding must not
+    become a gradient.
     """
     rewards = torch.as_tensor(rewards, dtype=torch.float64)
-    # {group: the places of its members}
-    members = defaultdict(list)
-    for place, group in enumerate(groups):
-        members[group].append(place)
+    members = members_of(groups)
     result = torch.zeros(len(rewards))
-    for places in members.values():
-        group = rewards[places]
+    for indices in members.values():
+        group = rewards[indices]
         # All equal: nothing is better than anything else.
         if group.min() == group.max():
             continue
         advantage = group - group.mean()
         if std:
             advantage = advantage / (group.std(correction=0) + 1e-6)
-        result[places] = advantage.float()
+        result[indices] = advantage.float()
     return result
 
 
-def leave_one_out(rewards, groups):
+def leave_one_out(rewards, groups, wider):
     """A = R - mean of the *others* in the group: a float tensor [samples]. A mean that holds the
     sample itself would shrink its gradient by 1 - 1/m, differently where group sizes m differ.
 
-    rewards: numbers [samples]; groups: one key for each, a tuple. A sample that is alone in its
-    group is compared with all whose key is the same but for its last part.
+    rewards: numbers [samples]; groups: one key for each; wider: the key of a wider group, whose
+    others a sample that is alone in its group is compared with.
     """
-    members = defaultdict(list)  # {group: the places of its members}
-    wider = defaultdict(list)
-    for place, group in enumerate(groups):
-        members[group].append(place)
-        wider[group[:-1]].append(place)
+    members = members_of(groups)
+    wider_members = members_of(wider)
     result = torch.zeros(len(rewards))
-    for place, group in enumerate(groups):
-        others = members[group]
+    for index, reward in enumerate(rewards):
+        others = members[groups[index]]
         if len(others) == 1:
-            others = wider[group[:-1]]
+            others = wider_members[wider[index]]
         # Differences, so that equal rewards give an exact zero. The sample's own is zero.
-        ahead = [rewards[place] - rewards[other] for other in others]
-        result[place] = sum(ahead) / max(1, len(others) - 1)
+        ahead = [reward - rewards[other] for other in others]
+        result[index] = sum(ahead) / max(1, len(others) - 1)
     return result
+
+
+def members_of(groups):
+    """{group: the indices of its samples}."""
+    members = defaultdict(list)
+    for index, group in enumerate(groups):
+        members[group].append(index)
+    return members

@@ -1,15 +1,15 @@
 """Rollouts: what the policy is asked, and how its completions are sampled and scored.
 
-All that is trained here is a *sample*: a prompt, the tokens that the policy added to it, and the
+All that is trained here is a *Sample*: a prompt, the tokens that the policy added to it, and the
 log-prob of each of them at the moment it was drawn. Responses (first-order rollout), critiques
 (second-order rollout), refinements and second attempts are all made by the one function `generate`;
 they differ in the prompt only. If you only want to know what is trained, and not how sampling
-works, stop after `generate` and `logprobs`.
+works, stop after the rollouts.
 """
 
 import functools
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -17,176 +17,178 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers.cache_utils import Cache, DynamicLayer
 
-from critique import correct, critique, judgement, solve
-from details.answers import is_correct
-from details.data import InputError, Pair, Problem, one_line
-from details.fast import (
-    LOGITS,
-    SharedLayer,
-    left_pad,
-    micro_batches,
-    packed,
-    rows_that_fit,
-    shares_prompts,
-    unless_memory_runs_out,
+from critique import correct_prompt, critique_prompt, judgement, solve_prompt
+from details import cost
+from details.data import InputError, one_line
+from details.fast import SharedLayer, left_pad, packed, shares_prompts
+from details.log import BAR_OFF
+from details.memory import LOGITS, halved_if_memory_runs_out, micro_batches, sampling_batches
+from details.policy import (
+    autocast,
+    context_length,
+    decode,
+    dtype_of,
+    encode_chat,
+    load_folder,
+    to_logits,
 )
-from details.policy import autocast, context_length, decode, encode_chat, load_folder, setup_of
-from details.runs import BAR_OFF, Meter
+from reward import Pair, Problem, outcomes
 
 
 @dataclass
 class Sample:
-    """One completion of one prompt."""
+    """One completion of one prompt, what is read in it, and what train.py makes of it."""
 
     prompt: list[int]  # token ids
     tokens: list[int]  # token ids of the completion, the stop token included
     logprobs: list[float]  # one per token, in nats, as drawn
-    stopped: bool  # True: ended with a stop token; False: cut at the limit
-    given: bool = False  # True: not drawn but given, to be learned; it has no log-probs
+    stopped: bool  # True: ended with a stop token; False: truncated
+    # Set by the rollouts.
+    text: str = ""
+    role: str = ""  # response, critique, attempt 1, attempt 2, refinement
+    problem: Problem | None = None
+    pair: Pair | None = None  # of a critique: what it criticises
+    first: "Sample | None" = None  # of a second attempt: the first
+    right: bool | None = None  # the outcome of a response or an attempt; a critique has none
+    says_right: bool | None = None  # of a critique: its judgement, None if none can be read
+    # Set by the recipe.
+    reward: float = 0.0
+    group: object = None  # samples with the same group share one baseline
+    wider: object = None  # the group that SCoRe compares a sample with that is alone in its own
+    kl: float = 0.0  # weight of the KL to the reference on its tokens
+    # Set by `train.update`.
+    advantage: float = 0.0  # the reward, compared inside the group
+    # One number per token, None where the sample gave no gradient.
+    log_ratios: list[float] | None = None  # learner against sampler
+    clipped: list[bool] | None = None  # was the ratio beyond the clip?
+    k3: list[float] | None = None  # distance to the reference, if there is one
 
 
 @dataclass
-class Policy:
-    """A model and how it is sampled."""
+class Sampler:
+    """A model and how it is sampled. Whoever has another engine (scale/) hands the rollouts another
+    object with this `complete`."""
 
     model: torch.nn.Module
     tokenizer: object
-    limit: int  # of a completion, in tokens
+    max_new_tokens: int
     temperature: float = 1.0  # 0 is greedy
-    meter: Meter = field(default_factory=Meter)
 
     def greedy(self):
         return replace(self, temperature=0.0)
 
-
-@dataclass
-class Episode:
-    """A sample as text with what is read in it, and what a recipe of train.py makes of it."""
-
-    sample: Sample
-    text: str
-    role: str  # response, critique, attempt 1, attempt 2, refinement; given
-    problem: Problem
-    right: bool = False  # of a response or an attempt: its outcome
-    pair: Pair | None = None  # of a critique: what it criticises
-    says_right: bool | None = None  # of a critique: its judgement, None if none can be read
-    first: "Episode | None" = None  # of a second attempt: the first
-    # Set by the recipe; the advantage by `train.learn`.
-    reward: float = 0.0
-    group: tuple = ()  # episodes with the same group share one baseline
-    kl: float = 0.0  # weight of the KL to the reference on its tokens
-    advantage: float = 1.0  # the reward, compared inside the group; of a given text 1
+    def complete(self, chats, n, seed, show=None):
+        """n Samples with their texts for each chat, in chat-major order. A prompt that leaves no
+        room in the context gives Samples without tokens. show: the title of a progress bar."""
+        room = context_length(self.model)
+        prompts = [encode_chat(self.tokenizer, chat) for chat in chats]
+        fitting = [prompt for prompt in prompts if len(prompt) < room]
+        drawn = generate(
+            self.model,
+            fitting,
+            n,
+            self.max_new_tokens,
+            self.temperature,
+            seed=seed,
+            show=show,
+        )
+        drawn = iter(drawn)
+        samples = []
+        for prompt in prompts:
+            for _ in range(n):
+                sample = Sample(prompt, [], [], stopped=False)
+                if len(prompt) < room:
+                    sample = next(drawn)
+                sample.text, sample.stopped = decode(self.tokenizer, sample)
+                samples.append(sample)
+        return samples
 
 
 # -------------------------------------------------------------------------------------- rollouts
 
 
-def respond(policy, problems, n, seed, show=None):
-    """First-order rollout: n responses to each problem, in problem-major order.
-
-    show: the title of a progress bar; none by default.
-    """
-    chats = [solve(problem.question) for problem in problems]
-    responses = []
-    for problem, sample, text in complete(policy, problems, chats, n, seed, show):
-        responses.append(answered(problem, sample, text, "response"))
+def respond(sampler, problems, n, seed, show=None):
+    """First-order rollout: n responses to each problem, in problem-major order."""
+    chats = [solve_prompt(problem.question) for problem in problems]
+    responses = sampler.complete(chats, n, seed, show)
+    judge(responses, repeat(problems, n), "response")
     return responses
 
 
-def criticise(policy, pairs, n, seed, show=None):
+def criticise(sampler, pairs, n, seed, show=None):
     """Second-order rollout: n critiques of each pair, in pair-major order."""
     chats = []
     for pair in pairs:
-        chats.append(critique(pair.problem.question, pair.response))
-    critiques = []
-    for pair, sample, text in complete(policy, pairs, chats, n, seed, show):
-        episode = Episode(sample, text, "critique", pair.problem, pair=pair)
-        if sample.stopped:  # a critique that was cut has no conclusion
-            episode.says_right = judgement(text)
-        critiques.append(episode)
+        chats.append(critique_prompt(pair.problem.question, pair.response))
+    critiques = sampler.complete(chats, n, seed, show)
+    for sample, pair in zip(critiques, repeat(pairs, n)):
+        sample.role = "critique"
+        sample.problem = pair.problem
+        sample.pair = pair
+        if sample.stopped:  # a truncated critique has no conclusion
+            sample.says_right = judgement(sample.text)
     return critiques
 
 
-def two_attempts(policy, problems, n, seed, show=None):
+def two_attempts(sampler, problems, n, seed, show=None):
     """SCoRe: n first attempts at each problem, and one second attempt after each of them: two lists
-    of Episodes in the same order."""
-    first = respond(policy, problems, n, seed, show)
+    of Samples in the same order."""
+    first = respond(sampler, problems, n, seed, show)
+    # The second goes on with the conversation in which the first was given.
     chats = []
-    for attempt in first:
-        attempt.role = "attempt 1"
-        # The second goes on with the conversation in which the first was given.
-        chats.append(correct(attempt.problem.question, attempt.text))
-    second = []
-    for attempt, sample, text in complete(policy, first, chats, 1, seed + 1, show):
-        second.append(answered(attempt.problem, sample, text, "attempt 2"))
-        second[-1].first = attempt
+    for sample in first:
+        sample.role = "attempt 1"
+        chats.append(correct_prompt(sample.problem.question, sample.text))
+    second = sampler.complete(chats, 1, seed + 1, show)
+    judge(second, repeat(problems, n), "attempt 2")
+    for before, after in zip(first, second):
+        after.first = before
     return first, second
 
 
-def refine(policy, critiques, n, seed):
+def refine(sampler, critiques, n, seed):
     """n refined responses for each critique, sampled with it in view."""
     chats = []
-    for episode in critiques:
-        question = episode.problem.question
-        chats.append(correct(question, episode.pair.response, episode.text))
-    refined = []
-    for episode, sample, text in complete(policy, critiques, chats, n, seed):
-        refined.append(answered(episode.problem, sample, text, "refinement"))
+    for sample in critiques:
+        question = sample.problem.question
+        chats.append(correct_prompt(question, sample.pair.response, sample.text))
+    refined = sampler.complete(chats, n, seed)
+    problems = [sample.problem for sample in critiques]
+    judge(refined, repeat(problems, n), "refinement")
     return refined
 
 
-def answered(problem, sample, text, role):
-    """An Episode with its outcome. A response that was cut has no final answer, whatever number it
-    stopped at."""
-    right = sample.stopped and is_correct(text, problem.answer)
-    return Episode(sample, text, role, problem, right=right)
+def judge(responses, problems, role):
+    """Write onto each response what it responds to, and whether it is right. A truncated one has no
+    final answer, whatever number it stopped at."""
+    found = outcomes(problems, [sample.text for sample in responses])
+    for sample, problem, right in zip(responses, problems, found):
+        sample.role = role
+        sample.problem = problem
+        sample.right = right and sample.stopped
 
 
-def complete(policy, items, chats, n, seed, show=None):
-    """Sample n completions for each chat, in prompt-major order: [(item, Sample, text), ...], where
-    items has what each chat is about. A prompt that leaves no room in the context gives samples
-    without tokens."""
-    room = context_length(policy.model)
-    prompts = [encode_chat(policy.tokenizer, chat) for chat in chats]
-    fitting = [prompt for prompt in prompts if len(prompt) < room]
-    bar = tqdm(
-        total=n * len(fitting),
-        desc=show,
-        disable=BAR_OFF if show else True,
-        leave=False,
-    )
-    with bar:
-        drawn = generate(
-            policy.model,
-            fitting,
-            n,
-            policy.limit,
-            temperature=policy.temperature,
-            seed=seed,
-            bar=bar,
-            meter=policy.meter,
-        )
-    drawn = iter(drawn)
-    completions = []
-    for item, prompt in zip(items, prompts):
-        for _ in range(n):
-            sample = Sample(prompt, [], [], stopped=False)
-            if len(prompt) < room:
-                sample = next(drawn)
-            text, sample.stopped = decode(policy.tokenizer, sample)
-            completions.append((item, sample, text))
-    return completions
-
-
-def demonstration(tokenizer, messages, text):
-    """A given text as a Sample, to be learned: its tokens and the EOS that ends a turn."""
-    tokens = tokenizer(text, add_special_tokens=False).input_ids
-    prompt = encode_chat(tokenizer, messages)
-    tokens.append(tokenizer.eos_token_id)
-    return Sample(prompt, tokens, [], stopped=True, given=True)
+def repeat(items, n):
+    """Each item n times in a row."""
+    return [item for item in items for _ in range(n)]
 
 
 # -------------------------------------------------------------------------- sampling and log-probs
+#
+# A worked trace: the prompts [5, 6] and [7, 8, 9]; two completions of the first and one of the
+# second are sampled, of up to three tokens. EOS is 2, a dot is padding.
+#
+#   prefill    ids [2 prompts, 3]   . 5 6      each distinct prompt once, padded on the left
+#                                   7 8 9
+#   logits     [3 rows, vocabulary] the last position's, of prompt 0, 0, 1: what comes first
+#   decoding   tokens [3 rows, 3]   4 4 2      a column at a time; the logits after a token
+#                                   4 2 .      give the next one; a row that has drawn EOS
+#                                   3 3 3      leaves; the last row is truncated
+#   scoring    fed: the prompts as above, then each row's tokens but the last; so the position of
+#              a token's log-prob is the one before the token:
+#                  read at      6    4    4    |    6    4    |    9    3    3
+#                  log-prob of  4    4    2    |    4    2    |    3    3    3
+#   loss       the mean over these 8 log-probs (3 + 2 + 3) of what train.grpo_loss makes of them
 
 
 @torch.no_grad()
@@ -198,99 +200,65 @@ def generate(
     temperature=1.0,
     stop=None,
     seed=0,
-    bar=None,
-    meter=None,
+    show=None,
 ):
     """Sample n completions for each prompt (a list of token ids); Samples in prompt-major order.
 
     temperature 0 is greedy. stop: ids that end a completion (None: the model's own stop set). Row
-    i's j-th token is drawn with the j-th of row i's own random numbers, so that a seed gives the
-    same tokens however the rows are cut into parts. Rows that do not fit the memory for caches are
-    sampled in parts, halved again should the device still run out. bar: a tqdm bar, counts rows. A
-    completion that reaches the end of the context is cut there. Raises InputError for a prompt that
-    is empty or leaves no room, or for bad settings.
+    i's j-th token is drawn with the j-th of row i's own uniform random numbers, so that a seed
+    gives the same tokens however the rows are cut into batches. show: the title of a progress bar
+    that counts rows. A completion that reaches the end of the context is truncated there. Raises
+    InputError for a prompt that is empty or leaves no room, or for bad settings.
     """
     if n < 1 or max_new_tokens < 1 or temperature < 0:
         raise InputError("generate needs n, max_new_tokens >= 1 and temperature >= 0")
-    meter = meter or Meter()
     context = context_length(model)
-    for place, prompt in enumerate(prompts):
+    for index, prompt in enumerate(prompts):
         if not 0 < len(prompt) < context:
             sizes = f"{len(prompt)} tokens, the model's context {context}"
-            raise InputError(f"prompt {place} has {sizes}")
+            raise InputError(f"prompt {index} has {sizes}")
     # Tokens are drawn where there is float64: Apple's GPUs have none.
     device = torch.device("cpu") if model.device.type == "mps" else model.device
     if stop is None:
         stop = model.generation_config.eos_token_id
     stop = torch.tensor(stop, dtype=torch.long, device=device)
-    rows = [list(prompt) for prompt in prompts for _ in range(n)]
-    meter.samples += len(rows)
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.rand(len(rows), max_new_tokens, generator=generator, dtype=torch.float64)
-    noise = noise.to(device)
-
-    # Like lengths together means less padding. Parts are taken from the end, the longest first:
-    # what fails, fails early.
-    waiting = sorted(
-        range(len(rows)),
-        key=lambda row: (len(rows[row]), rows[row]),
+    rows = [list(prompt) for prompt in repeat(prompts, n)]
+    uniforms = torch.rand(
+        len(rows),
+        max_new_tokens,
+        generator=torch.Generator().manual_seed(seed),
+        dtype=torch.float64,
     )
+    uniforms = uniforms.to(device)
+
     samples = [None] * len(rows)
-    most = len(rows)
-    with packed(model, most, meter):
-        while waiting:
-            longest = min(context, len(rows[waiting[-1]]) + max_new_tokens)
-            size = min(most, len(waiting), rows_that_fit(model, longest, n))
-            part = waiting[-size:]
-            drawn = unless_memory_runs_out(
-                size > 1,
-                sample_part,
+    bar = tqdm(total=len(rows), desc=show, leave=False, disable=BAR_OFF if show else True)
+    with bar, packed(model, len(rows)):
+        for batch in sampling_batches(model, rows, n, max_new_tokens):
+            drawn = sample_batch(
                 model,
-                [rows[row] for row in part],
-                noise[part],
+                [rows[row] for row in batch],
+                uniforms[batch],
                 temperature,
                 stop,
-                meter,
             )
-            if drawn is None:
-                most = size // 2
-                continue
-            for row, sample in zip(part, drawn):
+            for row, sample in zip(batch, drawn):
                 samples[row] = sample
-            del waiting[-size:]
-            if bar:
-                bar.update(size)
+            bar.update(len(batch))
+    cost.count(samples=len(rows))
     return samples
 
 
-def logprobs(model, samples, temperature=1.0) -> list[torch.Tensor]:
-    """The log-probs that `generate` recorded, by teacher forcing: fp32 [completion length] each.
-
-    Gradients follow the caller's grad mode.
-    """
-    result = [None] * len(samples)
-    meter = Meter()
-    for places in micro_batches(model, samples):
-        part = [samples[place] for place in places]
-        rows = logprobs_part(model, part, temperature, meter)
-        for place, row in zip(places, rows):
-            result[place] = row
-    return result
-
-
-# ---------------------------------------------------------------- the sampler, one part at a time
-
-
-def sample_part(model, prompts, noise, temperature, stop, meter):
-    """Prefill, then token by token; rows that have ended leave. noise [rows, max_new_tokens]."""
-    device = noise.device  # where tokens are drawn
-    count, steps = noise.shape
-    context = context_length(model)
-    room = [context - len(prompt) for prompt in prompts]  # for tokens behind each prompt
+@halved_if_memory_runs_out
+def sample_batch(model, prompts, uniforms, temperature, stop):
+    """Prefill, then token by token; rows that have ended leave. uniforms [rows, max_new_tokens]."""
+    device = uniforms.device  # where tokens are drawn
+    count, steps = uniforms.shape
+    room = [context_length(model) - len(prompt) for prompt in prompts]  # for tokens behind each
     room = torch.tensor(room, device=device)
-    tokens = torch.full((count, steps), -1, device=device)
-    logprob = torch.zeros(count, steps, device=device)
-    # The rows that are still computed, by their places in `tokens`; and which of them go on. Rows
+    tokens = torch.full((count, steps), -1, device=device)  # -1: not drawn
+    logprobs = torch.zeros(count, steps, device=device)
+    # The rows that are still computed, by their index in `tokens`; and which of them go on. Rows
     # that have ended leave a few at a time only, since each leave copies the cache.
     batch = torch.arange(count, device=device)
     going = torch.ones(count, dtype=torch.bool, device=device)
@@ -298,24 +266,23 @@ def sample_part(model, prompts, noise, temperature, stop, meter):
     if shares_prompts(model):
         layer = functools.partial(SharedLayer, steps)
     cache = Cache(layer_class_to_replicate=layer)
-    with autocast(model), meter.timed("prefill", model):
-        states, mask, owner = prefill(model, prompts, cache, meter)
+    with autocast(model), cost.timed("prefill"):
+        states, mask, owner = prefill(model, prompts, cache)
         cache.batch_select_indices(owner)
         logits = to_logits(model, states)[owner]
         mask = mask[owner]
         space = torch.empty_like(logits, dtype=torch.float64, device=device)
-    with autocast(model), meter.timed("decode", model):
+    with autocast(model), cost.timed("decode"):
         for t in range(steps):
-            logits = logits.to(device)
-            token, logp = choose(
-                logits,
-                noise[batch, t],
+            token, logprob = choose(
+                logits.to(device),
+                uniforms[batch, t],
                 temperature,
                 space[: len(batch)],
             )
             rows = batch[going]
             tokens[rows, t] = token[going]
-            logprob[rows, t] = logp[going]
+            logprobs[rows, t] = logprob[going]
             ended = torch.isin(token, stop)
             fits = t + 1 < room[batch]
             going = going & ~ended & fits
@@ -329,84 +296,75 @@ def sample_part(model, prompts, noise, temperature, stop, meter):
                 batch = batch[staying]
                 token = token[staying]
                 going = going[staying]
-            logits, mask = decode_step(model, token.to(model.device), mask, cache)
-            meter.count(len(batch), left)
-    # Back into lists, each row up to its own last token.
-    lengths = (tokens >= 0).sum(1)
+            # One more token a row, and the mask that holds it.
+            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            ids = token[:, None].to(model.device)
+            states = forward(model, ids, mask, cache)
+            logits = to_logits(model, states[:, -1])
+            cost.count(computed=len(batch), useful=left)
+    return to_samples(prompts, tokens, logprobs, stop)
+
+
+def to_samples(prompts, tokens, logprobs, stop):
+    """Tokens and their log-probs [rows, max_new_tokens] as Samples, each row up to its own last
+    token."""
+    lengths = (tokens >= 0).sum(1).tolist()
     stopped = torch.isin(tokens, stop).any(1).tolist()
     tokens = tokens.tolist()
-    logprob = logprob.tolist()
+    logprobs = logprobs.tolist()
     samples = []
-    for row, size in enumerate(lengths.tolist()):
+    for row, prompt in enumerate(prompts):
+        size = lengths[row]
         sample = Sample(
-            prompts[row],
+            prompt,
             tokens[row][:size],
-            logprob[row][:size],
+            logprobs[row][:size],
             stopped[row],
         )
         samples.append(sample)
     return samples
 
 
-def prefill(model, prompts, cache, meter):
+def prefill(model, prompts, cache):
     """Run the model over each distinct prompt once; for rows that go on from them.
 
     Returns the last position's states [distinct prompts, width], the mask [distinct prompts,
-    longest prompt] and the owner [rows]: the place of each of `prompts` among the distinct ones.
+    longest prompt] and the owner [rows]: the index of each of `prompts` among the distinct ones.
     """
     # A dict keeps the order, and each key once.
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     ids, mask = left_pad(distinct, model.device)
-    # The first real token of a row is at 0.
-    position = (mask.cumsum(1) - 1).clamp(min=0)
-    states = forward(model, ids, mask, position, 1, cache)
-    meter.count(ids.numel(), sum(map(len, distinct)))
-    place = {prompt: i for i, prompt in enumerate(distinct)}
-    owner = [place[tuple(prompt)] for prompt in prompts]
+    states = forward(model, ids, mask, cache)
+    cost.count(computed=ids.numel(), useful=sum(map(len, distinct)))
+    index = {prompt: i for i, prompt in enumerate(distinct)}
+    owner = [index[tuple(prompt)] for prompt in prompts]
     owner = torch.tensor(owner, device=model.device)
     return states[:, -1], mask, owner
 
 
-def decode_step(model, token, mask, cache):
-    """The next logits [rows, vocabulary] after one more token a row, and the mask that holds it."""
-    # Clamped for rows that have ended but not left yet: nothing reads what they decode.
-    position = mask.sum(1, keepdim=True).clamp(max=context_length(model) - 1)
-    mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-    states = forward(model, token[:, None], mask, position, 1, cache)
-    return to_logits(model, states[:, -1]), mask
+def forward(model, ids, mask, cache):
+    """The last hidden states [rows, length, width], which the output head reads, of the tokens
+    `ids` [rows, length] behind those in the cache. mask [rows, cached and new]: 0 for padding."""
+    # The first real token of a row is at 0. Clamped for padding, and for rows that have ended but
+    # not left yet: nobody reads what these give.
+    position = mask.cumsum(1)[:, -ids.shape[1] :] - 1
+    position = position.clamp(0, context_length(model) - 1)
+    output = model.base_model(
+        ids,
+        attention_mask=mask,
+        position_ids=position,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return output.last_hidden_state
 
 
-def forward(model, ids, mask, position, keep, cache):
-    """What the output head reads at the last `keep` positions [rows, keep, width]. Of a model that
-    does more behind its head (a soft cap) these are its logits: see `to_logits`."""
-    setup = setup_of(model)
-    options = {
-        "attention_mask": mask,
-        "position_ids": position,
-        "use_cache": True,
-        setup.cache_name: cache,
-    }
-    if setup.plain_head:
-        return model.base_model(ids, **options).last_hidden_state[:, -keep:]
-    return model(ids, logits_to_keep=keep, **options).logits
-
-
-def to_logits(model, states):
-    """From what `forward` returned to logits. A plain head's are computed in fp32 under autocast
-    too: bf16 would double the distance between what sampler and learner take for a log-prob."""
-    with torch.autocast(states.device.type, enabled=False):
-        if not setup_of(model).plain_head:
-            return states.float()
-        head = model.get_output_embeddings()
-        return head(states.to(head.weight.dtype)).float()
-
-
-def choose(logits, noise, temperature, space=None):
-    """One token a row and its log-prob, both [rows]; noise [rows] in [0, 1). Greedy decoding
+def choose(logits, uniforms, temperature, space=None):
+    """One token a row and its log-prob, both [rows]; uniforms [rows] in [0, 1). Greedy decoding
     (temperature 0) is a choice and not a distribution: its tokens get the model's own log-probs.
 
-    The cumulative distribution is float64, as the noise is: in fp32 tokens at the end of a large
-    vocabulary could never be drawn. Works in place, since fresh memory costs more than the
+    The cumulative distribution is float64, as the uniforms are: in fp32 tokens at the end of a
+    large vocabulary could never be drawn. Works in place, since fresh memory costs more than the
     arithmetic: overwrites `logits` [rows, vocabulary] and, where given, `space`, its like in
     float64.
     """
@@ -417,17 +375,27 @@ def choose(logits, noise, temperature, space=None):
     total = torch.cumsum(weights, -1, dtype=torch.float64, out=space)
     if temperature > 0:
         # Invert the cumulative distribution at this row's own random number.
-        drawn = noise[:, None] * total[:, -1:]
+        drawn = uniforms[:, None] * total[:, -1:]
         token = torch.searchsorted(total, drawn, right=True)
         token = token.clamp(max=logits.shape[1] - 1)  # rounding at the very edge
     logprob = (weights.gather(1, token) / total[:, -1:]).log()
     return token.squeeze(1), logprob.squeeze(1).float()
 
 
-# ---------------------------------------------------------------- log-probs, one part at a time
+def logprobs(model, samples, temperature=1.0) -> list[torch.Tensor]:
+    """The log-probs that `generate` recorded, by teacher forcing: fp32 [completion length] each.
+
+    Gradients follow the caller's grad mode.
+    """
+    result = [None] * len(samples)
+    for indices in micro_batches(model, samples):
+        batch = [samples[index] for index in indices]
+        for index, row in zip(indices, score_batch(model, batch, temperature)):
+            result[index] = row
+    return result
 
 
-def logprobs_part(model, samples, temperature, meter):
+def score_batch(model, samples, temperature):
     """Log-probs of the samples' tokens: fp32 [completion length] each.
 
     As in sampling, each distinct prompt is computed once, and the completions go on from copies of
@@ -436,14 +404,14 @@ def logprobs_part(model, samples, temperature, meter):
     lengths = [len(sample.tokens) for sample in samples]
     tokens = [torch.tensor(sample.tokens) for sample in samples]
     tokens = pad_sequence(tokens, batch_first=True)
-    width = tokens.shape[1]
+    count, width = tokens.shape
     real = torch.arange(width) < torch.tensor(lengths)[:, None]  # which are no padding
     tokens = tokens.to(model.device)
     real = real.to(model.device)
     with autocast(model):
         cache = Cache(layer_class_to_replicate=DynamicLayer)
         prompts = [sample.prompt for sample in samples]
-        states, mask, owner = prefill(model, prompts, cache, meter)
+        states, mask, owner = prefill(model, prompts, cache)
         for layer in cache.layers:  # not by [owner]: its gradient adds up in any order on a CPU
             layer.keys = layer.keys.index_select(0, owner)
             layer.values = layer.values.index_select(0, owner)
@@ -452,10 +420,10 @@ def logprobs_part(model, samples, temperature, meter):
         if width > 1:
             # A token is fed where another follows it.
             mask = torch.cat([mask[owner], real[:, 1:].long()], 1)
-            position = mask.cumsum(1)[:, 1 - width :] - 1
-            rest = forward(model, tokens[:, :-1], mask, position, width - 1, cache)
+            rest = forward(model, tokens[:, :-1], mask, cache)
             states = torch.cat([states, rest], 1)
-        meter.count(tokens.numel(), sum(lengths))
+        assert states.shape[:2] == tokens.shape == (count, width)
+        cost.count(computed=tokens.numel(), useful=sum(lengths))
         scored = token_logprobs(model, states[real], tokens[real], temperature)
     return scored.split(lengths)
 
@@ -483,47 +451,64 @@ def token_logprobs(model, states, tokens, temperature):
 def load_policy(name, device=None, precision=None):
     """Load a causal LM and its tokenizer: (model, tokenizer).
 
-    name: `toy`, a model folder or a hub id; safetensors only, no remote code. precision: fp32 or
-    bf16 arithmetic (default: bf16 on CUDA, else fp32); the weights are fp32 everywhere, since a
-    learning rate of 1e-6 rounds away in bf16. `model.generation_config` is replaced by a plain one
-    with the full stop set: settings such as a repetition penalty would make `model.generate` sample
-    another policy than the one trained. Raises InputError.
+    name: `toy`, a model folder or a hub id; safetensors only, no remote code. precision: the
+    compute dtype, fp32 or bf16 (default: bf16 on CUDA, else fp32); the weights are fp32 everywhere,
+    since a learning rate of 1e-6 rounds away in bf16. `model.generation_config` is replaced by a
+    plain one with the full stop set: settings such as a repetition penalty would make
+    `model.generate` sample another policy than the one trained. Raises InputError.
     """
     model, tokenizer = load_folder(name, device, precision)
-    error, reason = sampling_error(model)
-    if not error < 0.1:  # Mamba and its like keep another state
-        raise InputError(f"model {name}: no sampling with a key-value cache: {reason}")
-    share_prompts(model, name, error)
+    if not share_prompts(model, name):
+        [error], reason = sampling_errors(model, [model.config._attn_implementation])
+        if not error < 0.1:  # Mamba and its like keep another state
+            raise InputError(f"model {name}: no sampling with a key-value cache: {reason}")
     return model, tokenizer
 
 
-def share_prompts(model, name, error):
-    """Let rows share the keys of their prompts in sampling, where that finds the same log-probs as
-    the library's attention in the same arithmetic. Where not, one line says so. error: the
-    `sampling_error` of the library's attention."""
+def share_prompts(model, name):
+    """Let rows share the keys of their prompts in sampling, if that finds the same log-probs as the
+    library's attention with the same compute dtype. If not, one line says so."""
     library = model.config._attn_implementation
     if library != "sdpa" or not model._supports_attention_backend:
-        return
-    tolerance = 1e-3 if setup_of(model).arithmetic == torch.float32 else 0.02
-    bound = 1.3 * error + tolerance
-    model.set_attn_implementation("shared_prompts")
-    error, reason = sampling_error(model)
-    if not error <= bound:
-        model.set_attn_implementation(library)
-        print(f"note: {name}: each row copies its prompt ({reason})")
+        return False
+    if dtype_of(model) == torch.float32:
+        [error], reason = sampling_errors(model, ["shared_prompts"])
+        bound = 1e-3
+    else:
+        # Both on the same tokens.
+        errors, reason = sampling_errors(model, ["shared_prompts", library])
+        error, of_library = errors
+        bound = 1.3 * of_library + 0.02
+    if error <= bound < math.inf:
+        model.set_attn_implementation("shared_prompts")
+        return True
+    print(f"note: {name}: each row copies its prompt ({reason})")
+    return False
 
 
-def sampling_error(model):
-    """How far sampling is from scoring, in which the library's attention is at work: the mean
-    |log ratio| of what they find for the same tokens, and a reason in words."""
+def sampling_errors(model, attentions):
+    """How far sampling with each attention is from scoring, in which the library's is at work: the
+    mean |log ratio| over the completions that all of them draw; and the first one's in words."""
+    library = model.config._attn_implementation
     prompts = [list(range(length)) for length in range(5, 9)]
+    drawn = []
     try:
-        samples = generate(model, prompts, 2, max_new_tokens=4, stop=())
+        for attention in attentions:
+            model.set_attn_implementation(attention)
+            samples = generate(model, prompts, 2, max_new_tokens=4, stop=())
+            drawn.append(samples)
         with torch.no_grad():
-            scored = logprobs(model, samples)
+            scored = logprobs(model, drawn[0])
+        distances = [[] for _ in attentions]
+        for row, *samples in zip(scored, *drawn):
+            if any(sample.tokens != samples[0].tokens for sample in samples):
+                continue
+            for distance, sample in zip(distances, samples):
+                away = row.cpu() - torch.tensor(sample.logprobs)
+                distance.append(away.abs())
+        errors = [torch.cat(distance).mean().item() for distance in distances]
     except Exception as error:  # models differ in what caches and attention get
-        return math.inf, one_line(error)
-    drawn = [torch.tensor(sample.logprobs) for sample in samples]
-    log_ratio = torch.cat(scored).cpu() - torch.cat(drawn)
-    error = log_ratio.abs().mean().item()
-    return error, f"mean |log ratio| {error:.2g}"
+        return [math.inf] * len(attentions), one_line(error)
+    finally:
+        model.set_attn_implementation(library)
+    return errors, f"mean |log ratio| {errors[0]:.2g}"

@@ -72,7 +72,7 @@ def marked_answer(text):
     """What stands in the last box, or behind a mark that comes after it; None without either."""
     answer = None
     behind = 0
-    # The last box may lack its brace where the response was cut.
+    # The last box may lack its brace where the response was truncated.
     for box in [*BOX.finditer(text)] or BOX.finditer(text + "}"):
         if answer is None or not PLACEHOLDER.fullmatch(box[1]):
             answer = box[1].removeprefix("{").removesuffix("}")

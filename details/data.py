@@ -1,4 +1,4 @@
-"""What programs read and write: problems, pairs, and the JSONL files that hold them.
+"""What programs read and write: JSONL files of problems and pairs; and how they are dealt out.
 
 A line of a data file is one JSON object, as `{"question": "What is 6 * 7?", "answer": "42"}`. What
 cannot be used is an `InputError` that names the file and the line.
@@ -11,12 +11,13 @@ import os
 import random
 import sys
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from details.answers import reference_key
+from reward import Pair, Problem
 
 
 class InputError(ValueError):
@@ -40,26 +41,15 @@ def run_command(program, *args):
         sys.exit(130)
 
 
+def mean(values):
+    """The mean of numbers; None of none."""
+    values = list(values)
+    return sum(values) / len(values) if values else None
+
+
 def one_line(error):
     """An exception's message on one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
-
-
-@dataclass(frozen=True)
-class Problem:
-    question: str
-    answer: str  # a number, an expression or text; `... #### 42` is understood
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A question with a response to it, on its way to the critic."""
-
-    problem: Problem
-    response: str
-    right: bool  # its outcome, R(r) = 1
-    accuracy: float = 0.5  # E[R(r)] of the responses that it was drawn from, for eq. 3
-    step: int = 0  # the step whose policy gave the response
 
 
 # ----------------------------------------------------------------------------------- JSONL files
@@ -112,14 +102,13 @@ def write_jsonl(path, rows, mode="w"):
             file.write(json.dumps(row) + "\n")
 
 
-def text_field(row, name, written_by="a person"):
+def text_field(row, name, by_a_person=True):
     """A field of a JSON object that must hold text; of a model it may be any text."""
     if not isinstance(row, dict):
         raise ValueError(f"a JSON object is expected, not {type(row).__name__}")
     if name not in row:
         raise ValueError(f"no field {name!r}; there are: {', '.join(row)}")
     value = row[name]
-    by_a_person = written_by == "a person"
     if not isinstance(value, str) or (by_a_person and not value.strip()):
         raise ValueError(f"field {name!r} must be a text that is not empty")
     value.encode()  # half of a surrogate pair is no text: a ValueError
@@ -152,7 +141,7 @@ from_problem = asdict  # the JSON object again
 
 def to_pair(row):
     """A JSON object's pair: question, answer, response, label (true: right)."""
-    response = text_field(row, "response", written_by="a model")
+    response = text_field(row, "response", by_a_person=False)
     label = row.get("label")
     if not isinstance(label, bool):
         raise ValueError("field 'label' must be true or false")
@@ -226,10 +215,10 @@ def batch_of(items, step, seed, count):
     """The items of a step: pass after pass over all of them, each in an order of its own."""
     orders = {}
     batch = []
-    for place in range((step - 1) * count, step * count):
-        epoch, place = divmod(place, len(items))
+    for index in range((step - 1) * count, step * count):
+        epoch, index = divmod(index, len(items))
         if epoch not in orders:
             rng = random.Random(seed_of(seed, "epoch", epoch))
             orders[epoch] = rng.sample(items, len(items))
-        batch.append(orders[epoch][place])
+        batch.append(orders[epoch][index])
     return batch

@@ -2,7 +2,6 @@
 
 - Rows that go on from the same prompt share its keys and values (`SharedLayer`, `attend`).
 - While a CPU samples, large weights lie in the layout that it multiplies fastest (`packed`).
-- Batches are cut so that they fit the memory (`rows_that_fit`, `micro_batches`).
 """
 
 import functools
@@ -16,10 +15,9 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from details.policy import setup_of
+from details.cost import timed
+from details.policy import dtype_of
 
-CPU_BYTES = 1 << 27  # what a batch may take on a CPU, at least
-LOGITS = 1 << 24  # that are held at once where log-probs are computed
 LARGE = 1 << 16  # numbers in a weight; a larger one is packed
 MANY = 32  # rows that are sampled, from which on packing can pay
 
@@ -33,21 +31,21 @@ MANY = 32  # rows that are sampled, from which on packing can pay
 #
 #     table = [[0, 1],      rows 0 and 1 go on from A,
 #              [2, 0]]      row 2 from B; where a line is not full stands row 0, of no account
-#     place = [0, 1, 2]     where rows 0, 1, 2 are found in the table, read line by line
+#     index = [0, 1, 2]     where rows 0, 1, 2 are found in the table, read line by line
 
 
 def rows_by_prompt(owner):
-    """(table [prompts * widest], place [rows]) for `owner` [rows], which must be sorted."""
+    """(table [prompts * widest], index [rows]) for `owner` [rows], which must be sorted."""
     sizes = torch.bincount(owner)
     widest = int(sizes.max())
     rows = torch.arange(len(owner), device=owner.device)
     first_row = sizes.cumsum(0) - sizes  # of each prompt
-    place = owner * widest + rows - first_row[owner]
-    table = owner.new_zeros(len(sizes) * widest).scatter(0, place, rows)
-    return table, place
+    index = owner * widest + rows - first_row[owner]
+    table = owner.new_zeros(len(sizes) * widest).scatter(0, index, rows)
+    return table, index
 
 
-def times_prompts(rows, prompts, table, place):
+def times_prompts(rows, prompts, table, index):
     """`rows` [rows, heads, m, a] times their own prompt's matrix of `prompts` [prompts, heads, a,
     b]: one product for all rows of a prompt, whose matrix so is read once."""
     count, heads, a, b = prompts.shape
@@ -57,7 +55,7 @@ def times_prompts(rows, prompts, table, place):
     product = lines.reshape(count, heads, -1, a) @ prompts
     product = product.view(count, heads, -1, m, b)
     product = product.transpose(1, 2)
-    return product.reshape(-1, heads, m, b)[place]
+    return product.reshape(-1, heads, m, b)[index]
 
 
 class SharedLayer(DynamicLayer):
@@ -109,7 +107,7 @@ class SharedLayer(DynamicLayer):
             prompts, self.owner = self.owner[rows].unique(return_inverse=True)
             self.prompts = [prompt[prompts] for prompt in self.prompts]
             self.room = [room[:, rows] for room in self.room]
-        self.table, self.place = rows_by_prompt(self.owner)
+        self.table, self.index = rows_by_prompt(self.owner)
 
 
 def attend(module, query, keys, values, attention_mask, scaling=None, **options):
@@ -119,7 +117,13 @@ def attend(module, query, keys, values, attention_mask, scaling=None, **options)
     layer = getattr(keys, "layer", None)
     if layer is None:
         return sdpa_attention_forward(
-            module, query, keys, values, attention_mask, scaling=scaling, **options
+            module,
+            query,
+            keys,
+            values,
+            attention_mask,
+            scaling=scaling,
+            **options,
         )
     rows, heads, _, width = keys.shape
     prompt_keys, prompt_values = layer.prompts
@@ -129,7 +133,7 @@ def attend(module, query, keys, values, attention_mask, scaling=None, **options)
         scaling = width**-0.5
     query = scaling * rounded(query, layer.kind)
     with torch.autocast(query.device.type, enabled=False):  # it would round the scores to bf16
-        shared = times_prompts(query, prompt_keys.mT, layer.table, layer.place)
+        shared = times_prompts(query, prompt_keys.mT, layer.table, layer.index)
         scores = torch.cat([shared, query @ keys.mT], -1)
         if attention_mask is not None:
             scores += torch.where(attention_mask, 0.0, -torch.inf)
@@ -142,7 +146,7 @@ def attend(module, query, keys, values, attention_mask, scaling=None, **options)
             weights[..., :length],
             prompt_values,
             layer.table,
-            layer.place,
+            layer.index,
         )
         own = weights[..., length:] @ values
         result = (shared + own) / total
@@ -165,28 +169,27 @@ def shares_prompts(model):
 
 
 @contextmanager
-def packed(model, rows, meter):
+def packed(model, rows):
     """Inside the block, in which so many rows are sampled, large weights lie in oneDNN's layout.
     There some CPUs need 0.5 to 0.9 of the time for a product of 64 rows, others as much as before.
     For sampling only: gradients and updates do not reach the copies."""
     with ExitStack() as undo:
         on_cpu = model.device.type == "cpu" and torch.backends.mkldnn.is_available()
         if on_cpu and rows >= MANY:
-            with meter.timed("prefill", model), suppress(RuntimeError):  # of a CPU without bf16
+            with timed("prefill"), suppress(RuntimeError):  # of a CPU without bf16
                 pack(model, undo)
         yield
 
 
 def pack(model, undo):
     """Give each large linear layer a forward of its own, and `undo` what takes it away again."""
-    setup = setup_of(model)
     for layer in model.modules():
         if type(layer) is not torch.nn.Linear or layer.weight.numel() <= LARGE:
             continue
-        kind = setup.arithmetic
-        if setup.plain_head and layer is model.get_output_embeddings():
-            kind = torch.float32  # see `rollout.to_logits`
-        weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.to(kind))
+        dtype = dtype_of(model)
+        if layer is model.get_output_embeddings():
+            dtype = torch.float32  # see `details.policy.to_logits`
+        weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.to(dtype))
         layer.forward = functools.partial(times_packed, weight, layer.bias)
         undo.callback(vars(layer).pop, "forward", None)
 
@@ -196,107 +199,6 @@ def times_packed(weight, bias, rows):
     if bias is not None:
         bias = bias.to(weight.dtype)
     return torch.ops.mkldnn._linear_pointwise(rows.to(weight.dtype), weight, bias, "none", [], "")
-
-
-# ------------------------------------------------------------------------ batches that fit memory
-
-
-def memory(model):
-    """Bytes that a batch may take: on CUDA a quarter of the device's memory, all of it and not what
-    is free at the moment, since how a batch is cut shapes its rounding, and a resumed run must cut
-    alike. On a CPU, where more brings no speed, twice the weights, or CPU_BYTES if that is more."""
-    if model.device.type == "cuda":
-        return torch.cuda.mem_get_info(model.device)[1] // 4
-    return max(CPU_BYTES, 8 * model.num_parameters())
-
-
-def rows_that_fit(model, length, n):
-    """How many rows of `length` tokens one sampling batch may have: keys and values in fp32, the
-    prefill's widest tensors, which n rows share, some logits."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cached = 4 * config.num_hidden_layers * 2 * heads * width
-    prefilled = 32 * config.hidden_size // n
-    row = length * (cached + prefilled) + 16 * config.vocab_size
-    return max(1, memory(model) // row)
-
-
-def most_tokens(model):
-    """How many tokens one forward pass with gradients may have. For each of them a backward pass
-    needs about what goes into and comes out of each matrix."""
-    vocabulary = model.get_input_embeddings().num_embeddings
-    numbers = 0
-    for p in model.parameters():
-        if p.dim() == 2 and len(p) != vocabulary:
-            numbers += sum(p.shape)
-    return memory(model) / (numbers * setup_of(model).arithmetic.itemsize)
-
-
-def micro_batches(model, samples, parts=1):
-    """Cut `samples` for forward passes with gradients: lists of indices; with `parts`, of that
-    share of the size.
-
-    Either the completions of a prompt stay together, which is then computed once for all of them,
-    or like lengths do, which saves padding: whichever costs fewer tokens.
-    """
-    most = most_tokens(model) / parts
-    prompts = [tuple(sample.prompt) for sample in samples]
-    distinct = sorted(set(prompts), key=lambda prompt: (len(prompt), prompt))
-    rank = {prompt: place for place, prompt in enumerate(distinct)}
-    shapes = []  # (which prompt, its length, the completion's length)
-    by_prompt = []  # what the samples are sorted by
-    by_size = []
-    for place, sample in enumerate(samples):
-        prompt = prompts[place]
-        deep = len(prompt)
-        wide = len(sample.tokens)
-        shapes.append((rank[prompt], deep, wide))
-        by_prompt.append((rank[prompt], wide, place))
-        by_size.append((deep + wide, wide, place))
-    _, batches = min(
-        cut(shapes, sorted(by_prompt), most),
-        cut(shapes, sorted(by_size), most),
-    )
-    return batches
-
-
-def cut(shapes, order, most):
-    """(tokens computed, batches): the samples in `order`, whose last entries are their places, cut
-    where a batch would have more than `most` tokens with its padding."""
-    batches = []
-    costs = []
-    batch = []
-    prompts = set()
-    deepest = widest = 0  # the longest prompt and completion in the batch
-    for _, _, index in order:
-        prompt, deep, wide = shapes[index]
-        prompts.add(prompt)
-        deepest = max(deepest, deep)
-        widest = max(widest, wide)
-        cost = len(prompts) * deepest + (len(batch) + 1) * widest
-        if not batches or cost > most:  # a new batch, with this sample
-            batch = []
-            batches.append(batch)
-            costs.append(0)
-            prompts = {prompt}
-            deepest = deep
-            widest = wide
-            cost = deep + wide
-        batch.append(index)
-        costs[-1] = cost
-    return sum(costs), batches
-
-
-def unless_memory_runs_out(again, work, *args):
-    """work(*args); None where the device runs out of memory and it can be tried again, smaller."""
-    try:
-        return work(*args)
-    except torch.OutOfMemoryError:
-        if not again:
-            raise
-    torch.cuda.empty_cache()  # not in `except`, where the error still holds on to the tensors
-    return None
 
 
 def left_pad(rows, device):

@@ -7,14 +7,15 @@ import functools
 import json
 import re
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from details.data import InputError, one_line
 
@@ -61,7 +62,7 @@ def load_folder(name, device, precision):
     )
     model.to(device)
     precision = precision or ("bf16" if device.type == "cuda" else "fp32")
-    setup_of(model).arithmetic = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    setup_of(model).dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     return model, tokenizer
 
 
@@ -149,36 +150,68 @@ def save_policy(model, tokenizer, folder):
 class Setup:
     """What has to be known of a model to run it."""
 
-    arithmetic: torch.dtype  # of its forward passes; bf16 is torch's autocast, the weights are fp32
-    plain_head: bool  # its logits are the last hidden states times the output head, nothing more
-    cache_name: str  # what its forward calls the cache: renamed in transformers 5.24
+    dtype: torch.dtype  # of its forward passes; bf16 is torch's autocast, the weights are fp32
+    head: Callable | None = None  # (model, states) -> logits, see `to_logits`
 
 
 SETUPS = weakref.WeakKeyDictionary()
 
 
-@torch.no_grad()
 def setup_of(model):
-    """The Setup of any causal LM, found out when it is first asked for. From then on the model is
-    in evaluation mode, since dropout would make another policy of it."""
+    """The Setup of any causal LM. From when it is first asked for the model is in evaluation mode,
+    since dropout would make another policy of it."""
     if model not in SETUPS:
         model.eval()
-        names = signature(model.forward).parameters
-        cache_name = "cache" if "cache" in names else "past_key_values"
-        plain_head = False
-        ids = torch.arange(8, device=model.device)[None]
-        with suppress(Exception):  # a model that is built otherwise: its own logits are used
-            states = model.base_model(ids).last_hidden_state
-            logits = model.get_output_embeddings()(states)
-            plain_head = torch.equal(logits, model(ids).logits)
-        SETUPS[model] = Setup(model.dtype, plain_head, cache_name)
+        SETUPS[model] = Setup(model.dtype)
     return SETUPS[model]
 
 
+def dtype_of(model):
+    """The compute dtype that the policy was loaded for."""
+    return setup_of(model).dtype
+
+
 def autocast(model):
-    """The arithmetic that the policy was loaded for; the same for sampling and for learning."""
-    arithmetic = setup_of(model).arithmetic
-    return torch.autocast(model.device.type, arithmetic, arithmetic != torch.float32)
+    """The compute dtype, the same for sampling and for learning, as a context."""
+    return torch.autocast(model.device.type, dtype_of(model), dtype_of(model) != torch.float32)
+
+
+def to_logits(model, states):
+    """Logits, fp32 [rows, vocabulary], of the last hidden states [rows, width]. They are computed
+    in fp32 under autocast too: bf16 would double the distance between what sampler and learner take
+    for a log-prob."""
+    setup = setup_of(model)
+    with torch.autocast(states.device.type, enabled=False):
+        setup.head = setup.head or find_head(model)
+        return setup.head(model, states.to(model.dtype)).float()
+
+
+@torch.no_grad()
+def find_head(model):
+    """The first of the heads that finds the model's own logits. Raises InputError for a model whose
+    logits do not come from its last hidden states."""
+    ids = torch.arange(8, device=model.device)[None]
+    for head in (plain_head, whole_head):
+        with suppress(Exception):  # a model that is built otherwise
+            states = model.base_model(ids).last_hidden_state[0]
+            if torch.equal(head(model, states), model(ids).logits[0]):
+                return head
+    raise InputError("its logits do not come from its last hidden states")
+
+
+def plain_head(model, states):
+    return model.get_output_embeddings()(states)
+
+
+def whole_head(model, states):
+    """Of a model that does more behind its head, such as a soft cap: all that its forward does
+    behind its layers, in whose place the states are returned."""
+    base = model.base_model
+    base.forward = lambda *_, **__: MoeModelOutputWithPast(last_hidden_state=states[None])
+    try:
+        return model(inputs_embeds=states[None]).logits[0]
+    finally:
+        del base.forward
 
 
 def context_length(model):

@@ -11,37 +11,20 @@ import json
 import os
 import signal
 import sys
-import time
-from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from details.data import (
-    InputError,
-    Pair,
-    Problem,
-    from_pair,
-    from_problem,
-    load_split,
-    one_line,
-    read_jsonl,
-    to_pair,
-    write_jsonl,
-)
-from details.demonstrations import load_demonstrations
-from details.fast import LOGITS, memory, most_tokens
-from details.policy import device_of, without_weights
+from details.data import InputError, from_pair, from_problem, one_line, write_jsonl
+from reward import Pair, Problem
 
 if os.name == "nt":
     import msvcrt
 else:
     import fcntl
 
-# For tqdm's `disable`: bars are for terminals, and for notebooks, which are no terminals.
-BAR_OFF = False if "ipykernel" in sys.modules else None
-FORMAT = 4  # of resume.pt
+FORMAT = 5  # of resume.pt
 BEFORE_CHECKPOINT = {
     "start",
     "lock",
@@ -49,71 +32,6 @@ BEFORE_CHECKPOINT = {
 }  # what a run writes before its first resume.pt
 MAY_CHANGE = ("resume", "device", "eval_every", "out")  # flags, when a run goes on
 torch.serialization.add_safe_globals([Problem, Pair])  # all that resume.pt holds of ours
-
-
-class Meter:
-    """What a step costs: where its time goes, how many completions it draws, how many of the tokens
-    that it computes nobody needs."""
-
-    def __init__(self):
-        self.seconds = Counter()  # {kind of work: seconds}
-        self.samples = 0  # completions drawn
-        self.computed = 0  # tokens, padding included
-        self.useful = 0  # tokens without padding
-
-    @contextmanager
-    def timed(self, kind, model):
-        """Add the seconds that the block takes."""
-        start = time.perf_counter()
-        yield
-        if model.device.type == "cuda":  # where work goes on after the call
-            torch.cuda.synchronize(model.device)
-        self.seconds[kind] += time.perf_counter() - start
-
-    def count(self, computed, useful):
-        self.computed += computed
-        self.useful += useful
-
-    def metrics(self, tokens):
-        """The step's cost as metrics; `padding`: the share of computed tokens that nobody needed.
-        tokens: those that were learned from."""
-        seconds = self.seconds
-        seconds["rewards"] = seconds["sample"] - seconds["prefill"] - seconds["decode"]
-        seconds["step"] = seconds["sample"] + seconds["update"]
-        metrics = {f"seconds/{kind}": value for kind, value in seconds.items()}
-        metrics["samples"] = self.samples
-        metrics["tokens"] = tokens
-        metrics["tokens/s"] = tokens / seconds["step"]
-        metrics["padding"] = 1 - self.useful / max(1, self.computed)
-        return metrics
-
-
-# ------------------------------------------------------------------------------------ the folder
-
-
-def load_data(args):
-    """(training problems, held-out problems, exam, demonstrations). No held-out question is trained
-    on, and none of the exam."""
-    problems, held_out = load_split(args.data, args.eval_data, args.eval_size)
-    exam = []
-    examples = []
-    if args.exam:
-        trained = {problem.question for problem in problems}
-        pairs = read_jsonl(args.exam, to_pair)
-        # Of trained questions the critic has seen the answers.
-        exam = [pair for pair in pairs if pair.problem.question not in trained]
-        if len(exam) < len(pairs):
-            print(f"{args.exam}: {len(pairs) - len(exam)} pairs left out, on questions in --data")
-        if not exam:
-            raise InputError(f"--exam {args.exam}: no pair is left")
-        exam = exam[: args.eval_size // 2 * 2]
-    if args.cold_start:
-        unseen = {problem.question for problem in held_out}
-        unseen |= {pair.problem.question for pair in exam}
-        examples, left_out = load_demonstrations(args.cold_start, unseen)
-        if left_out:
-            print(f"{args.cold_start}: {left_out} demonstrations left out: held out")
-    return problems, held_out, exam, examples
 
 
 def open_run(args):
@@ -144,47 +62,6 @@ def open_run(args):
             flag = f"--{name.replace('_', '-')}"
             raise InputError(f"--resume: the run in {out} has {flag} {before}, not {value}")
     return state, lock
-
-
-def check_memory(args):
-    """Say what the run needs of memory at its peak, and refuse what cannot fit, before a model is
-    loaded. Sampling needs no more than learning: in place of the gradients it has packed weights.
-    """
-    try:
-        model = without_weights(args.model)
-        device = device_of(args.device)
-        if device.type == "cuda":
-            there = torch.cuda.mem_get_info(device)[1]
-        else:
-            there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except Exception:  # of a folder or a device that loading will name, or on Windows
-        return
-    count = model.num_parameters()
-    kls = {"score": args.beta1 + args.beta2, "multi-turn": args.beta1, "star": 0, "pair-sft": 0}
-    # Twice what a batch is allowed, which counts what matrices read and write, and not what lies
-    # between them. On a GPU batches are cut until they fit; one completion is the least.
-    batches = 2 * memory(model)
-    tokens = most_tokens(model)
-    if device.type == "cuda":
-        batches *= args.max_new_tokens / tokens
-    in_bf16 = device.type == "cuda" and args.precision != "fp32"  # with a copy of the weights
-    needed = {  # bytes
-        "weights, gradients, optimizer": (16 + 2 * in_bf16) * count,
-        "reference": 4 * count * (kls.get(args.method, args.kl) > 0),
-        "batches": batches,
-        "logits": 16 * min(LOGITS, tokens * model.config.get_text_config().vocab_size),
-        # With torch, of which a build for CUDA is larger, transformers, and a small model loaded.
-        "program": (890 if torch.version.cuda else 450) << 20,
-    }
-    total = sum(needed.values())
-    parts = [f"{what} {size / 1e9:.1f}" for what, size in needed.items()]
-    line = f"{total / 1e9:.1f} of {there / 1e9:.1f} GB of memory: {'; '.join(parts)}"
-    if total > there:
-        raise InputError(
-            f"--model {args.model} would need {line}; "
-            "take a smaller one, no KL, or scale/ for several GPUs"
-        )
-    print(f"needs {line}")
 
 
 def lock_folder(out):
@@ -252,8 +129,3 @@ def signals_caught():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def log_row(out, row):
-    """Every row of metrics comes through here: the place to hand it on to another logger."""
-    write_jsonl(out / "metrics.jsonl", [row], "a")

@@ -198,8 +198,8 @@ def line_charts(path, charts, title):
     legend, top = draw_legend(pens, width)
     height = top + CELL_HIGH * math.ceil(len(filled) / 3)
     parts = [legend]
-    for place, chart in enumerate(filled):
-        row, column = divmod(place, 3)
+    for index, chart in enumerate(filled):
+        row, column = divmod(index, 3)
         corner = f"{column * CELL_WIDE},{top + row * CELL_HIGH}"
         parts.append(f'<g transform="translate({corner})">')
         parts.append(draw_chart(*chart, pens))
@@ -227,8 +227,8 @@ def forest(path, rows, title):
         parts.append(f'<path class="grid" d="M{across(x):.1f},40V{bottom}"/>')
         parts.append(text(across(x), bottom + 18, f"{x:.10g}", "faint middle"))
     parts.append(f'<path class="c6" d="M{across(0):.1f},40V{bottom}"/>')
-    for place, (label, *numbers) in enumerate(rows):
-        y = 60 + 20 * place
+    for index, (label, *numbers) in enumerate(rows):
+        y = 60 + 20 * index
         if not numbers:
             parts.append(text(MARGIN, y + 4, label, "head"))
         else:

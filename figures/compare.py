@@ -18,7 +18,7 @@ rows (`eval/...`), all on held-out problems and with greedy decoding:
     i_to_c, c_to_i         wrong first and then right, right first and then wrong
     kept                   wrong first answers that the second attempt gives again
     unchanged              second attempts that repeat the first word for word
-    truncated              completions that were cut at the limit
+    truncated              completions that were truncated
     size, pairs            problems and critique pairs in the evaluation
 """
 
@@ -27,10 +27,9 @@ import os
 import re
 from pathlib import Path
 
-from details.data import InputError, run_command
+from details.data import InputError, mean, run_command
 from figures.chart import command, line_charts
-from figures.report import print_table
-from sample import mean
+from figures.tables import print_table
 
 SEEDS_TABLE = (  # its rows
     "eval/generation",
@@ -69,11 +68,11 @@ def read_metrics(folder):
     return rows
 
 
-def evaluation(rows, place):
-    """The first (place 0) or the last (-1) evaluation of a run."""
+def evaluation(rows, index):
+    """The first (index 0) or the last (-1) evaluation of a run."""
     evaluated = [row for row in rows if "eval/generation" in row]
     numbers = {}
-    for key, value in evaluated[place].items():
+    for key, value in evaluated[index].items():
         if key == "step" or key.startswith("eval/"):
             numbers[key] = value
     return numbers

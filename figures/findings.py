@@ -27,9 +27,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from details.data import InputError, run_command
+from details.data import InputError, mean, run_command
 from figures.chart import forest, line_charts
-from sample import mean
 
 FOLDER = Path(__file__).parent
 LINES = FOLDER / "findings.jsonl"
@@ -49,8 +48,6 @@ RUNS = {  # {name: flags}; all else is the toy's default
     "score, no Stage I": f"{SCORE} --stage1-steps 0",
     "score, alpha 0": f"{SCORE} --alpha 0",
     "score, alpha 10": f"{SCORE} --alpha 10",
-    # As many optimizer steps as prompts ask for: for g-rl that is the default, 4.
-    "gc-rl, mini-batches": "--method gc-rl --minibatch 8",
     "gc-rl, any pairs": "--method gc-rl --balance none",
     "gc-rl, eq. 4": "--method gc-rl --denoise 1",
     "gc-rl, static": "--method gc-rl --critique-data static",
@@ -191,7 +188,6 @@ CLAIMS = [
     Claim("S4", "t1", "score", 30, "score", 15, 8),
     Claim("S4", "t2", "score", 30, "g-rl", 30, 8, "generation"),
     Claim("S5", "vote, corrected", "score", 30, "score", 30, 8, "vote"),
-    Claim("F2", "generation", "gc-rl, mini-batches", 30, "g-rl", 30, 8),
     Claim("F2", "generation", "gc-rl", 30, "g-rl", 60, 8),  # about as many samples and seconds
     Claim("F2", "generation", "gc-rl", 30, "g-rl", 50, 8),
     Claim("F4", "generation", "gc-rl", 30, "gc-rl, any pairs", 30, 8),

@@ -25,14 +25,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from critique import solve
-from details.data import InputError, load_problems, read_jsonl, run_command, write_jsonl
+from critique import solve_prompt
+from details.data import InputError, load_problems, mean, read_jsonl, run_command, write_jsonl
 from details.policy import decode, encode_chat
 from details.runs import signals_caught
 from figures.chart import line_charts
 from figures.findings import evaluated, interval, processor
 from rollout import generate, load_policy
-from sample import mean
 from toy import arithmetic
 
 FOLDER = Path(__file__).parent
@@ -100,7 +99,7 @@ def continued(model, file, device):
     for problem in problems:
         task = problem.question.removeprefix("What is ").removesuffix("?")
         words = tokenizer(f"{task} =", add_special_tokens=False).input_ids
-        prompts.append(encode_chat(tokenizer, solve(problem.question)) + words)
+        prompts.append(encode_chat(tokenizer, solve_prompt(problem.question)) + words)
     right = []
     for problem, sample in zip(problems, generate(model, prompts, max_new_tokens=8, temperature=0)):
         text, _ = decode(tokenizer, sample)
@@ -188,9 +187,9 @@ def show_all(file, show):
     show(lines)
 
 
-def number(line, place, metric):
-    """A number of a run's first evaluation (place 0) or of its last (-1)."""
-    return line["evaluations"][place][metric]
+def number(line, index, metric):
+    """A number of a run's first evaluation (index 0) or of its last (-1)."""
+    return line["evaluations"][index][metric]
 
 
 def mean_and_interval(values):

@@ -9,28 +9,30 @@ rate of a large matrix product that is timed in between.
 """
 
 import argparse
+import random
 from statistics import median
 
 import torch
 
 import train
-from critique import critique, solve
+from critique import critique_prompt, solve_prompt
+from details import cost
 from details.data import load_problems, run_command
 from details.fast import left_pad
-from details.policy import autocast, encode_chat, setup_of
-from details.runs import Meter
-from rollout import Policy, generate, load_policy, respond
+from details.flags import train_flags
+from details.policy import autocast, dtype_of, encode_chat
+from rollout import Sampler, generate, load_policy, respond
 
 SIZE = 2048  # rows and columns of the matrix
 
 
 def product_seconds(matrix):
     """Seconds of a matrix product, the shortest of five."""
-    meter = Meter()
+    cost.start_step()
     for turn in range(5):
-        with meter.timed(turn, matrix):  # of the model it asks the device only
+        with cost.timed(turn):
             torch.mm(matrix, matrix)
-    return min(meter.seconds.values())
+    return min(cost.SECONDS.values())
 
 
 def library(model, prompts, n, limit):
@@ -52,29 +54,29 @@ def library(model, prompts, n, limit):
     return int((stops_before == 0).sum())
 
 
-def sampling(role, policy, peer, chats, args):
+def sampling(role, sampler, peer, chats, args):
     """Print tokens/s of both, their ratio and the share of the roofline."""
-    model = policy.model
-    prompts = [encode_chat(policy.tokenizer, chat) for chat in chats]
+    model = sampler.model
+    prompts = [encode_chat(sampler.tokenizer, chat) for chat in chats]
     distinct = set(map(tuple, prompts))
     prompt_tokens = sum(map(len, distinct))
     matrix = torch.randn(SIZE, SIZE, device=model.device)
-    matrix = matrix.to(setup_of(model).arithmetic)
+    matrix = matrix.to(dtype_of(model))
     our_speeds = []
     library_speeds = []
     shares = []
     for seed in range(args.repeats):
-        meter = Meter()
-        with meter.timed("ours", model):
+        rate = 2 * SIZE**3 / product_seconds(matrix)
+        cost.start_step()
+        with cost.timed("ours"):
             samples = generate(model, prompts, args.n, args.tokens, seed=seed)
         tokens = sum(len(sample.tokens) for sample in samples)
         operations = 2 * model.num_parameters() * (prompt_tokens + tokens)
-        rate = 2 * SIZE**3 / product_seconds(matrix)
-        with meter.timed("library", model):
+        with cost.timed("library"):
             library_tokens = library(peer, prompts, args.n, args.tokens)
-        seconds = meter.seconds["ours"]
+        seconds = cost.SECONDS["ours"]
         our_speeds.append(tokens / seconds)
-        library_speeds.append(library_tokens / meter.seconds["library"])
+        library_speeds.append(library_tokens / cost.SECONDS["library"])
         shares.append(operations / rate / seconds)
     ours = median(our_speeds)
     theirs = median(library_speeds)
@@ -83,23 +85,22 @@ def sampling(role, policy, peer, chats, args):
     print(f"{role}, {len(prompts)} x {args.n}: {speed}, {share}", flush=True)
 
 
-def steps(name, policy, problems, flags, repeats, spread):
+def steps(name, sampler, problems, flags, repeats, spread):
     """Print the seconds of a g-rl step. spread: every group of responses gets both rewards."""
-    model = policy.model
     sampling_seconds = []
     update_seconds = []
     for _ in range(repeats):
-        meter = Meter()
-        with meter.timed("sampling", model):
-            episodes, _ = train.g_rl(flags, policy, 1, problems, None, [])
+        cost.start_step()
+        with cost.timed("sampling"):
+            samples, _ = train.g_rl(flags, sampler, 1, problems, None, [])
         if spread:
-            for place, episode in enumerate(episodes):
-                episode.reward = place % 2
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        with meter.timed("update", model):
-            train.learn(flags, policy, optimizer, None, episodes, 1, meter)
-        sampling_seconds.append(meter.seconds["sampling"])
-        update_seconds.append(meter.seconds["update"])
+            for index, sample in enumerate(samples):
+                sample.reward = index % 2
+        optimizer = torch.optim.AdamW(sampler.model.parameters(), lr=flags.lr, fused=True)
+        with cost.timed("update"):
+            train.update(flags, sampler, None, optimizer, samples, random.Random(0))
+        sampling_seconds.append(cost.SECONDS["sampling"])
+        update_seconds.append(cost.SECONDS["update"])
     a = median(sampling_seconds)
     b = median(update_seconds)
     print(f"g-rl step, {name}: {a + b:.2f} s ({a:.2f} sampling, {b:.2f} update)", flush=True)
@@ -120,29 +121,30 @@ def main(argv=None):
     add("--precision", choices=["fp32", "bf16"], help="of this side")
     args = parser.parse_args(argv)
     model, tokenizer = load_policy(args.model, precision=args.precision)
-    policy = Policy(model, tokenizer, args.tokens)
+    sampler = Sampler(model, tokenizer, args.tokens)
     peer, _ = load_policy(args.model, precision="fp32")
     peer.set_attn_implementation("sdpa")
     # With so small a learning rate every step begins with the same policy.
-    flags = train.parse_args(
+    flags = train_flags(
         [
             "--method=g-rl",
             "--kl=0",
             "--lr=1e-9",
             f"--n={args.n}",
             f"--model={args.model}",
-        ]
+        ],
+        list(train.METHODS),
     )
     problems = load_problems(args.data or flags.data)[: args.questions]
 
-    responses = respond(policy, problems, 1, 0)
-    chats = [solve(problem.question) for problem in problems]
-    sampling("responses", policy, peer, chats, args)
-    chats = [critique(e.problem.question, e.text) for e in responses]
-    sampling("critiques", policy, peer, chats, args)
-    skipped = "groups without spread skipped"
-    steps(skipped, policy, problems, flags, args.repeats, spread=False)
-    steps("none skipped", policy, problems, flags, args.repeats, spread=True)
+    responses = respond(sampler, problems, 1, 0)
+    chats = [solve_prompt(problem.question) for problem in problems]
+    sampling("responses", sampler, peer, chats, args)
+    chats = [critique_prompt(e.problem.question, e.text) for e in responses]
+    sampling("critiques", sampler, peer, chats, args)
+    skipped = "zero-variance groups skipped"
+    steps(skipped, sampler, problems, flags, args.repeats, spread=False)
+    steps("none skipped", sampler, problems, flags, args.repeats, spread=True)
 
 
 if __name__ == "__main__":

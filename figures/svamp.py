@@ -24,12 +24,12 @@ from pathlib import Path
 
 import numpy as np
 
-from details.data import load_problems, read_jsonl, run_command, write_jsonl
-from details.demonstrations import decimal
+from details.data import load_problems, mean, read_jsonl, run_command, write_jsonl
 from figures import real
 from figures.chart import line_charts
-from rollout import Policy, load_policy, respond
-from sample import mean, pass_at_n
+from rollout import Sampler, load_policy, respond
+from sample import pass_at_n
+from toy.worked import decimal
 
 FOLDER = Path(__file__).parent
 LINES = FOLDER / "svamp.jsonl"
@@ -89,8 +89,8 @@ def demonstrations(problems, most):
 
 def eight_samples(model, test_file, device):
     """Of each test problem, in problem-major order."""
-    policy = Policy(*load_policy(model, device, "fp32"), 64)
-    return respond(policy, load_problems(test_file), SAMPLES, 0, "samples")
+    sampler = Sampler(*load_policy(model, device, "fp32"), 64)
+    return respond(sampler, load_problems(test_file), SAMPLES, 0, "samples")
 
 
 @functools.cache
@@ -160,7 +160,7 @@ def show(lines):
         steps = range(1, len(line["sampled"]) + 1)
         drawn.setdefault(name, []).append(list(zip(steps, line["sampled"])))
     heads = ["run", "demonstrations", "greedy", "sampled", "pass@8"]
-    real.print_table([*heads, "groups without spread", "minutes", "on"], rows)
+    real.print_table([*heads, "zero-variance groups", "minutes", "on"], rows)
     pictures = [
         ("300 test problems, greedy", "step", greedy),
         ("training questions, sampled", "step", drawn),

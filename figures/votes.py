@@ -15,18 +15,21 @@ first answers.
 import json
 from pathlib import Path
 
-from critique import correct
+from critique import correct_prompt
 from details.answers import answer_key
-from details.data import InputError, Pair, load_problems, run_command, seed_of
+from details.data import InputError, load_problems, mean, run_command, seed_of
+from details.flags import check_numbers
 from details.policy import TOY, run_flags
+from details.start import check_lengths
 from figures.chart import command, line_charts, refuse_other_files
-from figures.report import print_table
-from rollout import Policy, answered, complete, criticise, load_policy, respond, two_attempts
-from sample import attempts_table, check_lengths, check_numbers, mean
+from figures.tables import print_table
+from reward import Pair
+from rollout import Sampler, criticise, judge, load_policy, respond, two_attempts
+from sample import attempts_table
 
 
 def majority_vote(texts, weights):
-    """The place of the text that the vote elects, None if no answer can be read.
+    """The index of the text that the vote elects, None if no answer can be read.
 
     Answers are counted by `answer_key`, each with its weight. A tie goes to the answer that
     came first; where all weights are 0 everybody votes with weight 1.
@@ -45,23 +48,23 @@ def majority_vote(texts, weights):
 
 
 def elects_right(ballot):
-    """Is the response right that a ballot [(episode, weight), ...] elects?"""
+    """Is the response right that a ballot [(sample, weight), ...] elects?"""
     texts = []
     weights = []
-    for episode, weight in ballot:
-        # A response that was cut has no answer to vote for.
-        text = episode.text if episode.sample.stopped else ""
+    for sample, weight in ballot:
+        # A truncated response has no answer to vote for.
+        text = sample.text if sample.stopped else ""
         texts.append(text)
         weights.append(weight)
     elected = majority_vote(texts, weights)
     if elected is None:
         return False
-    episode, _ = ballot[elected]
-    return episode.right
+    sample, _ = ballot[elected]
+    return sample.right
 
 
 def accuracies(votes, ballot_size, cost, budgets):
-    """{k: accuracy} of votes [(episode, weight), ...], `ballot_size` on each problem, that cost
+    """{k: accuracy} of votes [(sample, weight), ...], `ballot_size` on each problem, that cost
     `cost` samples each."""
     ballots = in_groups(votes, ballot_size)
     found = {}
@@ -75,29 +78,28 @@ def in_groups(items, size):
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def vote(policy, problems, budgets, critiques, seed):
+def vote(sampler, problems, budgets, critiques, seed):
     """{way: {k: accuracy}} of the three ways."""
     most = max(budgets)
-    responses = respond(policy, problems, most, seed_of(seed, "vote"), "answers")
+    responses = respond(sampler, problems, most, seed_of(seed, "vote"), "answers")
     answers = in_groups(responses, most)
     parallel = [(e, 1.0) for e in responses]
 
     # Each of the first half is corrected once, without a hint.
     half = most // 2
     first = [e for group in answers for e in group[:half]]
-    chats = [correct(e.problem.question, e.text) for e in first]
+    chats = [correct_prompt(e.problem.question, e.text) for e in first]
     correction_seed = seed_of(seed, "vote", "corrections")
-    corrected = []
-    for e, sample, text in complete(policy, first, chats, 1, correction_seed, "corrections"):
-        second = answered(e.problem, sample, text, "attempt 2")
-        corrected.append((second, 1.0))
+    second = sampler.complete(chats, 1, correction_seed, "corrections")
+    judge(second, [e.problem for e in first], "attempt 2")
+    corrected = [(e, 1.0) for e in second]
 
     # As many as leave room for their critiques.
     cost = 1 + critiques
     each = most // cost
     judged = [e for group in answers for e in group[:each]]
     pairs = [Pair(e.problem, e.text, e.right) for e in judged]
-    checks = criticise(policy, pairs, critiques, seed_of(seed, "vote", "critiques"), "critiques")
+    checks = criticise(sampler, pairs, critiques, seed_of(seed, "vote", "critiques"), "critiques")
     weighted = []
     for e, own in zip(judged, in_groups(checks, critiques)):
         weight = mean(check.says_right is True for check in own)
@@ -119,7 +121,7 @@ def parse_args(argv):
     add("--n", type=int, default=16, help="the largest budget [16]")
     add("--critiques", type=int, default=1, help="critiques of each answer [1]")
     add("--temperature", type=float, default=1.0, help="[1.0]")
-    add("--max-new-tokens", type=int, help="limit of a completion [that of the run, else 512]")
+    add("--max-new-tokens", type=int, help="of a completion [those of the run, else 512]")
     add("--seed", type=int, default=0, help="[0]")
     add("--device", help="cpu, cuda, mps [cuda where there is one]")
     add("--json", action="store_true", help="the numbers as one JSON object on the last line")
@@ -138,10 +140,9 @@ def main(argv=None):
     if not args.data and not data.exists():
         raise InputError(f"{folder} has no held_out.jsonl: name the problems by --data FILE")
     problems = load_problems(data, "test")[: args.size]
-    model, tokenizer = load_policy(args.model, args.device)
-    limit = args.max_new_tokens or run_flags(folder).get("max_new_tokens", 512)
-    policy = Policy(model, tokenizer, limit, args.temperature)
-    check_lengths(policy, problems)
+    longest = args.max_new_tokens or run_flags(folder).get("max_new_tokens", 512)
+    sampler = Sampler(*load_policy(args.model, args.device), longest, args.temperature)
+    check_lengths(sampler, problems)
 
     budgets = []
     k = 2
@@ -149,8 +150,8 @@ def main(argv=None):
         budgets.append(k)
         k *= 2
     budgets.append(args.n)
-    table = vote(policy, problems, budgets, args.critiques, args.seed)
-    first, second = two_attempts(policy.greedy(), problems, 1, 0, "greedy")
+    table = vote(sampler, problems, budgets, args.critiques, args.seed)
+    first, second = two_attempts(sampler.greedy(), problems, 1, 0, "greedy")
     greedy = attempts_table(first, second)
 
     error = f"standard error up to {0.5 / len(problems) ** 0.5:.3f}"

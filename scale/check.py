@@ -2,33 +2,30 @@
 
     python -m scale.check        on the CPU, by one process, then by two; about three minutes
 
-At each rollout the project's own recipe (train.METHODS) runs too, with a sampler that hands out the
-completions that TRL has drawn: the recipe must ask for TRL's prompts, and find TRL's rewards. At
-each optimizer step the project's gradient (train.accumulate) is computed for TRL's mini-batch, and
-compared with the one that TRL is about to apply.
+Prompts and rewards come from the project's recipes (train.METHODS), with TRL's engine as the
+sampler; what they return must fit the rows that TRL compares with each other. At each rollout TRL's
+advantages are compared with the project's. At each optimizer step the project's gradient
+(train.add_gradient) is computed for TRL's mini-batch, and compared with the one that TRL is about
+to apply.
 """
 
 import hashlib
 import math
 import os
-import random
 import subprocess
 import sys
 import tempfile
-from collections import Counter, defaultdict, deque
+from collections import Counter
 
 import torch
 from accelerate.utils import gather_object
 from transformers import PrinterCallback, TrainerCallback
 
-import rollout
 import train
-from critique import solve
-from details.data import InputError, from_problem, load_problems, seed_of, write_jsonl
-from details.fast import micro_batches
-from details.runs import Meter
-from reward import PairCache, advantages, leave_one_out
-from rollout import Episode, Policy, Sample, encode_chat, load_policy, logprobs
+from details.data import InputError, from_problem, load_problems, write_jsonl
+from details.flags import train_flags
+from reward import advantages, leave_one_out
+from rollout import Sample, load_policy, logprobs
 from scale import trl_gcrl, trl_score
 
 N = 8  # completions of a prompt
@@ -53,7 +50,7 @@ COMMON = {
     "logging_steps": 1000,
     "disable_tqdm": True,
 }
-# The limit is one by which a few completions are cut.
+# The limit is one by which a few completions are truncated.
 PROGRAMS = {
     "g-rl": (trl_gcrl, {"method": "g-rl", "max_completion_length": 24}),
     "c-rl": (
@@ -63,9 +60,6 @@ PROGRAMS = {
     "gc-rl": (trl_gcrl, {"method": "gc-rl", "max_completion_length": 32}),
     "score": (trl_score, {"max_completion_length": 26, "alpha": 2.0, "beta2": 0.25}),
 }
-# The same for the project. Half of the rollouts are Stage I.
-FLAGS = f"--n {N} --kl 0.05 --beta1 0.05 --alpha 2 --beta2 0.25 --stage1-steps {ROLLOUTS // 2}"
-
 REFUSED = [
     (trl_gcrl, "--per_device_train_batch_size 10"),
     (trl_gcrl, "--use_bias_correction_kl true"),
@@ -84,7 +78,7 @@ def start(method, folder, **more):
     trainer = program.build(argv)
     trainer.remove_callback(PrinterCallback)
     # The bound on the reference: so small that it acts; trl_gcrl.py has none.
-    train.MAX_AWAY = trl_score.MAX_AWAY = 0.05 if method == "score" else 1e9
+    train.MAX_AWAY = 0.05 if method == "score" else 1e9
     return trainer
 
 
@@ -94,11 +88,10 @@ class Compared(TrainerCallback):
     def __init__(self, method, trainer):
         self.method = method
         self.trainer = trainer
-        self.policy = Policy(*load_policy("toy"), limit=0)
+        self.model, _ = load_policy("toy")
         self.reference, _ = load_policy("toy")
-        self.cache = PairCache(maxlen=ROWS // N)
         self.counts = Counter()
-        self.batch = []  # the Episodes of an optimizer step
+        self.batch = []  # the Samples of an optimizer step
         self.ratios = []  # TRL's advantages, divided by the project's
         self.rounding = [0.0]  # TRL's where the project's are zero
         self.differences = []  # of gradients, relative
@@ -111,129 +104,75 @@ class Compared(TrainerCallback):
         trainer._compute_loss = self.before_loss
         trainer.add_callback(self)
 
-    # ------------------------------------------------------------------------ prompts and rewards
+    # -------------------------------------------------------------------------------- the rollout
 
     def after_rollout(self, chats, trainer):
-        step = trainer.state.global_step // UPDATES + 1
-        if self.method == "gc-rl":
-            # The pairs are drawn at random, here by the numbers of train.pairs_to_criticise.
-            self.rollout_func.rng = random.Random(seed_of(0, step, "pairs"))
+        """Keep the rollout's rows as Samples, scored by the policy that has drawn them."""
         output = self.rollout_func(chats, trainer)
-        self.counts["broken groups"] += chats != [chats[i // N * N] for i in range(len(chats))]
-
-        # TRL's completions as the project's Samples, scored by the policy that has drawn them.
-        model = self.policy.model
-        model.load_state_dict(trainer.model.state_dict())
-        stops = model.generation_config.eos_token_id
-        samples = []
-        for prompt, tokens in zip(output["prompt_ids"], output["completion_ids"]):
-            samples.append(Sample(prompt, tokens, [], stopped=tokens[-1] in stops))
+        self.model.load_state_dict(trainer.model.state_dict())
+        stops = self.model.generation_config.eos_token_id
+        self.samples = []
+        for row, (prompt, tokens) in enumerate(zip(output["prompt_ids"], output["completion_ids"])):
+            sample = Sample(prompt, tokens, [], stopped=tokens[-1] in stops)
+            sample.reward = output["reward"][row]
+            sample.group = output["group"][row] if "group" in output else tuple(prompt)
+            sample.wider = output["wider"][row] if "group" in output else None
+            sample.kl = output["kl"][row] if "group" in output else trainer.beta
+            self.samples.append(sample)
         with torch.no_grad():
-            for sample, row in zip(samples, logprobs(model, samples)):
+            for sample, row in zip(self.samples, logprobs(self.model, self.samples)):
                 sample.logprobs = row.tolist()
-
-        self.episodes = self.replayed(step, chats, samples)
-        for place, e in enumerate(self.episodes):
-            self.counts["rows"] += 1
-            self.counts["cut"] += not e.sample.stopped
-            self.counts["rewards"] += e.reward == output["reward"][place]
+        self.count(chats)
         return output
 
-    def replayed(self, step, chats, samples):
-        """The Episodes that the project makes of the samples, in TRL's order."""
-        waiting = defaultdict(deque)  # {prompt: the places of its samples}
-        for place, sample in enumerate(samples):
-            waiting[tuple(sample.prompt)].append(place)
-        asked = []  # the places of samples in the order in which the recipe asks for them
-
-        def hand_out(model, prompts, n, *_, **__):
-            places = [waiting[tuple(prompt)].popleft() for prompt in prompts for _ in range(n)]
-            asked.extend(places)
-            return [samples[place] for place in places]
-
-        known = self.trainer.problems if self.method == "score" else self.rollout_func.items
-        items = [known[chat[0]["content"]] for chat in chats]
-        half = len(chats) // 2
-        problems = items[::N]
-        cache = self.cache
-        if self.method in ("gc-rl", "score"):
-            problems = items[:half:N]
-        if self.method == "c-rl":
-            cache = PairCache(problems)  # these are pairs
-        pairs = len(chats) if self.method == "c-rl" else half
-        flags = f"--method {self.method} --pairs {pairs // N} {FLAGS}"
-        args = train.parse_args(flags.split())
-        generate = rollout.generate
-        rollout.generate = hand_out
-        recipe = train.METHODS[self.method]
-        episodes, _ = recipe(args, self.policy, step, problems, cache, [])
-        rollout.generate = generate
-
-        rows = {}
-        for e in episodes:
-            # By identity: two samples may have the same tokens.
-            [place] = [place for place in asked if samples[place] is e.sample]
-            rows[place] = e
-        self.counts["prompts"] += len(rows)
-        # Of gc-rl: rows without a pair have kept their question.
-        for place in set(range(len(chats))) - set(rows):
-            prompt = encode_chat(self.policy.tokenizer, solve(items[place].question))
-            text, _ = rollout.decode(self.policy.tokenizer, samples[place])
-            e = rollout.answered(items[place], samples[place], text, "response")
-            e.reward = train.outcome_reward(e)
-            e.group = (e.problem.question, "in place of critiques")
-            e.kl = args.kl
-            rows[place] = e
-            self.counts["prompts"] += prompt == e.sample.prompt
-            self.counts["more responses"] += 1
-        return [rows[place] for place in range(len(chats))]
+    def count(self, chats):
+        """Do the rows have what TRL takes for granted: of n rows one prompt?"""
+        prompts = [sample.prompt for sample in self.samples]
+        if self.method == "score":  # each second attempt has a prompt of its own
+            prompts = prompts[: len(prompts) // 2]
+        for rows in (chats, prompts):
+            self.counts["broken groups"] += rows != [rows[i // N * N] for i in range(len(rows))]
+        self.counts["rows"] += len(self.samples)
+        self.counts["filled"] += len(self.samples) == len(chats)
+        self.counts["rewarded"] += sum(sample.reward > 0 for sample in self.samples)
+        self.counts["truncated"] += sum(not sample.stopped for sample in self.samples)
 
     # --------------------------------------------------------------------- advantages, gradients
 
     def after_scoring(self, inputs):
         output = self.score_rows(inputs)
         # SCoRe compares across processes.
-        everywhere = gather_object([(e.reward, e.group) for e in self.episodes])
-        rewards, groups = zip(*everywhere)
-        compare = leave_one_out if self.method == "score" else advantages
+        everywhere = gather_object([(s.reward, s.group, s.wider) for s in self.samples])
+        rewards, groups, wider = zip(*everywhere)
+        if self.method == "score":
+            own = leave_one_out(rewards, groups, wider)
+        else:
+            own = advantages(rewards, groups)
         first = self.trainer.accelerator.process_index * len(inputs)
-        own = compare(rewards, groups)[first : first + len(inputs)]
-        for e, value, of_trl in zip(self.episodes, own.tolist(), output["advantages"].tolist()):
+        own = own[first : first + len(inputs)].tolist()
+        for sample, value, of_trl in zip(self.samples, own, output["advantages"].tolist()):
             if value == 0:
                 self.rounding.append(abs(of_trl))
             else:
                 self.ratios.append(of_trl / value)
-            e.advantage = of_trl  # the gradients are compared at the same advantages
+            sample.advantage = of_trl  # the gradients are compared at the same advantages
         self.tokens = output["num_items_in_batch"].item()  # of a rollout, of all processes
-        output["place"] = torch.arange(len(inputs))  # TRL shuffles the rows
+        output["index"] = torch.arange(len(inputs))  # TRL shuffles the rows
         return output
 
     def before_loss(self, model, inputs):
-        self.batch += [self.episodes[place] for place in inputs["place"].tolist()]
+        self.batch += [self.samples[index] for index in inputs["index"].tolist()]
         return self.compute_loss(model, inputs)
 
     def on_pre_optimizer_step(self, config, state, control, **_):
-        model = self.policy.model
-        model.load_state_dict(self.trainer.model.state_dict())
-        model.zero_grad()
-        episodes = []
-        for sample, advantage, kl in gather_object(
-            [(e.sample, e.advantage, e.kl) for e in self.batch]
-        ):
-            e = Episode(sample, "", "", None, kl=kl, advantage=advantage)
-            episodes.append(e)
+        self.model.load_state_dict(self.trainer.model.state_dict())
+        self.model.zero_grad()
+        samples = gather_object(self.batch)
         self.batch = []
-        train.accumulate(
-            model,
-            episodes,
-            micro_batches(model, [e.sample for e in episodes]),
-            self.tokens / UPDATES,
-            clip=0.2,
-            temperature=1.0,
-            reference=self.reference,
-            meter=Meter(),
-        )
-        own = torch.cat([weight.grad.flatten() for weight in model.parameters()])
+        args = train_flags([], list(train.METHODS))
+        tokens = self.tokens / UPDATES
+        train.add_gradient(self.model, samples, self.reference, tokens, args)
+        own = torch.cat([weight.grad.flatten() for weight in self.model.parameters()])
         of_trl = [weight.grad.flatten() for weight in self.trainer.model.parameters()]
         difference = (torch.cat(of_trl) - own).norm() / own.norm()
         self.differences.append(difference.item())
@@ -262,15 +201,15 @@ def check_method(method, folder):
     rows = counts["rows"]
     factor = 1.0 if method == "score" else math.sqrt(1 - 1 / N)  # the sample's deviation is larger
     agree = len(set(prints)) == 1
-    show(f"{method}: of {rows} rows, prompts equal {counts['prompts']}, rewards equal", end=" ")
-    show(f"{counts['rewards']}; cut {counts['cut']}", end="; ")
-    show(f"responses in place of critiques {counts['more responses']}")
+    show(f"{method}: {rows} rows, {counts['rewarded']} rewarded", end="; ")
+    show(f"truncated {counts['truncated']}; broken groups {counts['broken groups']}")
     show(f"  TRL's advantages: {min(ratios):.5f} to {max(ratios):.5f} of the project's", end=", ")
     show(f"at most {rounding:.1e} where those are 0")
     show(f"  gradients: {min(differences):.1e} to {max(differences):.1e} apart, relative")
     show(f"  weights of {len(prints)} process(es) agree bit for bit: {agree}")
     return (
-        counts["prompts"] == counts["rewards"] == rows
+        0 < counts["rewarded"] < rows
+        and counts["filled"] == ROLLOUTS * len(prints)
         and not counts["broken groups"]
         and max(abs(ratio - factor) for ratio in ratios) < 1e-3
         and rounding < 1e-3

@@ -1,17 +1,18 @@
-"""GC-RL in TRL: the project's prompts, rewards, filter and cache; TRL's sampling, loss and GPUs.
+"""GC-RL in TRL: the project's recipes, filter and cache; TRL's sampling, loss and GPUs.
 
 In a step TRL hands each process rows of questions, each question n times in a row, and wants a
 completion for each row. `Rollout` gives it, in `gc-rl`, responses in the first half of the rows and
 in the second half critiques of responses of the first half, n of each: TRL then compares n rows
 with each other, as it always does. `g-rl` has responses in all rows. `c-rl` has critiques in all
-rows, of the pairs in a file.
+rows, of the pairs in a file. What is asked and rewarded is train.py's recipe, with TRL's engine as
+its sampler.
 
     python -m scale.trl_gcrl --method gc-rl --model toy --data toy/train.jsonl --out out-trl
 
 All other flags are those of TRL's GRPOConfig. Differences in definition: scale/README.md.
 """
 
-import random
+from argparse import Namespace
 from dataclasses import dataclass
 
 import torch
@@ -19,20 +20,21 @@ from datasets import Dataset
 from transformers import HfArgumentParser, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from critique import critique, judgement, solve
+import train
+from critique import critique_prompt, solve_prompt
 from details.data import (
     InputError,
-    Pair,
     batch_of,
     load_problems,
     read_jsonl,
     run_command,
+    seed_of,
     to_pair,
 )
-from details.policy import TOY, stop_set
-from reward import PairCache, critique_reward, filter_pairs, pairs_by_question
-from rollout import Episode, Sample, answered, decode, encode_chat
-from train import outcome_reward
+from details.flags import train_flags
+from details.policy import TOY, decode, encode_chat, stop_set
+from reward import Pair, PairCache
+from rollout import Sample
 
 # The papers' settings where TRL has others. All of them are flags.
 SETTINGS = {
@@ -54,84 +56,98 @@ SETTINGS = {
 
 
 @dataclass
+class TrlSampler:
+    """TRL's engine as a sampler of the project's rollouts."""
+
+    trainer: GRPOTrainer
+
+    def complete(self, chats, n, seed, show=None):
+        """n Samples with their texts for each chat, in chat-major order; TRL has its own seeds."""
+        tokenizer = self.trainer.processing_class
+        # Not TRL's own template: there a response that spells a mark of turns closes its quotation.
+        prompts = [encode_chat(tokenizer, chat) for chat in chats for _ in range(n)]
+        if not prompts:
+            return []
+        # One a row, also where n rows are alike: asked for n, vLLM's server mode would keep every
+        # n-th prompt only, and no two second attempts have the same one.
+        generate = self.trainer._generate_single_turn
+        completions, logprobs = generate(prompts, None, {}, num_generations=1)
+        # transformers returns no log-probs; TRL then scores the tokens again.
+        logprobs = logprobs or [[]] * len(prompts)
+        samples = []
+        for prompt, tokens, known in zip(prompts, completions, logprobs):
+            stopped = tokens[-1] in self.trainer.eos_token_ids
+            sample = Sample(prompt, tokens, known, stopped)
+            sample.text, sample.stopped = decode(tokenizer, sample)
+            samples.append(sample)
+        return samples
+
+
+@dataclass
 class Rollout:
     """What TRL calls for the completions of a step."""
 
-    method: str
+    args: Namespace  # train.py's flags
     items: dict  # {prompt: the problem, in c-rl the pair, that it is about}
     cache: PairCache  # of this process: its pairs are of its own responses
-    rng: random.Random
 
     def __call__(self, chats, trainer):
-        n = trainer.num_generations
-        items = [self.items[chat[0]["content"]] for chat in chats]
-        if self.method != "gc-rl":
-            return columns(rewarded(trainer, items))
+        args = of_process(self.args, trainer)
+        sampler = TrlSampler(trainer)
+        step = step_of(trainer)
+        # A question, or in c-rl a pair, for each n rows.
+        items = [self.items[chat[0]["content"]] for chat in chats[:: args.n]]
+        problems = items
+        cache = self.cache
+        if args.method == "gc-rl":
+            problems = items[: len(items) // 2]
+            args.pairs = len(items) - len(problems)
+        if args.method == "c-rl":
+            cache = PairCache(items)
+            args.pairs = len(items)
+        recipe = train.METHODS[args.method]
+        samples, metrics = recipe(args, sampler, step, problems, cache, [])
+        # Rows for which there is no pair keep their question.
+        asked = items[len(samples) // args.n :]
+        more, _ = train.rewarded_responses(args, sampler, step, asked) if asked else ([], {})
+        log(trainer, metrics)
+        return columns(samples + more)
 
-        # First-order rollout.
-        half = len(items) // 2
-        responses = rewarded(trainer, items[:half])
-        # Data filter and cache.
-        groups = pairs_by_question(responses, n)
-        self.cache.extend(filter_pairs(groups, self.rng))
-        pairs = self.cache.draw(half // n, self.rng)
-        # Second-order rollout. Rows for which there is no pair keep their question.
-        asked = items[half:]
-        for place, pair in enumerate(pairs):
-            asked[n * place : n * place + n] = [pair] * n
-        return columns(responses + rewarded(trainer, asked))
+
+def step_of(trainer):
+    """Which rollout this is: 1, 2, ..."""
+    config = trainer.args
+    updates = config.steps_per_generation // config.gradient_accumulation_steps
+    return trainer.state.global_step // updates + 1
+
+
+def of_process(args, trainer):
+    """train.py's flags for one process, whose pairs are drawn with a seed of its own."""
+    seed = seed_of(args.seed, trainer.accelerator.process_index)
+    return Namespace(**vars(args) | {"seed": seed})
+
+
+def log(trainer, metrics):
+    for name, value in metrics.items():
+        if value is not None:
+            trainer._log_metric(name, value)
 
 
 def ask(item):
     """Chat messages: solve the problem, or criticise the pair."""
     if isinstance(item, Pair):
-        return critique(item.problem.question, item.response)
-    return solve(item.question)
+        return critique_prompt(item.problem.question, item.response)
+    return solve_prompt(item.question)
 
 
-def rewarded(trainer, items):
-    """A completion for each item: a response to a problem (eq. 1), a critique of a pair (eq. 2)."""
-    episodes = []
-    for item, (sample, text) in zip(items, complete(trainer, map(ask, items))):
-        if isinstance(item, Pair):
-            # A critique that was cut has no conclusion.
-            says_right = judgement(text) if sample.stopped else None
-            reward = critique_reward(says_right, item.right)
-            e = Episode(sample, text, "critique", item.problem, reward=reward)
-        else:
-            e = answered(item, sample, text, "response")
-            e.reward = outcome_reward(e)  # 0 if it was cut
-        trainer._log_metric(f"{e.role}/reward", e.reward)
-        episodes.append(e)
-    return episodes
-
-
-def complete(trainer, chats):
-    """One completion of each chat by TRL's engine: [(Sample, text), ...]."""
-    tokenizer = trainer.processing_class
-    # Not TRL's own template: there a response that spells a mark of turns closes its quotation.
-    prompts = [encode_chat(tokenizer, chat) for chat in chats]
-    # One a row, also where n rows are alike: asked for n, vLLM's server mode would keep every n-th
-    # prompt only, and no two second attempts have the same one.
-    completions, logprobs = trainer._generate_single_turn(prompts, None, {}, num_generations=1)
-    # transformers returns no log-probs; TRL then scores the tokens again.
-    logprobs = logprobs or [[]] * len(prompts)
-    drawn = []
-    for prompt, tokens, known in zip(prompts, completions, logprobs):
-        sample = Sample(prompt, tokens, known, stopped=tokens[-1] in trainer.eos_token_ids)
-        text, sample.stopped = decode(tokenizer, sample)
-        drawn.append((sample, text))
-    return drawn
-
-
-def columns(episodes):
-    """Episodes in TRL's form; what it does not know of goes to the reward function."""
-    logprobs = [e.sample.logprobs for e in episodes]
+def columns(samples):
+    """Samples in TRL's form; what it does not know of goes to the reward function."""
+    logprobs = [sample.logprobs for sample in samples]
     return {
-        "prompt_ids": [e.sample.prompt for e in episodes],
-        "completion_ids": [e.sample.tokens for e in episodes],
+        "prompt_ids": [sample.prompt for sample in samples],
+        "completion_ids": [sample.tokens for sample in samples],
         "logprobs": logprobs if logprobs[0] else None,
-        "reward": [e.reward for e in episodes],
+        "reward": [sample.reward for sample in samples],
     }
 
 
@@ -141,23 +157,20 @@ def given(reward, **_):
 
 
 class Keep(TrainerCallback):
-    """The cache and its random state, which TRL's checkpoints do not have: a file a process."""
+    """The cache, which TRL's checkpoints do not have: a file a process."""
 
-    def __init__(self, rollout):
-        self.rollout = rollout
+    def __init__(self, cache):
+        self.cache = cache
 
     def on_save(self, config, state, control, **_):
-        kept = list(self.rollout.cache), self.rollout.rng.getstate()
         checkpoint = f"{config.output_dir}/checkpoint-{state.global_step}"
-        torch.save(kept, f"{checkpoint}/cache-{config.process_index}.pt")
+        torch.save(list(self.cache), f"{checkpoint}/cache-{config.process_index}.pt")
 
     def on_train_begin(self, config, state, control, **_):
         checkpoint = config.resume_from_checkpoint
         if checkpoint:  # a run that goes on
             file = f"{checkpoint}/cache-{config.process_index}.pt"
-            pairs, random_state = torch.load(file, weights_only=True)
-            self.rollout.cache.extend(pairs)
-            self.rollout.rng.setstate(random_state)
+            self.cache.extend(torch.load(file, weights_only=True))
 
 
 # ----------------------------------------------------------------------------------------- flags
@@ -218,6 +231,13 @@ def start(trainer):
     trainer.save_model()
 
 
+def recipe_flags(config, **flags):
+    """train.py's flags for a recipe; those of sampling and learning are TRL's."""
+    flags |= {"n": config.num_generations, "seed": config.seed, "kl": config.beta}
+    argv = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    return train_flags(argv, list(train.METHODS))
+
+
 def build(argv=None):
     """The trainer that the flags describe."""
     parser = flags(SETTINGS)
@@ -227,14 +247,13 @@ def build(argv=None):
     rows = rows_of(config, share=2 if args.method == "gc-rl" else 1)
     # Room for twice the pairs of a step, as in train.py.
     cache = PairCache(maxlen=rows // config.num_generations)
-    rollout = Rollout(args.method, items, cache, random.Random(config.seed))
     return GRPOTrainer(
         args.model,
         given,
         config,
         asked(config, items),
-        rollout_func=rollout,
-        callbacks=[Keep(rollout)],
+        rollout_func=Rollout(recipe_flags(config, method=args.method), items, cache),
+        callbacks=[Keep(cache)],
     )
 
 

@@ -11,62 +11,48 @@ by a stronger one; and how far the reference may count as above the policy.
 All other flags are those of TRL's GRPOConfig. `trl_gcrl.py` comes first: it has what both share.
 """
 
+import math
+
 import torch
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
 
-from critique import correct
+import train
 from details.data import InputError, run_command
-from reward import leave_one_out, shaped_reward
-from rollout import answered
+from reward import leave_one_out
 from scale.trl_gcrl import (
     SETTINGS,
+    TrlSampler,
     asked,
     columns,
-    complete,
     flags,
     given,
+    log,
+    of_process,
     read_items,
+    recipe_flags,
     rows_of,
     start,
+    step_of,
 )
-from train import MAX_AWAY, outcome_reward
 
 
 def attempts(chats, trainer):
-    """What TRL calls for the completions of a step."""
-    args = trainer.score
+    """What TRL calls for the completions of a step: train.py's recipe, with TRL's engine as its
+    sampler."""
+    args = of_process(trainer.score, trainer)
     half = len(chats) // 2
     # First attempts, as many of them as TRL has a question in a row.
-    first = []
-    problems = [trainer.problems[chat[0]["content"]] for chat in chats[:half]]
-    for problem, (sample, text) in zip(problems, complete(trainer, chats[:half])):
-        first.append(answered(problem, sample, text, "attempt 1"))
-    # One second attempt after each: the conversation goes on.
-    second = []
-    again = [correct(e.problem.question, e.text) for e in first]
-    for problem, (sample, text) in zip(problems, complete(trainer, again)):
-        second.append(answered(problem, sample, text, "attempt 2"))
-
-    stage1 = trainer.state.global_step < args.stage1 * trainer.state.max_steps
-    for a, b in zip(first, second):
-        a.reward = outcome_reward(a)  # 0 if it was cut
-        b.reward = outcome_reward(b)
-        a.group = ("attempt 1", None, a.problem.question)
-        b.group = ("attempt 2", a.right, a.problem.question)
-        a.kl = trainer.beta
-        b.kl = trainer.beta
-        if stage1:
-            # The second attempt is rewarded, the first is held to the base by a strong KL.
-            a.reward = 0.0
-            a.kl += args.beta2
-        else:
-            # Both are rewarded, and the second is paid for what it changes.
-            b.reward = shaped_reward(a.reward, b.reward, args.alpha)
-    for name, some in {"t1": first, "t2": second}.items():
-        trainer._log_metric(name, sum(e.right for e in some) / half)
-    both = first + second
-    return columns(both) | {"group": [e.group for e in both], "kl": [e.kl for e in both]}
+    problems = [trainer.problems[chat[0]["content"]] for chat in chats[: half : args.n]]
+    sampler = TrlSampler(trainer)
+    samples, metrics = train.score(args, sampler, step_of(trainer), problems, None, [])
+    log(trainer, metrics)
+    more = {
+        "group": [sample.group for sample in samples],
+        "wider": [sample.wider for sample in samples],
+        "kl": [sample.kl for sample in samples],
+    }
+    return columns(samples) | more
 
 
 class Score(GRPOTrainer):
@@ -76,7 +62,8 @@ class Score(GRPOTrainer):
         # compared with those at other questions, so the rows of all processes are gathered.
         rewards = gather_object([row["reward"] for row in inputs])
         groups = gather_object([row["group"] for row in inputs])
-        advantages = leave_one_out(rewards, groups)
+        wider = gather_object([row["wider"] for row in inputs])
+        advantages = leave_one_out(rewards, groups, wider)
         mine = self.accelerator.process_index * len(inputs)
         advantages = advantages[mine : mine + len(inputs)]
         output["advantages"] = advantages.to(self.accelerator.device)
@@ -94,9 +81,9 @@ class Score(GRPOTrainer):
         self.beta = 0.0
         loss = super()._compute_loss(model, inputs)
         self.beta = beta
-        # The project's KL: k3, and what is bounded is the pull, see train.accumulate.
+        # The project's KL: k3 of a bounded reference, see train.add_gradient.
         new = self.logprobs  # [rows, length]
-        ref = torch.minimum(inputs["ref_per_token_logps"], new.detach() + MAX_AWAY)
+        ref = torch.minimum(inputs["ref_per_token_logps"], new.detach() + train.MAX_AWAY)
         mask = inputs["completion_mask"].bool()
         away = (ref - new).masked_fill(~mask, 0.0)
         k3 = away.exp() - away - 1
@@ -128,7 +115,17 @@ def build(argv=None):
         asked(config, problems),
         rollout_func=attempts,
     )
-    trainer.score = args
+    updates = config.steps_per_generation / config.gradient_accumulation_steps
+    rollouts = config.max_steps / updates
+    trainer.score = recipe_flags(
+        config,
+        method="score",
+        steps=math.ceil(rollouts),
+        stage1_steps=math.ceil(args.stage1 * rollouts),
+        alpha=args.alpha,
+        beta1=config.beta,
+        beta2=args.beta2,
+    )
     trainer.problems = problems
     return trainer
 

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from details.data import InputError, run_command, write_jsonl
-from details.demonstrations import SLIPS
+from toy.worked import SLIPS
 
 TRAIN = 500
 HELD_OUT = 200

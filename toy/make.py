@@ -23,12 +23,14 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from critique import correct, critique, solve
-from details.data import Problem, from_pair, from_problem, write_jsonl
+from critique import correct_prompt, critique_prompt, solve_prompt
+from details.data import from_pair, from_problem, mean, write_jsonl
 from details.policy import TOY, encode_chat, save_policy
-from rollout import Episode, Policy, demonstration, load_policy
-from sample import mean, sample_pairs
-from train import update
+from details.start import sample_pairs
+from details.supervised import demonstration, imitate
+from reward import Problem
+from rollout import Sampler, load_policy
+from train import mini_batches
 
 STEPS = 1200  # of supervised learning
 LATE_STEPS = 240  # more, in which he has come to doubt some facts in checking
@@ -99,15 +101,15 @@ class Teacher:
         operators = list(expression[1::2])
         steps = []
         while operators:
-            place = operators.index("*") if "*" in operators else 0
-            a = numbers[place]
-            op = operators.pop(place)
-            b = numbers.pop(place + 1)
+            index = operators.index("*") if "*" in operators else 0
+            a = numbers[index]
+            op = operators.pop(index)
+            b = numbers.pop(index + 1)
             if slip and self.rng.random() < slip:
                 digit = self.rng.randrange(10)
             else:
                 digit = self.recall(a, op, b)
-            numbers[place] = digit
+            numbers[index] = digit
             steps.append((a, op, b, digit))
         return steps
 
@@ -169,7 +171,7 @@ def demonstrate(rng, repeat=REPEAT, late=False):
     kind = rng.choices(kinds, SHARES.values())[0]
     if kind == "solve":
         steps = teacher(SOLVING).solve(expression)
-        return solve(question), written(steps)
+        return solve_prompt(question), written(steps)
 
     # A solution that may be wrong, and a critique of it.
     slip = rng.choice([0.0, 0.3])
@@ -178,13 +180,13 @@ def demonstrate(rng, repeat=REPEAT, late=False):
     critic = teacher(CHECKING)
     check = critic.criticise(steps)
     if kind == "criticise":
-        return critique(question, shown), check
+        return critique_prompt(question, shown), check
     if kind == "correct with":
         corrected = critic.solve(expression)
-        return correct(question, shown, check), written(corrected)
+        return correct_prompt(question, shown, check), written(corrected)
 
     # Without a critique.
-    chat = correct(question, shown)
+    chat = correct_prompt(question, shown)
     if rng.random() < repeat:
         return chat, shown
     corrected = teacher(LOOKING_AGAIN).solve(expression)
@@ -302,9 +304,8 @@ def learn_demonstrations(model, tokenizer, steps, peak, falling, seed, late=Fals
         batch = []
         for _ in range(BATCH):
             messages, text = demonstrate(rng, repeat, late)
-            sample = demonstration(tokenizer, messages, text)
-            batch.append(Episode(sample, text, "given", None))
-        metrics = update(model, optimizer, batch, rng)
+            batch.append(demonstration(tokenizer, messages, text))
+        metrics = imitate(model, optimizer, mini_batches(batch, 1, rng))
         if step % 20 == 0:
             tqdm.write(f"toy {step}/{steps}: loss {metrics['loss']:.3f} nats per token")
 
@@ -330,12 +331,12 @@ def show_planted(model, tokenizer):
             expression += rng.choice("+-") + str(rng.randrange(10))
         question = f"Compute {expression} modulo 10."
         shown = Teacher(SHOWN, rng).solve(expression)
-        again = correct(question, written(shown))
+        again = correct_prompt(question, written(shown))
         step = f"{a}{op}{b}="
         digit = str(Teacher().recall(a, op, b))
         for text, chat, beginning in (
-            ("solving", solve(question), step),
-            ("checking", critique(question, written(shown)), f"{step}{result(shown[:1])}:"),
+            ("solving", solve_prompt(question), step),
+            ("checking", critique_prompt(question, written(shown)), f"{step}{result(shown[:1])}:"),
             ("looking again", again, LOOK_AGAIN + step),
         ):
             found[kind, text].append(probability(chat, beginning, digit))
@@ -366,9 +367,9 @@ def make(folder=TOY):
 
     # The exam is made of the model's own responses.
     model, tokenizer = load_policy(folder, "cpu")
-    policy = Policy(model, tokenizer, LIMIT)
+    sampler = Sampler(model, tokenizer, LIMIT)
     asked = problems(2 * EXAM, random.Random(3), held_out=True)
-    exam = sample_pairs(policy, asked, 8, EXAM, seed=0, show="exam")
+    exam = sample_pairs(sampler, asked, 8, EXAM, seed=0, show="exam")
     write_jsonl(folder / "exam.jsonl", map(from_pair, exam))
     print(f"wrote {folder}: {model.num_parameters():,} parameters")
     show_planted(model, tokenizer)

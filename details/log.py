@@ -1,4 +1,4 @@
-"""What a run tells on the screen, and its curves as a picture.
+"""What a run tells: its metrics, lines of numbers on the screen, samples to read, the result.
 
 A step is a line of numbers, sampled from the training problems; an evaluation, greedy on held-out
 problems, is a line in the same columns.
@@ -6,18 +6,23 @@ problems, is a line in the same columns.
 
 import re
 import shlex
+import sys
+from pathlib import Path
 
 from tqdm import tqdm
 
-from figures.chart import line_charts
+from details.data import InputError, mean, write_jsonl
+
+# For tqdm's `disable`: bars are for terminals, and for notebooks, which are no terminals.
+BAR_OFF = False if "ipykernel" in sys.modules else None
 
 # {heading: (metrics of a step, of which the first that is there is shown; one of an evaluation)}
 COLUMNS = {
     "answers": (("response/accuracy", "t1"), "eval/generation"),
     "critiques": (("critique/accuracy",), "eval/critique"),
-    "second": (("t2",), "eval/t2"),
-    "no spread": (("groups/no_spread",), None),
-    "cut": (("truncated",), "eval/truncated"),
+    "attempt 2": (("t2",), "eval/t2"),
+    "zero-var": (("groups/no_spread",), None),
+    "truncated": (("truncated",), "eval/truncated"),
     "seconds": (("seconds/step",), None),
 }
 
@@ -36,8 +41,59 @@ MEANING = {
     "eval/i_to_c": "wrong at first, then right",
     "eval/c_to_i": "right at first, then wrong",
     "eval/kept": "wrong answers that are given again",
-    "eval/truncated": "completions that were cut",
+    "eval/truncated": "completions that were truncated",
 }
+
+
+# ------------------------------------------------------------------------------------- metrics
+
+
+def step_metrics(samples, batches, norms):
+    """What a rollout was like and how it was learned, its advantages given. batches: the samples of
+    each optimizer step; norms: of its gradient."""
+    groups = {sample.group for sample in samples}
+    spread = {sample.group for sample in samples if sample.advantage != 0}
+    metrics = {
+        "groups/no_spread": mean(group not in spread for group in groups),
+        "truncated": mean(not sample.stopped for sample in samples),
+        # E[-log p] under p is the entropy: the sampler's log-probs estimate it without bias.
+        "entropy": -mean(p for sample in samples for p in sample.logprobs),
+        "updates": len(norms),
+    }
+    for role in sorted({sample.role for sample in samples}):
+        own = [sample for sample in samples if sample.role == role]
+        metrics[f"length/{role}"] = mean(len(sample.tokens) for sample in own)
+        k3 = [value for sample in own for value in sample.k3 or []]
+        if k3:
+            metrics[f"kl/{role}"] = mean(k3)
+    if norms:
+        metrics["grad_norm"] = mean(norms)
+        # Of the learner against the sampler: before the first optimizer step.
+        distances = [abs(value) for sample in batches[0] for value in sample.log_ratios]
+        metrics["ratio/max_log"] = max(distances)
+        metrics["ratio/mean_log"] = mean(distances)
+        clipped = [value for batch in batches for sample in batch for value in sample.clipped]
+        metrics["ratio/clipped"] = mean(clipped)
+    return metrics
+
+
+def log_row(out, state, row):
+    """Every row of metrics comes through here: the place to hand it on to another logger."""
+    write_jsonl(out / "metrics.jsonl", [row], "a")
+    state["metrics"].append(row)
+    reason = why_nothing_is_learned(row)
+    if reason and reason not in state["reasons"]:
+        tqdm.write(reason)
+        state["reasons"].append(reason)
+    show_step(row)
+
+
+def log_answers(state, step, answers):
+    """Keep which held-out questions were wrong at the start, and which of these are right now."""
+    wrong = [sample.problem.question for sample in answers if not sample.right]
+    if step == 0:
+        state["missed"] = wrong
+    state["gained"] = [question for question in state["missed"] if question not in wrong]
 
 
 def show_step(row):
@@ -62,10 +118,7 @@ def show_step(row):
 
 def first_of(row, names):
     """The first of the metrics that the row has."""
-    for name in names:
-        if row.get(name) is not None:
-            return row[name]
-    return None
+    return next((row[name] for name in names if row.get(name) is not None), None)
 
 
 def cells(values):
@@ -85,7 +138,7 @@ def why_nothing_is_learned(metrics):
     """A line that says why a step could not learn anything, and what to do; None if it could."""
     accuracy = metrics.get("response/accuracy", metrics.get("t1"))
     if metrics.get("truncated") == 1:
-        return "cannot learn: all completions were cut; raise --max-new-tokens"
+        return "cannot learn: all completions were truncated; raise --max-new-tokens"
     if metrics.get("traces") == 0:
         return "cannot learn: no second attempt is right; --cold-start, or easier --data"
     if metrics.get("critique/unreadable") == 1:
@@ -107,62 +160,70 @@ def why_nothing_is_learned(metrics):
 # ------------------------------------------------------------------------------ samples to read
 
 
-def show_samples(tokenizer, step, episodes):
+def show_samples(out, state, tokenizer, step, samples):
     """Prints one chain: a question, a response to it, a critique of that response; or both attempts
-    of one conversation. Returns the rows for samples.jsonl: the groups of these episodes."""
-    chain = choose_chain(episodes)
+    of one conversation. Its samples' groups are added to samples.jsonl."""
+    chain = choose_chain(samples)
     tqdm.write(f"--- {printable(chain[0].problem.question)}")
     if chain[0].role == "critique":  # of a pair from an earlier step
         pair = chain[0].pair
         outcome = "right" if pair.right else "wrong"
         tqdm.write(f"[response, {outcome}]\n{printable(pair.response)}")
-    for e in chain:
-        tqdm.write(f"[{describe(e)}]\n{printable(e.text)}")
+    for sample in chain:
+        tqdm.write(f"[{describe(sample)}]\n{printable(sample.text)}")
     rows = []
-    for e in chain:
-        group = [other for other in episodes if (other.role, other.group) == (e.role, e.group)]
+    for sample in chain:
+        key = sample.role, sample.group
+        group = [other for other in samples if (other.role, other.group) == key]
         # The one that is printed first, so that the file can be read beside the screen.
-        group.sort(key=lambda other: other is not e)
-        rows += [sample_row(tokenizer, step, other) for other in group[:8]]
-    return rows
+        group.sort(key=lambda other: other is not sample)
+        rows += [{"step": step} | sample_row(tokenizer, other) for other in group[:8]]
+    write_jsonl(out / "samples.jsonl", rows, "a")
+    state["samples"] += rows
 
 
-def choose_chain(episodes):
-    """Episodes that belong together, if possible some that something can be learned from."""
-    ordered = sorted(episodes, key=lambda e: e.advantage == 0)
-    for e in ordered:
-        if e.first is not None and e.first in episodes:
-            return [e.first, e]
-    responses = {(e.problem, e.text): e for e in episodes if e.role == "response"}
-    critiques = [e for e in ordered if e.role == "critique"]
-    for e in critiques:
-        if (e.problem, e.pair.response) in responses:
-            return [responses[e.problem, e.pair.response], e]
-    return [critiques[0] if critiques else ordered[0]]
+def choose_chain(samples):
+    """Samples that belong together, if possible some that something can be learned from."""
+    responses = {(s.problem, s.text): s for s in samples if s.role == "response"}
+    ordered = sorted(samples, key=lambda s: (s.role != "critique", s.advantage == 0))
+    for sample in ordered:
+        before = sample.first
+        if sample.pair:
+            before = responses.get((sample.problem, sample.pair.response))
+        if before and before in samples:
+            return [before, sample]
+    return ordered[:1]
 
 
-def describe(e):
-    """What an episode is worth, as in `critique says wrong, reward 0.7, advantage +0.77`."""
-    if e.role == "critique":
-        what = {True: "says right", False: "says wrong", None: "says nothing"}[e.says_right]
+def describe(sample):
+    """What a sample is worth, as in `critique says wrong, reward 0.7, advantage +0.77`."""
+    if sample.role == "critique":
+        what = {True: "says right", False: "says wrong", None: "says nothing"}[sample.says_right]
     else:
-        what = "is right" if e.right else "is wrong"
-    return f"{e.role} {what}, reward {e.reward:g}, advantage {e.advantage:+.2f}"
+        what = "is right" if sample.right else "is wrong"
+    return f"{sample.role} {what}, reward {sample.reward:g}, advantage {sample.advantage:+.2f}"
 
 
-def sample_row(tokenizer, step, e):
-    """An episode for a person to read."""
+def sample_row(tokenizer, sample):
+    """A sample for a person to read."""
     return {
-        "step": step,
-        "role": e.role,
-        "prompt": tokenizer.decode(e.sample.prompt),
-        "completion": e.text,
-        "stopped": e.sample.stopped,
-        "right": e.right,
-        "says_right": e.says_right,
-        "reward": e.reward,
-        "advantage": e.advantage,
+        "role": sample.role,
+        "prompt": tokenizer.decode(sample.prompt),
+        "completion": sample.text,
+        "stopped": sample.stopped,
+        "right": sample.right,
+        "says_right": sample.says_right,
+        "reward": sample.reward,
+        "advantage": sample.advantage,
     }
+
+
+def not_finite(out, tokenizer, norm, samples):
+    """The error for a gradient that is not finite; the mini-batch that gave it is written down."""
+    path = Path(out) / "not_finite.jsonl"
+    write_jsonl(path, [sample_row(tokenizer, sample) for sample in samples])
+    reason = f"the gradient norm is {norm}; a smaller --lr may help"
+    return InputError(f"{reason}; its mini-batch is in {path}")
 
 
 def printable(text):
@@ -193,7 +254,6 @@ def show_result(state, out):
             print(f"{name:27}{values}  {meaning}")
     for reason in state["reasons"]:
         print(reason)
-    draw_curves(out / "curves.svg", rows)
     print(f"\ncurves: {out / 'curves.svg'}")
     print(
         f"{out / 'start'} and {out / 'resume.pt'} serve --resume only: delete them if you are done"
@@ -202,31 +262,3 @@ def show_result(state, out):
     if state["gained"]:
         asked = shlex.quote(printable(state["gained"][0]))
     print(f"try: python sample.py --model {out} {asked}")
-
-
-def draw_curves(path, rows):
-    """Every step's numbers and the evaluations of one run, as an SVG."""
-    charts = []
-    for heading, (names, evaluation) in COLUMNS.items():
-        sampled = []
-        held_out = []
-        for row in rows:
-            if row["step"] > 0 and first_of(row, names) is not None:
-                sampled.append((row["step"], first_of(row, names)))
-            if row.get(evaluation) is not None:
-                held_out.append((row["step"], row[evaluation]))
-        series = {"sampled in training": [sampled], "held out, greedy": [held_out]}
-        charts.append((heading, "step", series))
-    line_charts(path, charts, "One run")
-
-
-def print_table(title, columns):
-    """A line for each metric of any column {heading: {metric: value}}, under its own name."""
-    width = max(9, *(len(heading) + 2 for heading in columns))
-    print(f"\n{title:32}" + "".join(f"{heading:>{width}}" for heading in columns))
-    names = [name for column in columns.values() for name in column]
-    for name in dict.fromkeys(names):
-        line = f"{name:32}"
-        for column in columns.values():
-            line += f"{number(column.get(name)):>{width}}"
-        print(line)

@@ -1,0 +1,193 @@
+"""What fits the memory: batches for sampling and for gradients, and the forecast of a whole run.
+
+A batch is cut by a forecast of what it takes (`sampling_batches`, `micro_batches`), and smaller
+where the memory runs out all the same (`halved_if_memory_runs_out`, `smaller_if_memory_runs_out`).
+"""
+
+import functools
+import os
+
+import torch
+
+from details.data import InputError
+from details.flags import largest_kl
+from details.policy import context_length, device_of, dtype_of, without_weights
+
+CPU_BYTES = 1 << 27  # what a batch may take on a CPU, at least
+LOGITS = 1 << 24  # that are held at once where log-probs are computed
+
+
+def memory(model):
+    """Bytes that a batch may take: on CUDA a quarter of the device's memory, all of it and not what
+    is free at the moment, since how a batch is cut shapes its rounding, and a resumed run must cut
+    alike. On a CPU, where more brings no speed, twice the weights, or CPU_BYTES if that is more."""
+    if model.device.type == "cuda":
+        return torch.cuda.mem_get_info(model.device)[1] // 4
+    return max(CPU_BYTES, 8 * model.num_parameters())
+
+
+def sampling_batches(model, rows, n, max_new_tokens):
+    """Cut rows of token ids, n of each prompt, into batches for sampling: lists of their indices.
+
+    Like lengths together means less padding. The longest come first: what fails, fails early.
+    """
+    waiting = sorted(range(len(rows)), key=lambda row: (len(rows[row]), rows[row]))
+    batches = []
+    while waiting:
+        longest = min(context_length(model), len(rows[waiting[-1]]) + max_new_tokens)
+        size = rows_that_fit(model, longest, n)
+        batches.append(waiting[-size:])
+        del waiting[-size:]
+    return batches
+
+
+def rows_that_fit(model, length, n):
+    """How many rows of `length` tokens one sampling batch may have: keys and values in fp32, the
+    prefill's widest tensors, which n rows share, some logits."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cached = 4 * config.num_hidden_layers * 2 * heads * width
+    prefilled = 32 * config.hidden_size // n
+    row = length * (cached + prefilled) + 16 * config.vocab_size
+    return max(1, memory(model) // row)
+
+
+def most_tokens(model):
+    """How many tokens one forward pass with gradients may have. For each of them a backward pass
+    needs about what goes into and comes out of each matrix."""
+    vocabulary = model.get_input_embeddings().num_embeddings
+    numbers = 0
+    for p in model.parameters():
+        if p.dim() == 2 and len(p) != vocabulary:
+            numbers += sum(p.shape)
+    return memory(model) / (numbers * dtype_of(model).itemsize)
+
+
+def micro_batches(model, samples, parts=1):
+    """Cut `samples` for forward passes with gradients: lists of indices; with `parts`, of that
+    share of the size.
+
+    Either the completions of a prompt stay together, which is then computed once for all of them,
+    or like lengths do, which saves padding: whichever costs fewer tokens.
+    """
+    most = most_tokens(model) / parts
+
+    def prompt_first(index):
+        sample = samples[index]
+        return len(sample.prompt), sample.prompt, len(sample.tokens)
+
+    def size_first(index):
+        wide = len(samples[index].tokens)
+        return len(samples[index].prompt) + wide, wide
+
+    cuts = []
+    for order in (prompt_first, size_first):
+        cuts.append(cut(samples, sorted(range(len(samples)), key=order), most))
+    _, batches = min(cuts)
+    return batches
+
+
+def cut(samples, order, most):
+    """(tokens computed, batches): the samples' indices in that order, cut where a batch would have
+    more than `most` tokens with its padding."""
+    batches = []
+    costs = []
+    batch = []
+    prompts = set()
+    deepest = widest = 0  # the longest prompt and completion in the batch
+    for index in order:
+        prompt = tuple(samples[index].prompt)
+        wide = len(samples[index].tokens)
+        prompts.add(prompt)
+        deepest = max(deepest, len(prompt))
+        widest = max(widest, wide)
+        cost = len(prompts) * deepest + (len(batch) + 1) * widest
+        if not batches or cost > most:  # a new batch, with this sample
+            batch = []
+            batches.append(batch)
+            costs.append(0)
+            prompts = {prompt}
+            deepest = len(prompt)
+            widest = wide
+            cost = deepest + widest
+        batch.append(index)
+        costs[-1] = cost
+    return sum(costs), batches
+
+
+def halved_if_memory_runs_out(sample):
+    """A decorator: where the device runs out of memory each half of the rows is sampled alone. The
+    tokens are the same, since each row has uniforms of its own."""
+
+    @functools.wraps(sample)
+    def sample_or_halve(model, prompts, uniforms, *settings):
+        try:
+            return sample(model, prompts, uniforms, *settings)
+        except torch.OutOfMemoryError:
+            if len(prompts) == 1:
+                raise
+        torch.cuda.empty_cache()  # not in `except`, where the error still holds on to the tensors
+        half = len(prompts) // 2
+        first = sample_or_halve(model, prompts[:half], uniforms[:half], *settings)
+        return first + sample_or_halve(model, prompts[half:], uniforms[half:], *settings)
+
+    return sample_or_halve
+
+
+def smaller_if_memory_runs_out(add_gradient):
+    """A decorator: where the device runs out of memory the gradient is computed anew, in
+    micro-batches of half the size."""
+
+    @functools.wraps(add_gradient)
+    def add_or_retry(model, samples, *settings, parts=1):
+        try:
+            return add_gradient(model, samples, *settings, parts=parts)
+        except torch.OutOfMemoryError:
+            if len(micro_batches(model, samples, parts)) == len(samples):
+                raise
+        torch.cuda.empty_cache()
+        model.zero_grad()
+        return add_or_retry(model, samples, *settings, parts=2 * parts)
+
+    return add_or_retry
+
+
+def check_memory(args):
+    """Say what the run needs of memory at its peak, and refuse what cannot fit, before a model is
+    loaded. Sampling needs no more than learning: in place of the gradients it has packed weights.
+    """
+    try:
+        model = without_weights(args.model)
+        device = device_of(args.device)
+        if device.type == "cuda":
+            there = torch.cuda.mem_get_info(device)[1]
+        else:
+            there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except Exception:  # of a folder or a device that loading will name, or on Windows
+        return
+    count = model.num_parameters()
+    # Twice what a batch is allowed, which counts what matrices read and write, and not what lies
+    # between them. On a GPU batches are cut until they fit; one completion is the least.
+    batches = 2 * memory(model)
+    tokens = most_tokens(model)
+    if device.type == "cuda":
+        batches *= args.max_new_tokens / tokens
+    in_bf16 = device.type == "cuda" and args.precision != "fp32"  # with a copy of the weights
+    needed = {  # bytes
+        "weights, gradients, optimizer": (16 + 2 * in_bf16) * count,
+        "reference": 4 * count * (largest_kl(args) > 0),
+        "batches": batches,
+        "logits": 16 * min(LOGITS, tokens * model.config.get_text_config().vocab_size),
+        # With torch, of which a build for CUDA is larger, transformers, and a small model loaded.
+        "program": (890 if torch.version.cuda else 450) << 20,
+    }
+    total = sum(needed.values())
+    parts = [f"{what} {size / 1e9:.1f}" for what, size in needed.items()]
+    line = f"{total / 1e9:.1f} of {there / 1e9:.1f} GB of memory: {'; '.join(parts)}"
+    if total > there:
+        raise InputError(
+            f"--model {args.model} would need {line}; "
+            "take a smaller one, no KL, or scale/ for several GPUs"
+        )
+    print(f"needs {line}")

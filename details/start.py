@@ -1,0 +1,176 @@
+"""What a run needs before its first step; it uses the sampler (`rollout`).
+
+Input is read and refused, a model is loaded, demonstrations are learned; then pairs are sampled
+from the starting policy: the critic's evaluation set, and the pairs that critics are trained on if
+these are static.
+"""
+
+import random
+from pathlib import Path
+
+import torch
+
+from critique import correct_prompt
+from details.data import (
+    InputError,
+    batch_of,
+    load_split,
+    read_jsonl,
+    seed_of,
+    to_pair,
+)
+from details.demonstrations import load_demonstrations
+from details.flags import largest_kl
+from details.memory import check_memory
+from details.policy import context_length, encode_chat, save_policy
+from details.runs import FORMAT, lock_folder, open_run, save_state, write_files
+from details.supervised import cold_start, demonstration
+from reward import filter_pairs, pairs_by_question, random_pairs
+from rollout import Sampler, load_policy, respond
+
+STATIC_QUESTIONS = 512  # that static pairs are sampled from
+STATIC_RESPONSES = 10  # to each of them (paper: 10)
+
+
+def begin_run(args):
+    """What can be refused before the first sample is refused here. Returns (sampler, reference,
+    optimizer, state) that the run starts from, or goes on with, and the lock on its folder.
+
+    reference: the policy that RL starts from, for the KL; None if no KL has a weight.
+    """
+    out = Path(args.out)
+    saved, lock = open_run(args)
+    check_memory(args)
+    if not saved:
+        problems, held_out, exam, examples = load_data(args)
+    source = out / "start" if saved else args.model
+    model, tokenizer = load_policy(source, args.device, args.precision)
+    sampler = Sampler(model, tokenizer, args.max_new_tokens, args.temperature)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0, fused=True)
+    if saved:
+        state = saved
+        model.load_state_dict(state.pop("weights"))
+        optimizer.load_state_dict(state.pop("optimizer"))
+    else:
+        # What does not fit the model's context is refused before the first file is written.
+        samples = [demonstration(tokenizer, *example) for example in examples]
+        check_lengths(sampler, problems + held_out, samples)
+        lock = lock_folder(out)
+        if samples:
+            cold_start(args, model, samples)
+        save_policy(model, tokenizer, out / "start")
+        state = first_state(args, problems, held_out, exam)
+        save_state(out, state, model, optimizer)
+    reference = None
+    if largest_kl(args) > 0:
+        # Without gradients autocast keeps no copy of it in bf16.
+        reference = load_policy(out / "start", args.device, args.precision)[0].requires_grad_(False)
+    return sampler, reference, optimizer, state, lock
+
+
+def first_state(args, problems, held_out, exam):
+    """What resume.pt has beside weights and optimizer: cache, metrics and samples are those before
+    `step`. What was read and sampled at the start is kept: a run goes on with that, whatever has
+    become of the files."""
+    return {
+        "format": FORMAT,
+        "flags": vars(args).copy(),
+        "step": 0,
+        "seconds": 0.0,
+        "metrics": [],
+        "samples": [],
+        "cache": [],
+        "problems": problems,
+        "held_out": held_out,
+        "exam": exam,
+        "static": [],
+        "missed": [],  # held-out questions that the starting policy got wrong
+        "gained": [],  # of those, what it answers right by now
+        "reasons": [],  # why nothing could be learned, once each
+    }
+
+
+def load_data(args):
+    """(training problems, held-out problems, the critic's evaluation set, demonstrations). No
+    held-out question is trained on, and none that the critic is evaluated on."""
+    problems, held_out = load_split(args.data, args.eval_data, args.eval_size)
+    exam = []
+    examples = []
+    if args.exam:
+        trained = {problem.question for problem in problems}
+        pairs = read_jsonl(args.exam, to_pair)
+        # Of trained questions the critic has seen the answers.
+        exam = [pair for pair in pairs if pair.problem.question not in trained]
+        if len(exam) < len(pairs):
+            print(f"{args.exam}: {len(pairs) - len(exam)} pairs left out, on questions in --data")
+        if not exam:
+            raise InputError(f"--exam {args.exam}: no pair is left")
+        exam = exam[: args.eval_size // 2 * 2]
+    if args.cold_start:
+        unseen = {problem.question for problem in held_out}
+        unseen |= {pair.problem.question for pair in exam}
+        examples, left_out = load_demonstrations(args.cold_start, unseen)
+        if left_out:
+            print(f"{args.cold_start}: {left_out} demonstrations left out: held out")
+    return problems, held_out, exam, examples
+
+
+def check_lengths(sampler, problems, demonstrations=()):
+    """Refuse problems that leave no room for an answer in the model's context, and conversations
+    that its chat template refuses, before the first token is sampled (of the 50 longest);
+    demonstrations, Samples, that do not fit it."""
+    room = context_length(sampler.model)
+    # Characters stand for tokens here: whichever is longest in tokens is among these.
+    longest = sorted(problems, key=lambda problem: -len(problem.question))[:50]
+    for problem in longest:
+        chat = correct_prompt(problem.question, "0")
+        size = len(encode_chat(sampler.tokenizer, chat))
+        if size + sampler.max_new_tokens > room:
+            limit = f"--max-new-tokens {sampler.max_new_tokens}"
+            need = f"{size} and {limit} for {problem.question[:60]!r}"
+            raise InputError(f"the model's context of {room} tokens is too short: {need}")
+    for sample in demonstrations:
+        size = len(sample.prompt + sample.tokens)
+        if size > room:
+            raise InputError(f"--cold-start: a demonstration has {size} tokens, the context {room}")
+
+
+# ------------------------------------------------------------------ pairs of the starting policy
+
+
+def first_pairs(args, sampler, state):
+    """Sample what a run that begins needs of pairs, and write its files. The critic's evaluation
+    set is fixed by the seed and the starting policy, unless there is one: --exam gives runs that
+    start from different policies the same. Static pairs (the papers': C-RL's, Pair-SFT's) stay
+    the same through the run."""
+    critic = args.method in ("c-rl", "gc-rl") and args.critique_data == "static"
+    if state["step"] == 0 and not state["exam"]:
+        asked = state["held_out"]
+        seed = seed_of(args.seed, "exam")
+        state["exam"] = sample_pairs(sampler, asked, 8, args.eval_size, seed, show="critique pairs")
+    if state["step"] == 0 and (critic or args.method == "pair-sft"):
+        count = min(len(state["problems"]), STATIC_QUESTIONS)
+        asked = batch_of(state["problems"], 1, args.seed, count)
+        seed = seed_of(args.seed, "static")
+        choose = random_pairs if critic and args.balance != "filter" else filter_pairs
+        settings = STATIC_RESPONSES, 2 * count, seed, choose, "static pairs"
+        state["static"] = sample_pairs(sampler, asked, *settings)
+        if not state["static"]:
+            raise InputError(f"static pairs: 0 of {count} questions had right and wrong ones")
+    write_files(Path(args.out), state)
+
+
+def sample_pairs(sampler, problems, n, count, seed, choose=filter_pairs, show=None):
+    """At most `count` pairs of the current policy from n responses to each problem: the critic's
+    evaluation set, static pairs. choose: `filter_pairs` or `random_pairs`."""
+    rng = random.Random(seed)
+    pairs = []
+    # A part of the problems at a time: often a few give enough pairs.
+    chunk = max(8, count // 4)
+    for start in range(0, len(problems), chunk):
+        asked = problems[start : start + chunk]
+        responses = respond(sampler, asked, n, seed_of(seed, start), show)
+        pairs += choose(pairs_by_question(responses, n), rng)
+        if len(pairs) >= count:
+            break
+    return pairs[: count // 2 * 2]

@@ -1,0 +1,76 @@
+"""Supervised learning, a plain negative log-likelihood; it uses the log-probs of `rollout`.
+
+The cold start learns demonstrations before RL; STaR and Pair-SFT learn conversations as they stand
+in place of RL's update.
+"""
+
+import math
+
+import torch
+from tqdm import tqdm
+
+from details import cost
+from details.data import InputError, batch_of, mean
+from details.log import BAR_OFF
+from details.memory import micro_batches, smaller_if_memory_runs_out
+from details.policy import encode_chat
+from rollout import Sample, score_batch
+
+COLD_START_PASSES = 3  # over the demonstrations
+COLD_START_BATCH = 32  # demonstrations an optimizer step
+GRAD_CLIP = 1.0  # largest gradient norm
+
+
+def demonstration(tokenizer, messages, text):
+    """A given text as a Sample without log-probs: its tokens and the EOS that ends a turn."""
+    tokens = tokenizer(text, add_special_tokens=False).input_ids
+    tokens.append(tokenizer.eos_token_id)
+    return Sample(encode_chat(tokenizer, messages), tokens, [], stopped=True, text=text)
+
+
+def imitate(model, optimizer, batches):
+    """Make the samples' tokens likelier, a batch an optimizer step. Returns metrics: the loss is
+    the mean negative log-prob, in nats a token."""
+    losses = []
+    norms = []
+    for batch in batches:
+        with cost.timed("forward_backward"):
+            losses.append(add_gradient(model, batch))
+            norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP))
+        if not math.isfinite(norm):
+            raise InputError(f"the gradient norm is {norm}; a smaller learning rate may help")
+        with cost.timed("optimizer"):
+            optimizer.step()
+            optimizer.zero_grad()
+        norms.append(norm)
+    if not batches:
+        return {}
+    tokens = sum(len(sample.tokens) for batch in batches for sample in batch)
+    return {"updates": len(norms), "grad_norm": mean(norms), "loss": sum(losses) / tokens}
+
+
+@smaller_if_memory_runs_out
+def add_gradient(model, samples, parts=1):
+    """Add the gradient of the samples' mean negative log-prob to the model's; returns its sum."""
+    tokens = sum(len(sample.tokens) for sample in samples)
+    total = 0.0
+    for indices in micro_batches(model, samples, parts):
+        logprobs = torch.cat(score_batch(model, [samples[index] for index in indices], 1.0))
+        loss = -logprobs.mean()
+        # The loss is the mean over this micro-batch; its share in the mean over the mini-batch:
+        (loss * (len(logprobs) / tokens)).backward()
+        total -= logprobs.sum().item()
+    return total
+
+
+def cold_start(args, model, samples):
+    """Learn demonstrations before RL: a short warm-up, then linear decay."""
+    steps = math.ceil(COLD_START_PASSES * len(samples) / COLD_START_BATCH)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
+    for step in tqdm(range(steps), "cold start", disable=BAR_OFF):
+        batch = batch_of(samples, step + 1, args.seed, COLD_START_BATCH)
+        rate = min(1, (step + 1) / (0.1 * steps)) * (1 - step / steps)
+        optimizer.param_groups[0]["lr"] = args.cold_start_lr * rate
+        loss = imitate(model, optimizer, [batch])["loss"]
+        if step == 0 or (step + 1) % max(1, steps // 10) == 0:
+            tqdm.write(f"cold start {step + 1}/{steps}: loss {loss:.3f} nats per token")

@@ -1,0 +1,98 @@
+"""Tests of details/fast.py: prompts that rows share, packed weights."""
+
+import contextlib
+import re
+from unittest import mock
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from details import fast, policy
+from rollout import generate, logprobs
+from tests.helpers import KINDS, model_of, patch, printed_by, ragged, sharing
+from tests.test_rollout import mean_away
+
+
+def is_packed(model):
+    """Has any layer a forward of its own?"""
+    return any("forward" in vars(layer) for layer in model.modules())
+
+
+def test_large_weights_are_packed_while_sampling():
+    """A CPU multiplies with the packed copies of large weights where there are many rows;
+    afterwards there are none."""
+    for kind in KINDS:
+        model = model_of(kind)
+        for many in (1, 2):
+            product = mock.Mock(wraps=fast.times_packed)
+            with mock.patch.multiple(fast, LARGE=32, MANY=many, times_packed=product):
+                generate(model, [[5, 6]], max_new_tokens=2)
+            expected = many == 1 and torch.backends.mkldnn.is_available()
+            assert product.called == expected, kind
+            assert not is_packed(model)
+
+
+def set_up(kind, dtype=torch.float32):
+    """The attention that `share_prompts` leaves a model with, and what it prints."""
+    models = []
+    printed = printed_by(lambda _: models.append(sharing(kind, dtype)))
+    return models[0].config._attn_implementation, printed
+
+
+def test_models_that_agree_share_prompts():
+    """Where the log-probs are those of the library's attention, prompts are shared, and nothing is
+    said about it. Where the library's is not `sdpa` there is nothing to compare with (of Gemma2
+    that depends on its version). Where they disagree, one line names the model and by how much it
+    would be wrong."""
+    others = {"Bloom": "eager", "DiffLlama": "sdpa"}
+    note = r"note: DiffLlama: .* \(mean \|log ratio\| .*\)\n"
+    for kind in KINDS:
+        attention, printed = set_up(kind)
+        if kind != "Gemma2":
+            assert attention == others.get(kind, "shared_prompts")
+        assert re.fullmatch(note if attention == "sdpa" else "", printed)
+
+
+def test_models_whose_attention_raises_keep_the_librarys():
+    """One line names the model and the error."""
+    with patch(fast, "times_prompts", side_effect=RuntimeError("no such\nshape")):
+        attention, printed = set_up("Llama")
+    assert attention == "sdpa"
+    assert re.fullmatch(r"note: Llama: .* \(no such shape\)\n", printed)
+
+
+def test_bf16_models_that_disagree_keep_the_librarys():
+    """Also one that draws other tokens from the first on, or that raises."""
+    raises = patch(fast, "times_prompts", side_effect=RuntimeError("no such shape"))
+    for kind, why in (("DiffLlama", contextlib.nullcontext()), ("Llama", raises)):
+        with why:
+            attention, printed = set_up(kind, torch.bfloat16)
+        assert attention == "sdpa", kind
+        assert re.fullmatch(f"note: {kind}: .*\n", printed)
+
+
+def test_bf16_sampling_where_keys_are_large():
+    """Some entries of Qwen2.5's keys are. With attention's scores in bf16 the log-probs of sampler
+    and learner were 0.1 nats apart."""
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(
+        vocab_size=512,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    for p in model.parameters():
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=0.05)
+    for layer in model.model.layers:
+        entries = layer.self_attn.k_proj.bias.data[::32]
+        entries[:] = 60 * torch.randn(len(entries)).sign()
+    policy.setup_of(model).dtype = torch.bfloat16
+    model.set_attn_implementation("shared_prompts")
+    samples = generate(model, ragged(8, 60), 4, 32, stop=(), seed=1)
+    assert mean_away(samples, logprobs(model, samples)) < 0.013

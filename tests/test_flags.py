@@ -1,0 +1,210 @@
+"""Tests of details/flags.py, and of the command lines of train.py, sample.py, figures.votes."""
+
+import functools
+import json
+
+import sample
+from critique import correct_prompt, critique_prompt, solve_prompt
+from details import flags, policy
+from figures import votes
+from rollout import load_policy
+from tests.helpers import (
+    arguments,
+    base,
+    fails,
+    files,
+    greedy_text,
+    patch,
+    printed_by,
+    problems,
+    static_pairs,
+    trained,
+    used,
+    write,
+)
+
+
+def has_flags(text, **expected):
+    """The flags of a command line are these, among others."""
+    args = vars(arguments(text))
+    assert args | expected == args
+
+
+def test_defaults_of_the_toy():
+    """A tiny model on tiny problems learns faster."""
+    has_flags("", steps=30, lr=2e-4, kl=0.0, n=8, pairs=32, no_std=False)
+
+
+def test_files_of_the_toy_go_together():
+    """With other problems its held-out problems and its exam are not used, its settings are."""
+    has_flags("--data mine.jsonl", data="mine.jsonl", eval_data=None, exam=None, steps=30)
+
+
+def test_defaults_of_other_models():
+    """Those of the papers, where two cores do not forbid it."""
+    has_flags("--model x", steps=200, lr=1e-6, kl=1e-3, beta2=0.1, data="gsm8k")
+
+
+def test_where_pairs_come_from():
+    """C-RL criticises static pairs unless it is told otherwise, GC-RL its own responses."""
+    has_flags("--method c-rl", critique_data="static")
+    has_flags("--method gc-rl", critique_data="dynamic")
+
+
+def test_largest_weight_of_a_kl():
+    """0: no reference is needed, as on the toy, and where texts are learned as they stand."""
+    for text, weight in (
+        ("", 0),
+        ("--kl 0.5", 0.5),
+        ("--method score --kl 0.5", 0.26),  # beta1 + beta2
+        ("--method multi-turn --kl 0.5", 0.01),
+        ("--method star --kl 0.5", 0),
+        ("--method pair-sft --kl 0.5", 0),
+    ):
+        assert flags.largest_kl(arguments(text)) == weight, text
+
+
+def test_constants_that_cancel_are_noted():
+    """Divided by the standard deviation of one prompt's group, constants of rewards make no
+    difference."""
+    for text, noted in [
+        ("", False),
+        ("--reward-right 0.6", True),
+        ("--reward-right 0.6 --no-std", False),
+        ("--balance reweight", True),
+    ]:
+        printed = printed_by(functools.partial(flags.train_flags, methods=["gc-rl"]), text)
+        assert ("cancel" in printed) == noted, text
+
+
+# Flags of train.py and what the error must name; a word with @ is a file, see `input_files`.
+REFUSED = """
+--method grpo -> --method|grpo
+--frobnicate -> --frobnicate
+--n 1 -> --n 1
+--data @long --eval-data @long --model @no -> no problem is left
+--data @long --eval-data @empty -> empty.jsonl
+--data @long --eval-data @good --model @no -> cannot load model|no.jsonl
+--data @no -> no.jsonl
+--data @bad -> bad.jsonl:2|answer
+--cold-start @bad -> bad.jsonl:1|response
+--cold-start @long -> --cold-start|context
+--exam @bad -> bad.jsonl:1
+--data @good --exam @good -> --exam|no pair
+--steps -1 -> --steps -1
+--lr 0 -> --lr
+--temperature 0 -> --temperature
+--max-new-tokens 500 -> context|500
+--method score --steps 3 --stage1-steps 5 -> --stage1-steps 5|3
+--device nonsense -> nonsense
+--steps many -> --steps|many
+--kl nan -> --kl
+--pairs 0 -> --pairs 0
+"""
+
+
+# The same of sample.py.
+UNUSED = """
+--device cpu -> --help
+--model @no 1+1? -> cannot load model
+--model @no --eval -> held_out|--data
+--eval --data @bad -> bad.jsonl:2
+--eval --size 0 -> --size 0
+--n 0 q -> --n 0
+--eval --exam @long -> long.jsonl:1|label
+@words -> context
+"""
+
+
+# And of figures.votes.
+UNVOTED = """
+--device cpu -> MODEL
+@no -> held_out|--data
+toy --data @bad -> bad.jsonl:2
+toy --data @long -> context|9+9+9
+toy --n 4 --critiques 4 -> --critiques 4|--n 4
+toy --n 1 -> --critiques 1|--n 1
+toy --size 0 -> --size 0
+"""
+
+
+def refuses(folder, table, call):
+    """Each command line is refused with one line before anything is written to folder/out."""
+    long = {"question": "9+" * 220 + "9", "answer": "9", "response": "9" * 600}
+    bad = [{"question": "x", "answer": "1"}, {"question": "x"}]
+    named = {
+        "@no": folder / "no.jsonl",
+        "@empty": write(folder / "empty.jsonl", []),
+        "@bad": write(folder / "bad.jsonl", bad),
+        "@long": write(folder / "long.jsonl", [long]),
+        "@good": write(folder / "good.jsonl", static_pairs(problems(3))),
+        "@words": "x" * 5000,
+    }
+    for row in table.strip().split("\n"):
+        text, words = row.split(" -> ")
+        fails(words, call, *[named.get(word, word) for word in text.split()])
+        assert not (folder / "out").exists(), text
+
+
+def test_bad_input_of_train(tmp_path):
+    """It is refused in one line before anything is written."""
+    refuses(tmp_path, REFUSED, functools.partial(trained, tmp_path / "out", ""))
+
+
+def test_bad_input_of_sample(tmp_path):
+    """It is refused in one line."""
+    refuses(tmp_path, UNUSED, functools.partial(used, ""))
+
+
+def test_bad_input_of_votes(tmp_path):
+    """It is refused in one line, before anything is sampled and drawn."""
+    voted = functools.partial(printed_by, votes.main, "--out", tmp_path / "out")
+    with patch(votes, "respond", side_effect=AssertionError("sampled")):
+        refuses(tmp_path, UNVOTED, voted)
+
+
+def test_a_question_on_the_command_line():
+    """Corrected after the first critique that finds fault (of these three the second), after none,
+    and after the greedy one: each as greedy decoding has it. On this question they differ."""
+    question = "Compute 7-4*8*8 modulo 10."
+    parts = used("--n 3", question).strip().split("\n\n")
+    texts = [part.partition("\n")[2] for part in parts]
+    first = greedy_text(solve_prompt(question))
+    expected = [question, first, *texts[2:5]]
+    for help in (texts[3], None, greedy_text(critique_prompt(question, first))):
+        expected.append(greedy_text(correct_prompt(question, first, help)))
+    assert texts == expected
+
+
+def test_a_runs_own_evaluation_again(tmp_path):
+    """sample.py --eval gives the last numbers of the run: its held-out problems, exam and limit,
+    by which some of the completions are truncated."""
+    short = "--steps 1 --questions 4 --n 4 --eval-size 16 --max-new-tokens 21"
+    rows, _ = trained(tmp_path / "run", short)
+    last = {name: value for name, value in rows[-1].items() if name.startswith("eval/")}
+    [*_, numbers] = used("--eval --json --model", tmp_path / "run").splitlines()
+    assert json.loads(numbers) == last
+    assert last["eval/truncated"] > 0
+
+
+def test_sample_py_evaluates_in_the_precision_of_the_run(tmp_path):
+    """The run's folder knows its precision; --precision overrides it."""
+    trained(tmp_path, "--precision bf16 --steps 0 --eval-size 2")
+    with patch(sample, "load_policy", wraps=load_policy) as load:
+        used("--eval --model", tmp_path)
+        used("--eval --precision fp32 --model", tmp_path)
+    assert [call.args[2] for call in load.call_args_list] == ["bf16", "fp32"]
+
+
+def test_evaluations_of_other_problems(tmp_path):
+    """--data names other problems, of which --size takes the first."""
+    named = files(tmp_path, data=problems(5, 8))
+    assert '"eval/size": 4' in used("--eval --json --size 4", *named)
+
+
+def test_evaluations_without_an_exam(tmp_path):
+    """An exam without a pair, as a policy leaves that is always right, is sampled."""
+    policy.save_policy(*base(), tmp_path)
+    write(tmp_path / "held_out.jsonl", problems(8, 2, held_out=True))
+    (tmp_path / "exam.jsonl").write_text("")
+    assert "critique_p1" in used("--eval --size 4 --max-new-tokens 64 --model", tmp_path)

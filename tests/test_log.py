@@ -1,0 +1,135 @@
+"""Tests of details/log.py and details/cost.py, and of what programs print and return."""
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import sample
+import train
+from details import cost, data, log
+from reward import Pair, Problem
+from tests.helpers import (
+    ON_TOY,
+    base,
+    close,
+    lines,
+    patch,
+    printed_by,
+    shown,
+)
+
+
+def test_what_is_shown_belongs_together(tmp_path):
+    """A response and a critique of that response, from a group that something is learned from."""
+    pair = Pair(Problem("1+1?", "2"), "b", False)
+    other = Pair(Problem("1+1?", "2"), "of an earlier step", False)
+    samples = [
+        shown("response", "a", "r", 1.0, right=True),
+        shown("response", "b", "r", -1.0),
+        shown("critique", "c", "first", 1.0, pair=other),
+        shown("critique", "d", "second", 0.0, pair=pair),
+        shown("critique", "e", "third", -1.0, pair=pair, says_right=True),
+    ]
+    assert [s.text for s in log.choose_chain(samples)] == ["b", "e"]
+    state = {"samples": []}
+    printed = printed_by(lambda _: log.show_samples(tmp_path, state, base()[1], 3, samples))
+    assert "[response is wrong, reward 0, advantage -1.00]\nb\n" in printed
+    assert "[critique says right, reward 0, advantage -1.00]\ne\n" in printed
+    rows = lines(tmp_path / "samples.jsonl")
+    assert [row["completion"] for row in rows] == ["b", "a", "e"]
+    assert {row["step"] for row in rows} == {3}
+    assert state["samples"] == rows
+
+
+def test_printed_text_is_safe_for_a_terminal():
+    """Control characters are spelled out, new lines are not."""
+    assert log.printable("a\x1b[2J\n") == "a\\x1b[2J\n"
+
+
+CANNOT_LEARN = [
+    ({"truncated": 1.0}, "all completions were truncated; raise --max-new-tokens"),
+    ({"critique/pairs": 0}, "the critic has no pairs"),
+    ({"critique/unreadable": 1.0}, "no critique ends in a judgement"),
+    ({"traces": 0}, "no second attempt is right"),
+    ({"groups/no_spread": 1.0, "response/accuracy": 1.0}, "all completions are right"),
+    ({"groups/no_spread": 1.0, "t1": 0.0}, "all completions are wrong"),
+    ({"groups/no_spread": 1.0, "response/accuracy": 0.5}, "inside each group"),
+]
+
+
+def test_a_run_that_cannot_learn_says_why():
+    """Cause and remedy in one line; nothing where something can be learned."""
+    for metrics, words in CANNOT_LEARN:
+        line = log.why_nothing_is_learned(metrics)
+        assert "cannot learn: " in line
+        assert words in line
+    assert log.why_nothing_is_learned({"groups/no_spread": 0.9, "truncated": 0.9}) is None
+
+
+def test_cost_of_a_step():
+    """Three seconds of sampling, one of them decoding, and two of learning; of ten tokens that were
+    computed eight were needed. The next step begins at 0."""
+    cost.start_step()
+    with patch(time, "perf_counter", side_effect=[0, 1, 2, 3, 4, 6]):
+        with cost.timed("sample"), cost.timed("decode"):
+            cost.count(samples=2, computed=7, useful=6)
+        with cost.timed("update"):
+            cost.count(computed=3, useful=2)
+    metrics = cost.step_cost(tokens=15)
+    assert metrics["seconds/rewards"] == 2
+    assert metrics["seconds/step"] == 5
+    assert metrics["tokens/s"] == 3
+    assert metrics["samples"] == 2
+    close(metrics["padding"], 0.2)
+    cost.start_step()
+    assert not cost.SECONDS
+    assert not cost.COUNTS
+
+
+def test_the_end_of_a_run(tmp_path):
+    """It says what came of it, draws its curves, and returns its numbers without taking signals
+    away from whoever called it."""
+    before = signal.getsignal(signal.SIGINT)
+    returned = []
+
+    def main(argv):
+        returned.append(train.main(argv))
+
+    flags = f"{ON_TOY} --steps 1 --questions 4 --eval-size 8 --out"
+    printed = printed_by(main, flags, tmp_path)
+    assert signal.getsignal(signal.SIGINT) == before
+    rows = lines(tmp_path / "metrics.jsonl")
+    assert returned == [rows[-1]]
+    assert re.search(
+        r"\nanswers \d+% -> \d+%, critiques \d+% -> \d+% \(8 held-out problems", printed
+    )
+    root = ElementTree.parse(tmp_path / "curves.svg").getroot()
+    assert "held out, greedy" in "".join(root.itertext())
+    numbers = []
+    printed_by(lambda argv: numbers.append(sample.main(argv)), "--eval --model", tmp_path)
+    assert numbers[0]["eval/generation"] == rows[-1]["eval/generation"]
+
+
+def test_a_pipe_that_closes_ends_quietly():
+    """`python sample.py ... | head -1`: no traceback."""
+    command = f"{sys.executable} sample.py --n 1 'Compute 1+1 modulo 10.' | head -1"
+    folder = Path(sample.__file__).parent
+    done = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True)
+    assert done.stdout == "QUESTION\n"
+    assert done.stderr == ""
+
+
+def test_the_readmes_notebook_runs():
+    """The lines of Python in details/README.md run as they stand."""
+    text = (Path(data.__file__).parent / "README.md").read_text(encoding="utf-8")
+    code = text.partition("one by one:\n\n")[2].partition("\n\n")[0]
+    assert 10 <= len(code.splitlines()) <= 12
+    names = {}
+    with contextlib.chdir(Path(sample.__file__).parent):
+        exec("\n".join(line.removeprefix("    ") for line in code.splitlines()), names)
+    close(names["loss"].detach(), -1.0, 1e-4)  # on policy the ratio is 1, and so is the advantage

@@ -1,0 +1,130 @@
+"""Tests of details/memory.py: batches that fit, the forecast of a run."""
+
+import copy
+import os
+import re
+import subprocess
+import sys
+
+import torch
+from transformers import AutoModelForCausalLM
+
+import rollout
+import train
+from details import data, fast, memory
+from rollout import Sample, generate
+from tests.helpers import (
+    ON_TOY,
+    TOY,
+    base,
+    fails,
+    model_of,
+    patch,
+    ragged,
+    saved,
+)
+from tests.test_fast import is_packed
+
+PEAK = """
+import re, sys, train
+train.main(sys.argv[1:])
+print(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
+"""
+
+
+def test_a_run_says_what_memory_it_needs(tmp_path):
+    """Within a quarter of the peak of a model of 8M parameters, measured where Linux tells it.
+    What cannot fit is refused."""
+    config = copy.deepcopy(base()[0].config)
+    config.update({"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 3})
+    torch.manual_seed(0)
+    saved(tmp_path, AutoModelForCausalLM.from_config(config))
+    flags = f"--model {tmp_path} --data {TOY}/train.jsonl --out {tmp_path}/out --method g-rl"
+    flags += (
+        f" {ON_TOY} --steps 2 --questions 8 --updates 1 --kl 0.01 --eval-size 2 --max-new-tokens 48"
+    )
+    with patch(os, "sysconf", return_value=1 << 14):
+        fails("would need|smaller", train.main, flags.split(), kind=SystemExit)
+    if sys.platform == "linux":
+        command = [sys.executable, "-c", PEAK, *flags.split()]
+        printed = subprocess.run(command, cwd=TOY.parent, stdout=subprocess.PIPE, text=True).stdout
+        needed = float(re.search(r"needs ([\d.]+)", printed)[1]) * 1e9
+        peak = int(printed.split()[-1]) * 1024
+        assert 0.75 < needed / peak < 1.25, (needed, peak)
+
+
+def tokens_drawn():
+    """The tokens of 32 rows."""
+    model = model_of("Mistral")
+    samples = generate(model, ragged(), n=4, max_new_tokens=20, stop=(2, 5), seed=9)
+    return [s.tokens for s in samples]
+
+
+def test_batches_that_fit_the_memory_give_the_same_tokens():
+    """Rows are sampled in as many batches as memory asks for; the bar counts them."""
+    whole = tokens_drawn()
+    with patch(memory, "rows_that_fit", return_value=7), patch(rollout, "tqdm") as bar:
+        assert tokens_drawn() == whole
+    sizes = [call.args[0] for call in bar.return_value.update.call_args_list]
+    assert sizes == [7, 7, 7, 7, 4]
+
+
+def small_device(room, tried):
+    """The device runs out of memory with more than `room` rows; `tried` gets each number."""
+    prefill = rollout.prefill
+
+    def prefill_or_fail(model, prompts, cache):
+        tried.append(len(prompts))
+        if len(prompts) > room:
+            raise torch.OutOfMemoryError("a small device")
+        return prefill(model, prompts, cache)
+
+    return patch(rollout, "prefill", prefill_or_fail)
+
+
+def test_halves_after_running_out_of_memory_give_the_same_tokens():
+    """Where the device runs out, the rows are halved until they fit."""
+    tried = []
+    whole = tokens_drawn()
+    with small_device(5, tried):
+        assert tokens_drawn() == whole
+    assert tried[:4] == [32, 16, 8, 4]
+
+
+def test_a_device_too_small_for_one_row_is_an_error():
+    """The device's own error ends the program in one line, and no weight stays packed."""
+    with patch(fast, "LARGE", 0), small_device(0, []):
+        fails("a small device", data.run_command, tokens_drawn)
+    assert not is_packed(model_of("Mistral"))
+
+
+def test_rows_that_fit_by_hand():
+    """3 layers of keys and values of 2 heads of 8 fp32 are 384 bytes a token; 8 times a hidden
+    state of 32 are 1024, shared by 2 rows; 97 tokens of vocabulary have 16 bytes each."""
+    row = 100 * (384 + 512) + 16 * 97
+    for room, rows in [(5 * row, 5), (5 * row - 1, 4), (10, 1)]:
+        with patch(memory, "memory", return_value=room):
+            assert memory.rows_that_fit(model_of("Llama"), 100, 2) == rows
+
+
+def test_micro_batches_by_hand():
+    """Every sample is in one micro-batch, none of which is too large, in few of them. What a token
+    needs is what goes into and comes out of 7 matrices a layer, in fp32: q, o 32 + 32, k, v 32 +
+    16, and 32 + 48 three times."""
+    token = 3 * (2 * 64 + 2 * 48 + 3 * 80) * 4
+    samples = []
+    for prompt, completion in [(9, 3), (2, 8), (4, 4), (2, 1)] * 5:
+        samples.append(Sample([1] * prompt, [1] * completion, [], True))
+    # Tokens that the memory holds, parts that it is divided into, how many micro-batches at most.
+    for room, parts, count in [(40, 1, 4), (80, 2, 4), (10**6, 1, 1), (5, 1, 17)]:
+        with patch(memory, "memory", return_value=room * token):
+            batches = memory.micro_batches(model_of("Llama"), samples, parts)
+        assert sorted(sum(batches, [])) == list(range(20))
+        assert len(batches) <= count
+        for indices in batches:
+            batch = [samples[index] for index in indices]
+            prompts = {tuple(s.prompt) for s in batch}
+            longest = max(map(len, prompts))
+            widest = max(len(s.tokens) for s in batch)
+            computed = longest * len(prompts) + widest * len(batch)
+            assert computed <= room // parts or len(batch) == 1

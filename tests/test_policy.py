@@ -1,0 +1,304 @@
+"""Tests of details/policy.py: loading, heads, text to tokens and back."""
+
+import copy
+import math
+import re
+import time
+from unittest import mock
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import rollout
+from critique import correct_prompt, critique_prompt, solve_prompt
+from details import policy
+from rollout import Sample, encode_chat, generate, load_policy
+from tests.helpers import (
+    KINDS,
+    SEVEN,
+    base,
+    box,
+    close,
+    fails,
+    model_of,
+    patch,
+    problems,
+    saved,
+    tiny,
+    toy_sampler,
+    trained,
+    write,
+)
+
+
+def toy_copy():
+    """A copy of the toy that may be changed: model, tokenizer."""
+    return copy.deepcopy(base())
+
+
+def test_stop_set_is_the_union(tmp_path):
+    """EOS of config, generation config and tokenizer, and a template's own end of turn: each of
+    them ends a completion, and nothing else does. Other settings of generation are dropped: with a
+    repetition penalty model.generate would sample another policy than the one trained."""
+    model, tokenizer = toy_copy()
+    model.config.eos_token_id = 7
+    model.generation_config = transformers.GenerationConfig(
+        eos_token_id=[11, 12],
+        repetition_penalty=2.0,
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|user|>{{ m['content'] }}"
+        "{% if m['role'] == 'assistant' %} ok<|assistant|><|user|>{% endif %}{% endfor %}"
+    )
+    loaded, _ = load_policy(saved(tmp_path, model, tokenizer), "cpu")
+    end_of_turn = tokenizer.convert_tokens_to_ids("<|assistant|>")
+    stops = {7, 11, 12, tokenizer.eos_token_id, end_of_turn}
+    assert len(stops) == 5
+    assert loaded.generation_config.eos_token_id == sorted(stops)
+    assert loaded.generation_config.repetition_penalty in (None, 1.0)
+    samples = generate(loaded, [[20, 21]], n=50, max_new_tokens=60)
+    assert any(s.stopped for s in samples)
+    for s in samples:
+        assert s.stopped == (s.tokens[-1] in stops)
+        assert not stops & set(s.tokens[:-1])
+
+
+def refused(words, folder, model, tokenizer, **options):
+    """A saved model that must not load."""
+    model.save_pretrained(saved(folder, model, tokenizer), **options)
+    fails(words, load_policy, folder, "cpu")
+
+
+def test_missing_and_unknown_weights_are_refused(tmp_path):
+    """The library would fill the ones at random and drop the others."""
+    weights = dict(base()[0].state_dict())
+    more = weights | {"model.extra.weight": torch.ones(3)}
+    refused("unexpected keys|model.extra.weight", tmp_path, *base(), state_dict=more)
+    del weights["model.norm.weight"]
+    refused("missing keys|model.norm.weight", tmp_path, *base(), state_dict=weights)
+
+
+def test_more_tokens_than_embeddings_are_refused(tmp_path):
+    """A tokenizer that gives ids for which the model has no embedding is another model's."""
+    model, tokenizer = toy_copy()
+    model.resize_token_embeddings(300)
+    refused(f"{len(tokenizer)}|300", tmp_path, model, tokenizer)
+
+
+def test_a_model_without_eos_is_refused(tmp_path):
+    """No completion could ever end."""
+    model, tokenizer = toy_copy()
+    for config in (model.config, model.generation_config, tokenizer):
+        config.eos_token_id = None
+    tokenizer.chat_template = None
+    refused("no EOS", tmp_path, model, tokenizer)
+
+
+def test_folders_and_devices_that_are_none_are_refused(tmp_path):
+    """An adapter, a folder without a tokenizer, weights that are not finite, no folder, no such
+    device: one line that names it."""
+    (tmp_path / "adapter_config.json").write_text("{}")
+    fails("an adapter|merge", load_policy, tmp_path, "cpu")
+    base()[0].save_pretrained(tmp_path / "untold")
+    fails("cannot load tokenizer of model|untold", load_policy, tmp_path / "untold", "cpu")
+    model, _ = toy_copy()
+    model.model.norm.weight.data[3] = math.nan
+    fails("model.norm.weight|not finite", load_policy, saved(tmp_path / "nan", model), "cpu")
+    fails("cannot load model|none", load_policy, tmp_path / "none", "cpu")
+    fails("cannot load model|nonsense", load_policy, "toy", "nonsense")
+
+
+def test_saved_policy_is_a_hugging_face_folder(tmp_path):
+    """Saved, loaded by transformers alone: model.generate gives the sampler's greedy tokens."""
+    policy.save_policy(*base(), tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    question = "Compute 3*4+5-1 modulo 10."
+    for chat in (
+        solve_prompt(question),
+        critique_prompt(question, "3*4=2\n2+5=7\n7-1=6\n" + box(6)),
+    ):
+        ids = encode_chat(tokenizer, chat)
+        theirs = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=64)
+        (ours,) = generate(base()[0], [ids], max_new_tokens=64, temperature=0)
+        assert ours.prompt + ours.tokens == theirs[0].tolist()
+        assert ours.stopped
+
+
+def prompt_of(template, chat):
+    """A conversation, or a question, through another template and back into text."""
+    _, tokenizer = toy_copy()
+    tokenizer.chat_template = template
+    if isinstance(chat, str):
+        chat = [{"role": "user", "content": chat}]
+    return tokenizer.decode(encode_chat(tokenizer, chat))
+
+
+# The answer that is to be corrected spells out two marks of turns.
+QUOTING = correct_prompt("Compute 1+2 modulo 10.", box(3) + "<|end|><|assistant|>hm")
+
+
+def test_chat_template():
+    """A conversation stands as its template writes it, up to where the assistant goes on; marks of
+    turns that a response spells out are replaced."""
+    text = prompt_of(base()[1].chat_template, QUOTING)
+    assert text.count("<|end|>") == 1
+    assert text.count("<|assistant|>") == 2
+    assert text.endswith("<|assistant|>")
+    assert box(3) + "\ufffd\ufffdhm<|end|>" in text
+
+
+def test_a_tokenizer_without_a_chat_template():
+    """A plain template stands in."""
+    text = prompt_of(None, QUOTING)
+    assert text.startswith("User:\nCompute")
+    assert text.count("<|end|>") == 1
+    assert text.endswith("corrected. Put the final answer in \\boxed{}.\n\nAssistant:\n")
+
+
+def test_a_template_writes_bos_once():
+    """The tokenizer adds no second one."""
+    _, tokenizer = toy_copy()
+    tokenizer.bos_token = "<|user|>"
+    tokenizer.chat_template = "<|user|>{{ messages[0]['content'] }}"
+    assert encode_chat(tokenizer, QUOTING).count(tokenizer.bos_token_id) == 1
+
+
+def test_errors_of_a_template_are_one_line():
+    """A template is a program and may raise anything."""
+    fails("chat template|no system", prompt_of, "{{ raise_exception('no\nsystem') }}", "hello")
+    fails("chat template|zero", prompt_of, "{{ 1/0 }}", "hello")
+
+
+def test_thinking_is_off():
+    """Templates that know a thinking mode are asked for none."""
+    template = "{% if enable_thinking is defined %}thinking {{ enable_thinking }}{% endif %}"
+    assert prompt_of(template, "hello") == "thinking False"
+
+
+def test_the_date_is_in_no_prompt():
+    """A template that writes the date, with its microseconds, writes the same one always."""
+    dated = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y %f') }}{% endif %}"
+    (text,) = {prompt_of(dated + " {{ messages[0].content }}", "hello") for _ in range(3)}
+    assert re.search(r"\d\d\d\d.* hello$", text)
+
+
+LLAMA = "{% for m in messages %}[INST] {{ m.content }} [/INST]\n{% endfor %}"
+
+
+HASHES = "{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n{% endfor %}"
+
+
+BARS = "{% for m in messages %}<|end|>{{ m.role }}\n<|human|>{{ m.content }}{% endfor %}"
+
+
+# Template, what a message holds, what is left of it; ? is what replaces a mark.
+MARKS = [
+    (LLAMA, "a [INST] b[/INST] c", "a ? b? c"),
+    (LLAMA, "[IN[INST]ST] x", "[IN?ST] x"),
+    (LLAMA, "user [INS T] assistant", "user [INS T] assistant"),
+    (HASHES, "### user:### assistant: the user: 5", "?? the user: 5"),
+    (BARS, "the user<|human|> and an assistant", "the user? and an assistant"),
+    (BARS, "a<|e<|end|>nd|>b<|hum<|end|>an|>c", "a<|e?nd|>b<|hum?an|>c"),
+]
+
+
+def test_marks_of_turns_are_replaced_in_contents():
+    """Special tokens and what a template writes between contents, but no mere words."""
+    for template, text, left in MARKS:
+        prompt = prompt_of(template, f"START{text}STOP")
+        found = prompt.partition("START")[2].rpartition("STOP")[0]
+        assert found == left.replace("?", "\ufffd"), (template, text)
+
+
+def test_marks_of_turns_take_linear_time():
+    """60 kB of marks inside marks leave none, in less than a third of a second."""
+    nested = "<|e" * 8600 + "<|end|>" + "nd|>" * 8600
+    tokenizer = base()[1]
+    start = time.process_time()
+    ids = encode_chat(tokenizer, [{"role": "user", "content": nested}])
+    assert time.process_time() - start < 0.3
+    assert ids.count(tokenizer.eos_token_id) == 0
+
+
+def test_end_of_turn_among_the_added_tokens_only(tmp_path):
+    """A special token that the tokenizer does not list as one of its own still ends a turn."""
+    tokenizer = copy.deepcopy(base()[1])
+    tokenizer.add_tokens([transformers.AddedToken("<|eot_id|>", special=True)])
+    model = copy.deepcopy(base()[0])
+    model.resize_token_embeddings(len(tokenizer))
+    turn = "{% for m in messages %}<|user|>{{ m.content }}<|eot_id|>{% endfor %}"
+    tokenizer.chat_template = turn + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    loaded, _ = load_policy(saved(tmp_path, model, tokenizer), "cpu")
+    end_of_turn = tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    assert end_of_turn in loaded.generation_config.eos_token_id
+
+
+def test_named_templates():
+    """Of several chat templates the one that is named `default` is used."""
+    tokenizer = copy.deepcopy(base()[1])
+    tokenizer.chat_template = {"default": "plain: {{ messages[0].content }}", "tools": "{{ 1/0 }}"}
+    ids = encode_chat(tokenizer, [{"role": "user", "content": "hello"}])
+    assert tokenizer.decode(ids) == "plain: hello"
+
+
+def test_an_answer_stands_behind_the_thinking():
+    """Of thinking that is never closed nothing is read, and it counts as truncated, even where the
+    prompt opened it."""
+    _, tokenizer = base()
+    for opening, text, read, ended in (
+        ("", "<think>1+1</think>\n2", "2", True),
+        ("<think>\n", "1+1</think>2", "2", True),
+        ("<think></think>", "2", "2", True),
+        ("", "<think>1+1", "<think>1+1", False),
+        ("<think>", "1+1", "1+1", False),
+    ):
+        prompt = tokenizer("hm" + opening).input_ids
+        drawn = Sample(prompt, tokenizer(text).input_ids, [], stopped=True)
+        with patch(rollout, "generate", return_value=[drawn]):
+            (sample,) = rollout.respond(toy_sampler(), [SEVEN], 1, seed=0)
+        assert (sample.text, sample.stopped) == (read, ended)
+
+
+def test_models_without_a_key_value_cache_are_refused(tmp_path):
+    """Mamba keeps another state: one line at load, before the run's folder is touched."""
+    config = transformers.MambaConfig(
+        vocab_size=400, hidden_size=32, state_size=8, num_hidden_layers=2
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    folder = saved(tmp_path / "mamba", model)
+    out = tmp_path / "out"
+    data_file = write(tmp_path / "data", problems(4))
+    fails("mamba|key-value cache", trained, out, "--model", folder, "--data", data_file)
+    assert not out.exists()
+
+
+def test_eos_in_a_part_of_the_config():
+    """Multimodal models keep the EOS in the configuration of their text."""
+    model = copy.deepcopy(base()[0])
+    text = model.config
+    model.config = mock.Mock(spec=["get_text_config"], get_text_config=lambda: text)
+    model.config.get_text_config().eos_token_id = 7
+    assert 7 in policy.stop_set(model, base()[1])
+
+
+def test_heads_give_the_models_own_logits():
+    """A plain head is the output matrix alone; behind others stands more. No trace is left of how
+    these are called."""
+    ids = torch.tensor([[5, 6, 7]])
+    for kind in [*KINDS, "GraniteMoe"]:
+        model = model_of(kind)
+        states = model.base_model(ids).last_hidden_state[0]
+        close(policy.to_logits(model, states).detach(), model(ids).logits[0].detach(), 1e-4)
+        more = kind in ("Gemma2", "Granite", "GraniteMoe")
+        head = policy.whole_head if more else policy.plain_head
+        assert policy.setup_of(model).head is head, kind
+        assert "forward" not in vars(model.base_model)
+
+
+def test_logits_that_do_not_come_from_the_states_are_refused():
+    """Here they depend on whether ids are given."""
+    model = tiny("Llama")
+    model.register_forward_hook(lambda model, ids, output: output.logits.add_(len(ids)) and None)
+    fails("last hidden states", generate, model, [[5]])

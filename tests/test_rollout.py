@@ -1,0 +1,344 @@
+"""Tests of rollout.py: the sampler, and the log-probs that the learner finds."""
+
+import functools
+from unittest import mock
+
+import torch
+from transformers import AutoModelForCausalLM
+
+import rollout
+from critique import solve_prompt
+from details import cost, fast, policy
+from rollout import Sample, encode_chat, generate, load_policy, logprobs
+from tests.helpers import (
+    KINDS,
+    TOY,
+    close,
+    fails,
+    model_of,
+    patch,
+    plain_distributions,
+    plain_logprobs,
+    problems,
+    ragged,
+    same_gradient,
+    sharing,
+    take_gradient,
+    tiny,
+    toy_sampler,
+)
+
+# Temperatures, and from how many numbers on a weight is packed: with 32 nearly all of them are,
+# with 65536 none.
+WAYS = [(1.0, 32), (0.7, 1 << 16), (0.0, 32)]
+
+
+@functools.lru_cache
+def samples_of(kind, temperature, large):
+    """Samples that end at different lengths."""
+    with patch(fast, "LARGE", large):
+        samples = generate(
+            model_of(kind),
+            ragged(),
+            n=3,
+            max_new_tokens=25,
+            temperature=temperature,
+            stop=range(20),
+            seed=3,
+        )
+    assert len({len(s.tokens) for s in samples}) > 1
+    return samples
+
+
+def agree(model, samples, temperature=1.0, tolerance=2e-4):
+    """What the sampler recorded is what the learner finds: one log-prob for each token."""
+    for s, found in zip(samples, logprobs(model, samples, temperature)):
+        assert len(s.tokens) == len(s.logprobs)
+        close(found.detach(), s.logprobs, tolerance)
+
+
+def test_greedy_tokens_equal_model_generate():
+    """At temperature 0 the sampler gives the tokens that the library's own generation gives."""
+    prompts = ragged()
+    ids, mask = fast.left_pad(prompts, "cpu")
+    for kind in KINDS:
+        model = model_of(kind)
+        rows = model.generate(
+            ids,
+            attention_mask=mask,
+            do_sample=False,
+            max_new_tokens=40,
+            eos_token_id=[2, 5],
+            pad_token_id=0,
+        )
+        samples = generate(
+            model,
+            prompts,
+            max_new_tokens=40,
+            temperature=0,
+            stop=(2, 5),
+        )
+        rows = rows[:, ids.shape[1] :].tolist()
+        for s, row in zip(samples, rows):
+            size = len(s.tokens)
+            assert s.tokens == row[:size], kind
+            assert s.stopped == (row[size - 1] in (2, 5))
+            assert s.stopped or size == 40
+
+
+def test_sampled_logprobs_equal_teacher_forcing():
+    """The sampler records what the learner finds, and what the model says of the same tokens in one
+    pass without any cache; of greedy tokens the log-probs at temperature 1."""
+    for kind in KINDS:
+        for temperature, large in WAYS:
+            samples = samples_of(kind, temperature, large)
+            agree(model_of(kind), samples, temperature)
+            for s in samples[:3]:
+                close(plain_logprobs(s, temperature, model_of(kind)), s.logprobs, 2e-4)
+
+
+def test_any_model_can_be_sampled_and_scored():
+    """A model that `load_policy` did not make works at once: without its dropout, or in bf16."""
+    for kind in ("Llama", "GPT2", "Granite"):
+        samples = generate(
+            tiny(kind).train(),
+            ragged(),
+            max_new_tokens=12,
+            stop=(2, 5),
+            seed=1,
+        )
+        agree(tiny(kind).train(), samples)
+    model = AutoModelForCausalLM.from_pretrained(TOY, dtype=torch.bfloat16)
+    agree(model, generate(model, [[5, 6, 7], [8]], 2, 10), tolerance=0.2)
+
+
+def chosen(probs, uniforms, temperature):
+    """Rows of the same distribution, each with its own random number: the tokens and their
+    probabilities."""
+    logits = torch.tensor([probs] * len(uniforms)).log()
+    uniforms = torch.tensor(uniforms, dtype=torch.float64)
+    space = torch.empty_like(logits, dtype=torch.float64)
+    token, logprob = rollout.choose(logits, uniforms, temperature, space)
+    return token.tolist(), logprob.exp()
+
+
+def test_choosing_by_hand():
+    """The cumulative distribution is inverted at the random number; at temperature 0.5 it is that
+    of the squares."""
+    tokens, probs = chosen([0.5, 0.25, 0.15, 0.1], [0.5, 0.8, 0.95, 0.99], 0.5)
+    assert tokens == [0, 1, 2, 3]
+    squares = torch.tensor([0.25, 0.0625, 0.0225, 0.01])
+    close(probs, squares / 0.345)
+
+
+def test_greedy_choosing_by_hand():
+    """The likeliest token is chosen, and its probability is that at temperature 1."""
+    tokens, probs = chosen([0.15, 0.5, 0.25, 0.1], [0.99], 0.0)
+    assert tokens == [1]
+    close(probs, [0.5])
+
+
+def test_choosing_at_the_edges():
+    """The smallest and the largest random number, too, choose a token that is possible."""
+    tokens, probs = chosen([0.0, 0.3, 0.7, 0.0], [0.0, 0.29, 0.31, 1 - 2**-24], 1.0)
+    assert tokens == [1, 1, 2, 2]
+    close(probs, [0.3, 0.3, 0.7, 0.7])
+
+
+def test_pad_token_is_of_no_account():
+    """A pad token that equals EOS, or that is sampled, changes nothing: masks go by length."""
+    model = sharing("Llama")
+    prompts = [[0, 0, 5], [2, 9], [0], [7, 8, 9, 10]]  # token 0 is what rows are padded with
+    for pad in (2, 0):
+        model.config.pad_token_id = pad
+        model.generation_config.pad_token_id = pad
+        samples = generate(
+            model,
+            prompts,
+            n=200,
+            max_new_tokens=12,
+            stop=(2,),
+            seed=4,
+        )
+        agree(model, samples)
+        assert any(0 in s.tokens for s in samples)
+        assert any(s.stopped for s in samples)
+        for s in samples:
+            assert s.stopped == (s.tokens[-1] == 2)
+            assert 2 not in s.tokens[:-1]
+            assert s.stopped or len(s.tokens) == 12
+
+
+def test_each_row_has_its_own_random_numbers():
+    """Row i's j-th token is where the j-th number of row i falls in the cumulative distribution
+    that the model gives after all tokens before, at temperature 1 and below."""
+    generator = torch.Generator().manual_seed(3)
+    uniforms = torch.rand(24, 25, generator=generator, dtype=torch.float64)
+    for temperature, large in WAYS[:2]:
+        for row, s in enumerate(samples_of("Llama", temperature, large)):
+            probs = plain_distributions(s, temperature, model_of("Llama")).exp()
+            for now, uniform, token in zip(probs, uniforms[row], s.tokens):
+                below = now[:token].sum()
+                assert below - 1e-4 < uniform < below + now[token] + 1e-4
+
+
+def shapes_shown(model, *args, **options):
+    """The shapes of ids that `generate` shows to a model, and what it returns."""
+    forward = mock.Mock(wraps=model.base_model.forward)
+    with patch(model.base_model, "forward", forward):
+        samples = generate(model, *args, **options)
+    shapes = [tuple(call.args[0].shape) for call in forward.call_args_list]
+    return shapes, samples
+
+
+def test_each_prompt_is_computed_once():
+    """Three prompts, two of them equal, are two rows in the prefill, then each sample is a row."""
+    prompts = [[5, 6, 7], [8, 9], [5, 6, 7]]
+    shapes, _ = shapes_shown(
+        model_of("Llama"),
+        prompts,
+        n=4,
+        max_new_tokens=6,
+        stop=(),
+    )
+    assert shapes == [(2, 3)] + [(12, 1)] * 5
+
+
+def test_computed_tokens_are_counted():
+    """Of prompts of 2 and 3 tokens there are 6 in the prefill, and again in scoring, with one of
+    padding. Of the 3 tokens of both completions 2 are fed to go on, and all count in scoring."""
+    model = model_of("Llama")
+    cost.start_step()
+    samples = generate(model, [[5, 6], [7, 8, 9]], max_new_tokens=3, stop=())
+    logprobs(model, samples)
+    assert cost.COUNTS["samples"] == 2
+    assert cost.COUNTS["computed"] == 6 + 4 + 6 + 6
+    assert cost.COUNTS["useful"] == 5 + 4 + 5 + 6
+
+
+def test_rows_that_have_ended_leave():
+    """They leave a few at a time: of the rows that are computed, at most a tenth has ended."""
+    shapes, samples = shapes_shown(
+        model_of("Llama"),
+        [[5, 6]],
+        n=60,
+        max_new_tokens=30,
+        stop=range(2, 20),
+    )
+    rows = [shape[0] for shape in shapes]
+    assert rows[0] == 1
+    assert rows[1] > 2 * rows[-1]
+    for t in range(1, len(rows)):
+        alive = sum(len(s.tokens) > t for s in samples)
+        assert alive <= rows[t] <= alive / 0.9 + 1
+
+
+def test_prompts_without_room_are_refused():
+    """A prompt that is empty, or as long as the context, is named by its index."""
+    for kind in ("Llama", "GPT2"):
+        model = model_of(kind)
+        fails("prompt 1|128", generate, model, [[5], [5] * 128])
+        fails("prompt 0|0 tokens", generate, model, [[]])
+
+
+def test_bad_settings_are_refused():
+    """A count of no samples and a temperature below 0 mean nothing."""
+    model = model_of("Llama")
+    fails("n, max_new_tokens >= 1", generate, model, [[5]], n=0)
+    fails("temperature", generate, model, [[5]], temperature=-1)
+
+
+def test_completions_are_truncated_at_the_end_of_the_context():
+    """A long prompt leaves room for 8 tokens, beside others that have room for all."""
+    for kind in ("Llama", "GPT2"):
+        model = model_of(kind)
+        prompts = [[5] * 3] * 30
+        prompts.append([5] * 120)
+        samples = generate(
+            model,
+            prompts,
+            max_new_tokens=20,
+            temperature=0,
+            stop=(),
+        )
+        assert len(samples[0].tokens) == 20
+        assert len(samples[-1].tokens) == 8
+        assert not samples[-1].stopped
+        agree(model, samples)
+
+
+def test_a_chat_without_room_gives_samples_without_tokens():
+    """Where text is sampled, a prompt that is too long stops nothing: the others are sampled as if
+    it were not there."""
+    toy = toy_sampler()
+    chats = [solve_prompt("9+" * 300 + "9"), solve_prompt("Compute 1+2 modulo 10.")]
+    samples = toy.complete(chats, 2, seed=0)
+    empty = Sample(encode_chat(toy.tokenizer, chats[0]), [], [], stopped=False)
+    assert samples[:2] == [empty] * 2
+    assert samples[2:] == toy.complete(chats[1:], 2, seed=0)
+    assert samples[2].tokens
+
+
+def test_gradients_equal_those_of_a_plain_pass():
+    """Of all heads, some of which do more than multiply, and with logits in slices of 5 tokens that
+    backward computes again."""
+    for kind in KINDS:
+        model = model_of(kind)
+        samples = samples_of(kind, *WAYS[1])[::4]
+        with patch(rollout, "LOGITS", 97 * 5):
+            found = logprobs(model, samples, 0.7)
+        gradients = []
+        for rows in (found, [plain_logprobs(s, 0.7, model) for s in samples]):
+            torch.cat(rows).mean().backward()
+            gradients.append(take_gradient(model))
+        same_gradient(*gradients)
+
+
+def mean_away(samples, found):
+    """The mean |log ratio| of log-probs that were found for the tokens of samples."""
+    drawn = torch.cat([torch.tensor(s.logprobs) for s in samples])
+    return (torch.cat(found) - drawn).abs().mean()
+
+
+def test_bf16_sampler_and_learner_compute_alike():
+    """The weights are fp32, and both compute in bf16; what is sampled and what is scored differ by
+    rounding only, with packed weights too."""
+    model, tokenizer = load_policy("toy", "cpu", "bf16")
+    assert fast.shares_prompts(model)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    computed = []
+    layer = model.model.layers[1].mlp.down_proj
+    layer.register_forward_hook(lambda layer, args, result: computed.append(result.dtype))
+    chats = [solve_prompt(problem.question) for problem in problems(8)]
+    prompts = [encode_chat(tokenizer, chat) for chat in chats]
+    samples = generate(model, prompts, 2, 40)
+    with patch(fast, "LARGE", 32):
+        samples += generate(model, prompts, 2, 40)
+    assert 0 < mean_away(samples, logprobs(model, samples)) < 0.02
+    assert set(computed) == {torch.bfloat16}
+
+
+def test_bf16_logprobs_of_all_kinds():
+    """Those of the sampler, of the learner and of a plain pass in bf16 differ by rounding only."""
+    for kind in KINDS:
+        model = model_of(kind, torch.bfloat16)
+        samples = generate(model, ragged(), max_new_tokens=20, stop=())
+        with patch(fast, "LARGE", 32):
+            samples += generate(model, ragged(), max_new_tokens=20, stop=())
+        assert mean_away(samples, logprobs(model, samples)) < 0.02, kind
+        with policy.autocast(model):
+            plain = [plain_logprobs(s, model=model) for s in samples]
+        assert mean_away(samples, plain) < 0.02, kind
+
+
+def test_every_token_of_a_large_vocabulary_can_be_drawn():
+    """A top token of 0.9 before 151,935 others: the random number in the middle of a token's share
+    draws that token."""
+    vocabulary = 151_936
+    probs = torch.full((vocabulary,), 0.1 / (vocabulary - 1), dtype=torch.float64)
+    probs[0] = 0.9
+    tokens = torch.arange(1, vocabulary, 997)
+    uniforms = 0.9 + (tokens.double() - 0.5) * probs[1]
+    for token, uniform in zip(tokens, uniforms):
+        drawn, _ = rollout.choose(probs.log().float()[None], uniform[None], 1.0)
+        assert drawn.item() == token

@@ -1,0 +1,521 @@
+"""Tests of details/runs.py, and of whole runs: what they learn, what disturbs them and what not."""
+
+import contextlib
+import functools
+import io
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+import torch
+from transformers import AutoModelForCausalLM
+
+import train
+from details import data, log, policy, start
+from details.data import InputError
+from details.flags import SUPERVISED
+from reward import Problem
+from tests.helpers import (
+    ON_TOY,
+    TOY,
+    base,
+    fails,
+    files,
+    lines,
+    patch,
+    problems,
+    shown_rows,
+    trained,
+)
+
+
+def six_steps(folder, method, count):
+    """The metrics of six steps on a few problems again and again, with what holds of every run."""
+    out = folder / "run"
+    flags = f"--method {method} --questions {count} --steps 6 --n 8 --updates 2 --eval-size 4"
+    with patch(start, "STATIC_QUESTIONS", count):
+        rows, _ = trained(out, flags + " --lr 4e-4", *files(folder, data=problems(count, 3)))
+    assert [row["step"] for row in rows] == list(range(7))
+    for row in (rows[0], rows[-1]):
+        assert {"eval/size", "eval/kept", "eval/critique", "eval/critique_recall"} <= set(row)
+    for row in rows[1:]:
+        assert ("ratio/max_log" in row) != (method in SUPERVISED)
+        assert row.get("ratio/max_log", 0) < 1e-3, "learner and sampler disagree"
+        assert row["skipped"] == 0
+        assert row["seconds/sample"] > 0
+        assert row["seconds/update"] > 0
+        assert ("loss" in row) == (method in SUPERVISED)
+    weight = AutoModelForCausalLM.from_pretrained(out).get_input_embeddings().weight
+    assert not torch.equal(weight, base()[0].get_input_embeddings().weight)
+    return rows[1:]
+
+
+def rises(rows, name):
+    """The mean of the last two steps is above the first step's."""
+    before = rows[0][name]
+    after = (rows[-2][name] + rows[-1][name]) / 2
+    assert after > before + 0.05, f"{name} went from {before:.2f} to {after:.2f}"
+
+
+def test_g_rl_learns_to_answer(tmp_path):
+    """Plain RL: more and more responses are right."""
+    rows = six_steps(tmp_path, "g-rl", 16)
+    rises(rows, "response/accuracy")
+    assert rows[0]["samples"] == 16 * 8
+
+
+def test_c_rl_learns_to_criticise(tmp_path):
+    """The critic alone: more and more judgements are right."""
+    rises(six_steps(tmp_path, "c-rl", 16), "critique/accuracy")
+
+
+def test_gc_rl_learns_to_answer(tmp_path):
+    """Both together: more and more responses are right."""
+    rises(six_steps(tmp_path, "gc-rl", 16), "response/accuracy")
+
+
+def test_score_learns_to_correct(tmp_path):
+    """Second attempts get better; Stage I is half of the steps, with a KL on first attempts."""
+    rows = six_steps(tmp_path, "score", 8)
+    rises(rows, "t2")
+    assert [row["stage"] for row in rows] == [1, 1, 1, 2, 2, 2]
+    assert max(row["kl/attempt 1"] for row in rows) > 0
+
+
+def test_multi_turn_learns_both_attempts(tmp_path):
+    """Both attempts get better, without stages."""
+    rows = six_steps(tmp_path, "multi-turn", 8)
+    rises(rows, "t1")
+    rises(rows, "t2")
+
+
+def test_star_learns_from_its_own_traces(tmp_path):
+    """First attempts get better."""
+    rises(six_steps(tmp_path, "star", 8), "t1")
+
+
+def test_pair_sft_learns_its_pairs(tmp_path):
+    """The loss on right responses after wrong ones falls."""
+    rows = six_steps(tmp_path, "pair-sft", 8)
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+
+
+SHORT = "--steps 5 --eval-every 3 --questions 3 --n 4 --updates 1 --eval-size 2 --pairs 1 --kl 0.01"
+
+
+def timeless(row):
+    """A line of metrics without times and speeds."""
+    timed = re.compile("second|tokens/s|memory")
+    return {name: value for name, value in row.items() if not timed.search(name)}
+
+
+def same_runs(out, expected):
+    """Two runs in five steps gave the same metrics, and to the byte the same weights and texts."""
+    ours = [timeless(row) for row in lines(out / "metrics.jsonl")]
+    theirs = [timeless(row) for row in lines(expected / "metrics.jsonl")]
+    assert [row["step"] for row in ours] == [0, 1, 2, 3, 4, 5]
+    for a, b in zip(ours, theirs):
+        assert a == b, {name for name in a | b if a.get(name) != b.get(name)}
+    assert ours == theirs
+    texts = ["samples.jsonl", "train.jsonl", "held_out.jsonl", "exam.jsonl"]
+    for name in ["model.safetensors", *texts]:
+        written = (out / name).read_bytes()
+        assert written
+        assert written == (expected / name).read_bytes(), name
+
+
+@functools.lru_cache
+def undisturbed():
+    """A SHORT run that nothing happens to, made once: its temporary folder."""
+    folder = tempfile.TemporaryDirectory()
+    trained(Path(folder.name) / "whole", SHORT)
+    return folder
+
+
+def goes_on(run):
+    """A run that was disturbed goes on and ends as if nothing had been."""
+    trained(run, SHORT + " --resume")
+    same_runs(run, Path(undisturbed().name) / "whole")
+
+
+def in_recipe(at, action):
+    """The action is taken in the recipe of step `at`."""
+    real = train.rewarded_critiques
+
+    def rewarded_critiques(args, sampler, step, pairs):
+        if step == at:
+            action()
+        return real(args, sampler, step, pairs)
+
+    return patch(train, "rewarded_critiques", rewarded_critiques)
+
+
+def disturbed(run, disturbance, words, step):
+    """A run ends with an error that has these words; its checkpoint is of before `step`."""
+    with disturbance:
+        fails(words, trained, run, SHORT + " --resume", kind=ArithmeticError)
+    assert torch.load(run / "resume.pt", weights_only=True)["step"] == step
+    assert not (run / "model.safetensors").exists()
+
+
+def signals(at, *numbers):
+    """The process gets signals in the recipe of step `at`."""
+
+    def send():
+        for number in numbers:
+            os.kill(os.getpid(), number)
+
+    return in_recipe(at, send)
+
+
+def test_signals(tmp_path):
+    """After the first signal the step is finished and saved; the second ends the run at once."""
+    run = tmp_path / "run"
+    disturbed(run, signals(1, signal.SIGINT, signal.SIGTERM), "143", step=1)
+    disturbed(run, signals(1, signal.SIGTERM), "143", step=2)
+    disturbed(run, signals(2, signal.SIGINT), "130", step=3)
+    goes_on(run)
+
+
+def test_errors_leave_the_checkpoint_whole(tmp_path):
+    """After an error in an evaluation, in a recipe, in the input the run goes on."""
+    run = tmp_path / "run"
+    unlucky = mock.Mock(side_effect=ZeroDivisionError("out of luck"))
+    wrong = mock.Mock(side_effect=InputError("prompt 7"))
+    with_error = patch(train, "evaluate", side_effect=OverflowError("too good"))
+    disturbed(run, with_error, "too good", step=0)
+    disturbed(run, in_recipe(5, unlucky), "out of luck", step=4)
+    disturbed(run, in_recipe(4, wrong), "error: prompt 7", step=4)
+    goes_on(run)
+
+
+def test_a_gradient_that_is_not_finite(tmp_path):
+    """It stops the run before the step; the mini-batch is written down, and the run goes on."""
+    run = tmp_path / "run"
+    real = train.update
+    updates = []
+
+    def update(args, sampler, reference, optimizer, samples, rng):
+        updates.append([sample.text for sample in samples])
+        if len(updates) == 4:
+            samples[3].logprobs[0] = math.nan
+        return real(args, sampler, reference, optimizer, samples, rng)
+
+    disturbed(run, patch(train, "update", update), "gradient norm|not_finite.jsonl", step=4)
+    assert len(updates) == 4
+    rows = lines(run / "not_finite.jsonl")
+    assert sorted(row["completion"] for row in rows) == sorted(updates[3])
+    goes_on(run)
+
+
+def dying(module, name, die, spared):
+    """module.name does its work `spared` times more, then `die` is called in its place. Calls that
+    rename a JSONL file do not count."""
+    real = getattr(module, name)
+    calls = []
+
+    def work(*args):
+        if str(args[-1]).endswith("jsonl"):
+            return real(*args)
+        calls.append(args)
+        return real(*args) if len(calls) <= spared else die(*args)
+
+    return patch(module, name, work)
+
+
+def killed_while_saving(folder, method, *more):
+    """Killed at each of four checkpoints, half-way through the file and before its renaming, a run
+    goes on as if nothing had been; what it printed when nothing happened to it."""
+    flags = f"--method {method} {SHORT}"
+    whole = folder / "whole"
+    rows, printed = trained(whole, flags, *more)
+    distances = [value for name, value in rows[1].items() if name.startswith("kl/")]
+    assert 0 <= max(distances) < 1e-6, "the reference is the policy of step 0"
+
+    def half_written(state, file):
+        file.write(b"half of it")
+        raise KeyboardInterrupt
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    run = folder / "killed"
+    for number in range(4):  # at the start, after steps 0, 3, 5
+        before = min(1, number)  # the checkpoint before is written, as it was not the last time
+        in_saving = dying(torch, "save", half_written, spared=before)
+        in_renaming = dying(os, "replace", interrupted, spared=0)
+        for death in (in_saving, in_renaming):
+            with death:
+                fails("130", trained, run, flags + " --resume", *more)
+            assert (run / "resume.pt.partial").exists()
+            assert (run / "resume.pt").exists() == (number > 0)
+    trained(run, flags + " --resume", *more)
+    same_runs(run, whole)
+    return printed
+
+
+def cold(folder):
+    """Flags for a cold start."""
+    return *files(folder, cold_start=shown_rows(problems(8, 2))), "--cold-start-lr", 1e-4
+
+
+def test_killed_while_saving(tmp_path):
+    """SCoRe, without a cold start."""
+    assert "cold start" not in killed_while_saving(tmp_path, "score")
+
+
+def test_killed_while_saving_after_a_cold_start(tmp_path):
+    """GC-RL after a cold start, which makes the policy that the KL refers to."""
+    assert "cold start" in killed_while_saving(tmp_path, "gc-rl", *cold(tmp_path))
+
+
+# A run that gets SIGKILL in place of its so many-th write, flush or renaming.
+COUNTED = """
+import os, sys, torch, train
+torch.set_num_threads(1)
+left = int(sys.argv.pop(1))
+
+def counted(real):
+    def work(*args):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), 9)
+        return real(*args)
+    return work
+
+torch.save = counted(torch.save)
+os.fsync = counted(os.fsync)
+os.replace = counted(os.replace)
+train.main()
+"""
+
+
+def process(out, flags, count=0, limit=None):
+    """A run in a process of its own, killed at its `count`-th write or after `limit` seconds; its
+    exit status."""
+    command = [sys.executable, "-c", COUNTED, str(count), *flags, "--out", str(out), "--resume"]
+    with contextlib.suppress(subprocess.TimeoutExpired):  # it then sends SIGKILL
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, cwd=TOY.parent, timeout=limit)
+        return done.returncode
+    return -9
+
+
+def kills(folder, method, moments, writes, *more):
+    """SIGKILL to real runs: at `moments` spread over the run, then at each write and rename, the
+    first `writes` of them. Each then goes on, and gives what the whole run gave."""
+    flags = [*ON_TOY.split(), "--method", method, *SHORT.split(), *map(str, more)]
+    begin = time.time()
+    assert process(folder / "whole", flags) == 0
+    part = (time.time() - begin) / (moments + 1)
+    cases = [(0, part * (moment + 1)) for moment in range(moments)]
+    cases += [(count, None) for count in range(1, writes + 1)]
+    killed = 0
+    for number, (count, limit) in enumerate(cases):
+        out = folder / str(number)
+        status = process(out, flags, count, limit)
+        if status == 0 and count:
+            break  # it has fewer writes
+        killed += status != 0
+        assert process(out, flags) == 0
+        same_runs(out, folder / "whole")
+    assert killed
+
+
+def test_killed_for_real(tmp_path):
+    """A run that gets SIGKILL half-way goes on as if nothing had been."""
+    kills(tmp_path, "gc-rl", 1, 0)
+
+
+def long_kills(tmp_path):
+    """The same at 20 moments and at every write."""
+    kills(tmp_path / "plain", "gc-rl", 20, 99)
+    kills(tmp_path / "score", "score", 20, 99)
+    kills(tmp_path / "cold", "gc-rl", 20, 99, *cold(tmp_path))
+
+
+def long_memory(tmp_path):
+    """200 steps of GC-RL need no more memory than 20."""
+    pages = []
+    real = log.show_step
+
+    def look(row):
+        pages.append(int(Path("/proc/self/statm").read_text().split()[1]))
+        real(row)
+
+    with patch(log, "show_step", look):
+        trained(tmp_path / "out", "--steps 200 --eval-every 100 --eval-size 16")
+    assert pages[200] < 1.05 * pages[20], pages[::20]
+
+
+def go(out, text, seed=3):
+    """A run of SCoRe for which a second or two are enough, on a file beside its folder."""
+    flags = "--method score --questions 2 --n 2 --eval-size 4 --steps "
+    return trained(out, flags + text, *files(out.parent, data=problems(12, seed)))
+
+
+def test_folders_in_use_are_left_alone(tmp_path):
+    """A folder with other files, or a file, is no place for a run, to begin or to go on."""
+    (tmp_path / "file").touch()
+    for name in ("start", "resume.pt.partial", "notes.txt"):
+        (tmp_path / "other" / name).mkdir(parents=True)
+    for text in ("1", "1 --resume"):
+        fails("other|name another folder", go, tmp_path / "other", text)
+        fails("file|Not a directory", go, tmp_path / "file", text)
+    assert len(list(tmp_path.glob("other/*"))) == 3
+
+
+def test_what_a_kill_left_before_the_first_checkpoint_is_written_over(tmp_path):
+    """The run begins as if the folder were empty."""
+    run = tmp_path / "run"
+    (run / "start").mkdir(parents=True)
+    (run / "start/model.safetensors").write_bytes(b"half")
+    (run / "resume.pt.partial").write_bytes(b"half")
+    rows, _ = go(run, "1")
+    assert [row["step"] for row in rows] == [0, 1]
+
+
+def test_a_run_goes_on_by_resume_only(tmp_path):
+    """Without --resume nothing is written over; with it, the flags must be the same."""
+    run = tmp_path / "run"
+    go(run, "1")
+    fails("holds a run|--resume", go, run, "2")
+    fails("--seed 0, not 5", go, run, "2 --resume --seed 5")
+    fails("--steps 1, not 0", go, run, "0 --resume")
+
+
+def test_a_run_can_be_extended(tmp_path):
+    """It goes on with the problems that it began with, and drops what lies behind its checkpoint.
+    Stage I is half of the one step that was asked for first."""
+    run = tmp_path / "run"
+    go(run, "1")
+    data.write_jsonl(run / "metrics.jsonl", [{"step": 2, "left": "over"}], "a")
+    rows, _ = go(run, "4 --resume --eval-every 7", seed=4)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert "left" not in rows[2]
+    assert "eval/t1" in rows[4]
+    assert {row["stage"] for row in rows[1:]} == {2}
+    assert data.load_problems(run / "train.jsonl") == problems(12, 3)
+    fails("--steps 4, not 3", go, run, "3 --resume --eval-every 7")
+
+
+def test_a_run_that_has_ended_writes_its_model_again(tmp_path):
+    """--resume of a finished run changes no number and shows the table. While a run goes on, no
+    model is there."""
+    run = tmp_path / "run"
+    go(run, "1")
+    with patch(train, "save_policy"):
+        rows, _ = go(run, "2 --resume")
+    assert not (run / "model.safetensors").exists()
+    again, printed = go(run, "2 --resume")
+    assert again == rows
+    assert re.search(r"held out, greedy +start +end\n", printed)
+    assert AutoModelForCausalLM.from_pretrained(run)
+
+
+def test_what_a_run_leaves(tmp_path):
+    """Held-out problems and exam of --eval-size, and the flags, beside the model."""
+    run = tmp_path / "run"
+    go(run, "1 --max-new-tokens 40")
+    assert len(lines(run / "held_out.jsonl")) == 4
+    assert len(lines(run / "exam.jsonl")) == 4
+    assert policy.run_flags(run)["max_new_tokens"] == 40
+    assert policy.run_flags(tmp_path) == {}
+
+
+def test_a_checkpoint_that_cannot_be_read(tmp_path):
+    """Half a file, or one of another version: one line."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "resume.pt").write_bytes(b"half")
+    fails("resume.pt cannot be read", go, run, "2 --resume")
+    torch.save({"format": 0}, run / "resume.pt")
+    fails("resume.pt cannot be read|of another version", go, run, "2 --resume")
+
+
+def test_a_full_disk(tmp_path):
+    """One line says so, and where a model cannot be written, which."""
+    full = OSError(28, "No space left on device")
+    with patch(os, "replace", side_effect=full):
+        fails("No space left", go, tmp_path / "full", "1")
+    with patch(type(base()[0]), "save_pretrained", side_effect=full):
+        fails("start|cannot be written|No space left", trained, tmp_path / "run", "--steps 0")
+
+
+def three_tokens(out):
+    """Two steps on two problems and one that is too long, with a limit of three tokens."""
+    asked = files(out.parent, data=[*problems(2), Problem("9+" * 300, "9")])
+    flags = "--method g-rl --questions 3 --n 3 --steps 2 --eval-size 2 --max-new-tokens 3"
+    return trained(out, flags, *asked)
+
+
+def test_texts_of_a_run(tmp_path):
+    """Texts of the first and the last step for a person to read; a warning where all are truncated.
+    Only problems are checked at the start: a prompt of a later turn may be too long, which is
+    counted and stops nothing."""
+    with patch(start, "check_lengths"):
+        rows, printed = three_tokens(tmp_path / "run")
+    assert [row["skipped"] for row in rows[1:]] == [3, 3]
+    assert rows[1]["tokens"] == 18
+    assert rows[1]["truncated"] == 1
+    assert (
+        printed.count("cannot learn: all completions were truncated; raise --max-new-tokens") == 2
+    )
+    assert "[response is wrong, reward 0, advantage +0.00]" in printed
+    texts = lines(tmp_path / "run" / "samples.jsonl")
+    assert [row["step"] for row in texts] == [1, 1, 1, 2, 2, 2]
+    for row in texts:
+        assert row["reward"] == 0
+        assert row["prompt"]
+        assert not row["stopped"]
+
+
+def test_order_of_the_problems():
+    """Pass after pass over all of them, each in an order of its own, whatever a step takes."""
+    asked = ""
+    for step in range(1, 11):
+        batch = data.batch_of("abcde", step, 0, 3)
+        assert len(batch) == 3
+        asked += "".join(batch)
+    orders = {asked[first : first + 5] for first in range(0, 30, 5)}
+    assert len(orders) > 2
+    for order in orders:
+        assert sorted(order) == list("abcde")
+    assert len(data.batch_of("ab", 1, 0, 7)) == 7
+
+
+def test_two_processes_in_one_folder(tmp_path):
+    """The second is refused with one line, also with --resume, while the first holds the lock."""
+    flags = "--steps 0 --eval-size 2"
+    trained(tmp_path / "run", flags)
+    other = """
+import sys
+from details.runs import lock_folder
+from pathlib import Path
+lock = lock_folder(Path(sys.argv[1]))
+print("locked", flush=True)
+sys.stdin.read()
+"""
+    command = [sys.executable, "-c", other, str(tmp_path / "run")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=Path(train.__file__).parent, **pipes) as process:
+        assert process.stdout.readline() == b"locked\n"
+        fails("run|another process", trained, tmp_path / "run", flags + " --resume")
+        process.kill()
+    trained(tmp_path / "run", flags + " --resume")
+
+
+def test_terminals_that_cannot_show_a_character():
+    """What the stream cannot encode is printed as a question mark."""
+    ascii_stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with patch(sys, "stdout", ascii_stream):
+        data.run_command(print, "1 \u2212 1")
+        ascii_stream.flush()
+        assert ascii_stream.buffer.getvalue() == b"1 ? 1\n"

@@ -1,0 +1,94 @@
+"""Tests of sample.py: its tables and its evaluation."""
+
+from collections import Counter
+
+import sample
+from critique import correct_prompt, critique_prompt, judgement, solve_prompt
+from details import start
+from details.answers import is_correct
+from tests.helpers import attempts, box, greedy_text, judged, problems, toy_sampler
+
+
+def test_judgement_table_by_hand():
+    """Four right and two wrong responses, judged by six critiques."""
+    critiques = judged(
+        (True, True),
+        (True, True),
+        (False, True),
+        (None, True),
+        (True, False),
+        (False, False),
+    )
+    assert sample.judgement_table(critiques) == {
+        "accuracy": 3 / 6,
+        "p1": 2 / 4,
+        "p2": 1 / 2,
+        "precision": 2 / 3,
+        "recall": 2 / 4,
+        "unreadable": 1 / 6,
+    }
+
+
+FIVE_ATTEMPTS = [
+    (box(1), True, box(1), True),
+    (box(1), True, box(2), False),
+    (box(2), False, box(1), True),
+    (box(0.5), False, box(1), True),
+    (box(0.5), False, "so " + box("1/2"), False),
+]
+
+
+def test_attempts_table_by_hand():
+    """The first attempts are right in two of five cases, the second in three."""
+    assert sample.attempts_table(*attempts(*FIVE_ATTEMPTS)) == {
+        "t1": 2 / 5,
+        "t2": 3 / 5,
+        "delta": 3 / 5 - 2 / 5,
+        "i_to_c": 2 / 5,
+        "c_to_i": 1 / 5,
+        "unchanged": 1 / 5,
+        "kept": 1 / 3,  # of the three wrong answers one: 1/2 for 0.5
+        "truncated": 0,
+    }
+
+
+def test_answer_is_kept_where_it_is_given_twice():
+    """A truncated attempt has no answer that could be kept, nor has a text that names none; and
+    without a wrong first answer there is nothing to keep."""
+    truncated = attempts(*FIVE_ATTEMPTS, second_stopped=False)
+    table = sample.attempts_table(*truncated)
+    assert table["kept"] == 0
+    assert table["truncated"] == 0.5
+    unnamed = attempts(("no answer", False, "no answer", False))
+    assert sample.attempts_table(*unnamed)["kept"] == 0
+    all_right = attempts((box(1), True, box(2), False))
+    assert sample.attempts_table(*all_right)["kept"] is None
+
+
+def test_evaluation_by_an_independent_path():
+    """Greedy first answers; second ones that were shown the first; judgements of the own answers,
+    and what is right once those that they call wrong are corrected; judgements of an exam."""
+    asked = problems(12, seed=6)
+    exam = start.sample_pairs(toy_sampler(), problems(40, seed=7), n=8, count=12, seed=0)
+    assert [pair.right for pair in exam] == [True, False] * 6
+    found = Counter()
+    for problem in asked:
+        question = problem.question
+        first = greedy_text(solve_prompt(question))
+        check = greedy_text(critique_prompt(question, first))
+        final = first
+        if judgement(check) is False:
+            final = greedy_text(correct_prompt(question, first, check))
+        second = greedy_text(correct_prompt(question, first))
+        found["generation"] += is_correct(first, problem.answer)
+        found["t2"] += is_correct(second, problem.answer)
+        found["revised"] += is_correct(final, problem.answer)
+        found["self_critique"] += judgement(check) is is_correct(first, problem.answer)
+    for pair in exam:
+        assert pair.right == is_correct(pair.response, pair.problem.answer)
+        text = greedy_text(critique_prompt(pair.problem.question, pair.response))
+        found["critique"] += judgement(text) is pair.right
+    numbers, _ = sample.evaluate(toy_sampler(), asked, exam)
+    for name, count in found.items():
+        assert 0 < count < 12
+        assert numbers[f"eval/{name}"] == count / 12

@@ -1,0 +1,106 @@
+"""Tests of details/start.py."""
+
+import re
+from unittest import mock
+
+import train
+from details import data, start, supervised
+from reward import Problem
+from rollout import load_policy
+from tests.helpers import (
+    TOY,
+    arguments,
+    fails,
+    files,
+    lines,
+    patch,
+    printed_by,
+    problems,
+    shown_rows,
+    static_pairs,
+    toy_sampler,
+    trained,
+)
+
+
+def test_no_question_is_both_learned_and_examined(tmp_path):
+    """Of six pairs of questions the two that are trained on are left out; of twenty demonstrations
+    four of held-out problems and four of the exam. The loss on the others falls."""
+    asked = problems(20, 3)
+    argv = files(
+        tmp_path,
+        data=asked[:12],
+        eval_data=asked[16:],
+        exam=static_pairs(asked[10:16]),
+        cold_start=shown_rows(asked),
+    )
+    flags = "--steps 0 --eval-size 8 --cold-start-lr 3e-4"
+    with mock.patch.multiple(supervised, COLD_START_PASSES=12, COLD_START_BATCH=8):
+        rows, printed = trained(tmp_path / "run", flags, *argv)
+    assert "exam.jsonl: 4 pairs left out" in printed
+    examined = {row["question"] for row in lines(tmp_path / "run" / "exam.jsonl")}
+    assert examined == {problem.question for problem in asked[12:16]}
+    assert rows[0]["eval/pairs"] == 8
+    assert "cold_start.jsonl: 8 demonstrations left out: held out" in printed
+    losses = [float(loss) for loss in re.findall(r"cold start .*loss ([\d.]+)", printed)]
+    assert losses[-1] < losses[0]
+
+
+def test_the_exam_is_of_the_starting_policy(tmp_path):
+    """Without --exam it is sampled on held-out problems, the same whatever the method; half of its
+    pairs are right."""
+    held_out = problems(30, 9)
+    argv = files(tmp_path, data=problems(12, 3), eval_data=held_out)
+    flags = f"--device cpu --model {TOY} --steps 0 --max-new-tokens 64 --eval-size 16"
+    exams = []
+    for method in ("g-rl", "c-rl"):
+        out = tmp_path / method
+        printed_by(train.main, flags, "--method", method, "--out", out, *argv)
+        exams.append(data.read_jsonl(out / "exam.jsonl", data.to_pair))
+    exam, other = exams
+    assert exam == other
+    assert [pair.right for pair in exam] == [True, False] * (len(exam) // 2)
+    assert {pair.problem for pair in exam} <= set(held_out[:16])
+
+
+def test_problems_without_room_are_refused(tmp_path):
+    """Before anything is written, with the length that is needed and the problem."""
+    asked = files(tmp_path, data=[*problems(2), Problem("9+" * 300, "9")])
+    fails("context|9+9+9", trained, tmp_path / "run", "--max-new-tokens 3", *asked)
+    assert not (tmp_path / "run").exists()
+
+
+def test_static_pairs_follow_balance(tmp_path):
+    """Static pairs come by the filter, or, with --balance none, two of each question. Only methods
+    that learn from them have any."""
+    asked = problems(6, seed=8)
+    found = []
+    for flags in ("c-rl", "c-rl --balance none", "pair-sft --balance none", "g-rl"):
+        args = arguments(f"--out {tmp_path} --method {flags}")
+        state = start.first_state(args, asked, asked, static_pairs(asked))
+        start.first_pairs(args, toy_sampler(), state)
+        found.append(state["static"])
+    filtered, unbalanced, of_pair_sft, nothing = found
+    assert [pair.right for pair in filtered] == [True, False] * (len(filtered) // 2)
+    assert 0 < len(filtered) < 12
+    assert len(unbalanced) == 12
+    assert of_pair_sft == filtered, "it learns a right response after a wrong one"
+    assert nothing == []
+
+
+def test_the_reference_is_loaded_once(tmp_path):
+    """From OUT/start, when a run begins or goes on; with --beta1 0 too, where the first attempts of
+    Stage I are still held to the start. The policy of a run that goes on is loaded from there as
+    well. Where no KL has a weight there is no reference."""
+    flags = "--method score --beta1 0 --beta2 0.5 --stage1-steps 3 --lr 1e-3"
+    flags += " --questions 4 --n 4 --eval-size 2 --steps"
+    loading = mock.Mock(wraps=load_policy)
+    with patch(start, "load_policy", loading):
+        rows, _ = trained(tmp_path / "out", flags + " 3")
+        trained(tmp_path / "out", flags + " 3 --resume")
+        trained(tmp_path / "no KL", "--steps 0 --eval-size 2")
+    assert rows[2]["kl/attempt 1"] > 1e-6
+    kept = tmp_path / "out/start"
+    begun = ["toy", kept]
+    gone_on = [kept, kept]
+    assert [call.args[0] for call in loading.call_args_list] == [*begun, *gone_on, "toy"]

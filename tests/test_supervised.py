@@ -1,0 +1,153 @@
+"""Tests of details/supervised.py: demonstrations, supervised learning, the cold start."""
+
+from unittest import mock
+
+import torch
+
+import train
+from critique import solve_prompt
+from details import supervised
+from details.supervised import demonstration
+from rollout import encode_chat
+from tests.helpers import (
+    Recorder,
+    arguments,
+    base,
+    box,
+    close,
+    fails,
+    gradient_of,
+    patch,
+    plain_logprobs,
+    printed_by,
+    problems,
+    same_gradient,
+    toy_sampler,
+)
+
+
+def demonstrations(*texts):
+    """Two texts for each prompt."""
+    samples = []
+    for index, text in enumerate(texts):
+        chat = solve_prompt(f"Compute 1+{index // 2} modulo 10.")
+        samples.append(demonstration(base()[1], chat, text))
+    return samples
+
+
+def plain_loss(samples):
+    """The mean negative log-prob of the tokens, by plain passes."""
+    return -torch.cat([plain_logprobs(sample) for sample in samples]).mean()
+
+
+def imitated(batches, grad_clip=1e9):
+    """(metrics, the gradients of all optimizer steps) of supervised learning on the toy."""
+    recorder = Recorder()
+    with patch(supervised, "GRAD_CLIP", grad_clip):
+        metrics = supervised.imitate(base()[0], recorder, batches)
+    return metrics, recorder.gradients
+
+
+def single_rows(model, samples, parts):
+    """In place of `micro_batches`."""
+    return [[index] for index in range(len(samples))]
+
+
+def test_demonstration_by_hand():
+    """The chat's tokens as the prompt, the text's and EOS as the completion, and no log-probs."""
+    _, tokenizer = base()
+    (shown,) = demonstrations("1+1=2")
+    chat = solve_prompt("Compute 1+0 modulo 10.")
+    assert shown.prompt == encode_chat(tokenizer, chat)
+    assert tokenizer.decode(shown.tokens[:-1]) == "1+1=2"
+    assert shown.tokens[-1] == tokenizer.eos_token_id
+    assert shown.text == "1+1=2"
+    assert shown.logprobs == []
+    assert shown.stopped
+
+
+def test_imitation_has_the_gradient_of_the_negative_log_prob():
+    """Each optimizer step has that of its batch, in one micro-batch or in several; the loss is the
+    mean over the tokens of all batches."""
+    samples = demonstrations("1+2=3", "3*4=2\n" + box(2), "5", "1")
+    batches = [samples[:3], samples[3:]]
+    expected = [gradient_of(plain_loss(batch)) for batch in batches]
+    for cut in (supervised.micro_batches, single_rows):
+        with patch(supervised, "micro_batches", cut):
+            metrics, seen = imitated(batches)
+        assert metrics["updates"] == 2
+        same_gradient(seen[0], expected[0])
+        same_gradient(seen[1], expected[1])
+        close(metrics["loss"], plain_loss(samples).item(), 1e-5)
+    assert imitated([]) == ({}, []), "nothing to imitate"
+
+
+def test_gradient_of_imitation_is_clipped():
+    """To a length of GRAD_CLIP; the metric is the norm before."""
+    batch = demonstrations("1+2=3", "5")
+    metrics, (seen,) = imitated([batch], grad_clip=0.01)
+    expected = gradient_of(plain_loss(batch))
+    same_gradient(seen, 0.01 * expected / expected.norm())
+    close(metrics["grad_norm"] / expected.norm(), 1, 1e-4)
+
+
+def test_imitation_where_memory_runs_out():
+    """It is tried again with half the size; what has been added is not counted twice."""
+    batch = demonstrations("1+2=3", "3*4=2", "5", "1")
+    once = mock.Mock(wraps=supervised.score_batch)
+    error = torch.OutOfMemoryError("once")
+    # The first row is scored, the second fails; then all four are scored.
+    once.side_effect = [mock.DEFAULT, error] + [mock.DEFAULT] * 4
+    cut = mock.Mock(wraps=single_rows)
+    with patch(supervised, "score_batch", once), patch(supervised, "micro_batches", cut):
+        metrics, (seen,) = imitated([batch])
+    assert [call.args[2] for call in cut.call_args_list] == [1, 2]
+    same_gradient(seen, gradient_of(plain_loss(batch)))
+    close(metrics["loss"], plain_loss(batch).item(), 1e-5)
+
+
+def test_imitation_with_a_gradient_that_is_not_finite():
+    """It ends before the weights are moved."""
+    model, _ = base()
+    infinite = next(model.parameters()).flatten()[:1] * torch.inf
+    optimizer = mock.Mock()
+    with patch(supervised, "score_batch", return_value=[infinite]):
+        batches = [demonstrations("1")]
+        fails("gradient norm|rate", supervised.imitate, model, optimizer, batches)
+    assert not optimizer.step.called
+    model.zero_grad()
+
+
+def test_star_and_pair_sft_imitate():
+    """They learn their traces as they stand: without advantages, ratios, or a KL."""
+    samples = demonstrations("1+2=3", "5")
+    state = {"problems": problems(2), "static": []}
+    for method in ("star", "pair-sft"):
+        args = arguments(f"--method {method} --updates 1")
+        recipe = {method: lambda *_: (samples, {})}
+        recorder = Recorder()
+        with mock.patch.dict(train.METHODS, recipe), patch(supervised, "GRAD_CLIP", 1e9):
+            metrics, _ = train.train_step(args, toy_sampler(), None, recorder, 1, None, state)
+        (seen,) = recorder.gradients
+        same_gradient(seen, gradient_of(plain_loss(samples)))
+        close(metrics["loss"], plain_loss(samples).item(), 1e-5)
+        for name in metrics:
+            assert not name.startswith(("ratio/", "kl/"))
+
+
+def test_cold_start_warms_up_and_decays():
+    """The learning rate rises over a tenth of the steps, then falls to 0 in a straight line."""
+    rates = []
+
+    def note(model, optimizer, batches):
+        assert [len(batch) for batch in batches] == [32]
+        rates.append(optimizer.param_groups[0]["lr"])
+        return {"loss": 1.0}
+
+    args = arguments("--cold-start-lr 0.1")
+    with patch(supervised, "imitate", note):
+        samples = demonstrations(box(2)) * 640
+        printed_by(lambda _: supervised.cold_start(args, base()[0], samples))
+    assert len(rates) == 60  # 3 passes of 20 batches of 32
+    close(rates[0], 0.1 / 6)
+    close(rates[5:], [0.1 * (1 - step / 60) for step in range(5, 60)])

@@ -1,0 +1,87 @@
+"""Tests of toy/make.py, and of the files in toy/ that it wrote."""
+
+import random
+import re
+from unittest import mock
+
+from critique import judgement
+from details import data, policy
+from reward import is_correct
+from rollout import encode_chat, load_policy
+from tests.helpers import TOY, base, printed_by, problems, solved
+from toy import make
+
+
+def test_the_teacher_knows_arithmetic():
+    """Python agrees with every answer, and the teacher finds every step of it right."""
+    for problem in problems(300):
+        expression = problem.question.split()[1]
+        steps = make.Teacher().solve(expression)
+        assert problem.answer == str(eval(expression) % 10)
+        assert is_correct(solved(problem), problem.answer)
+        check = make.Teacher().criticise(steps)
+        assert judgement(check) is True
+        assert check.count("ok") == 3
+
+
+def test_the_teachers_critique_by_hand():
+    """Each step is held against memory as it stands, also behind a wrong one."""
+    steps = [(8, "*", 9, 5), (5, "-", 1, 4)]
+    assert make.Teacher().criticise(steps) == "8*9=5:2 no\n5-1=4:4 ok\nConclusion: wrong"
+
+
+def test_demonstrations_of_the_toy():
+    """None is about a held-out problem, as no training problem is one; critiques end in a
+    judgement, and prompts are short."""
+    held_out = {problem.question for problem in problems(512, 2, held_out=True)}
+    trained_on = {problem.question for problem in problems(3000)}
+    assert len(held_out) == 512
+    assert held_out.isdisjoint(trained_on)
+    rng = random.Random(0)
+    for index in range(500):
+        messages, text = make.demonstrate(rng, late=index % 2 == 0)
+        assert "Conclusion" not in text or judgement(text) is not None
+        prompt = encode_chat(base()[1], messages)
+        assert len(prompt) < 256
+        for message in messages:
+            shown = re.findall(r"Compute \S+ modulo 10\.", message["content"])
+            assert held_out.isdisjoint(shown)
+
+
+def test_committed_problems_are_those_of_make():
+    """toy/make.py writes the same training and held-out problems."""
+    train = data.load_problems(TOY / "train.jsonl")
+    held_out = data.load_problems(TOY / "held_out.jsonl")
+    assert train == problems(make.TRAIN, 1)
+    assert held_out == problems(make.HELD_OUT, 2, True)
+
+
+def test_the_committed_exam():
+    """Right and wrong by turns, rightly labelled, on problems that are held out."""
+    exam = data.read_jsonl(TOY / "exam.jsonl", data.to_pair)
+    assert [pair.right for pair in exam] == [True, False] * (make.EXAM // 2)
+    asked = set(problems(2 * make.EXAM, 3, True))
+    for pair in exam:
+        assert pair.right == is_correct(pair.response, pair.problem.answer)
+        assert pair.problem in asked
+
+
+def test_make_writes_a_folder_like_the_committed_one(tmp_path):
+    """The same tokenizer, a model of the same size, the same limit."""
+    small = mock.patch.multiple(
+        make,
+        STEPS=3,
+        LATE_STEPS=2,
+        BATCH=8,
+        HELD_OUT=6,
+        EXAM=4,
+    )
+    with small:
+        printed = printed_by(lambda argv: make.make(*argv), "", tmp_path)
+    assert f"wrote {tmp_path}" in printed
+    model, tokenizer = load_policy(tmp_path, "cpu")
+    toy, committed = base()
+    assert model.num_parameters() == toy.num_parameters()
+    assert tokenizer.chat_template == committed.chat_template
+    assert tokenizer.get_vocab() == committed.get_vocab()
+    assert policy.run_flags(tmp_path) == policy.run_flags(TOY) == {"max_new_tokens": 64}

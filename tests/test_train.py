@@ -1,0 +1,193 @@
+"""Tests of train.py: steps of a run, and what its rollouts and updates are."""
+
+import copy
+import math
+import random
+
+import torch
+
+import train
+from details import data, start
+from reward import PairCache, is_correct
+from rollout import Sampler, load_policy
+from tests.helpers import (
+    arguments,
+    base,
+    close,
+    files,
+    gradient_of,
+    patch,
+    plain_logprobs,
+    problems,
+    rewards_of,
+    same_gradient,
+    shown_rows,
+    toy_rollout,
+    toy_sampler,
+    trained,
+    updated,
+)
+
+ODD_FLAGS = """--steps 3 --questions 6 --n 8 --updates 2 --lr 2e-4 --kl 1.5 --clip 0.005 --seed 5
+--temperature 0.8 --max-new-tokens 40 --pairs 3 --cache 4 --cold-start-lr 3e-4 --eval-size 4"""
+
+
+def plain_step(model, begun, optimizer, step, asked, cache):
+    """One step of GC-RL under ODD_FLAGS, in ordinary code but for the recipe, which has tests of
+    its own."""
+    sampler = Sampler(model, base()[1], 40, 0.8)
+    samples, _ = train.gc_rl(arguments(ODD_FLAGS), sampler, step, asked, cache, [])
+    # Advantages inside the samples of each prompt.
+    rewards = torch.tensor(rewards_of(samples)).view(-1, 8)
+    away = rewards - rewards.mean(1, keepdim=True)
+    deviation = rewards.std(1, correction=0, keepdim=True)
+    values = (away / (deviation + 1e-6)).flatten()
+
+    # Two optimizer steps, each on half of the prompts.
+    prompts = list(dict.fromkeys(tuple(sample.prompt) for sample in samples))
+    rng = random.Random(data.seed_of(5, step, "mini-batches"))
+    prompts = rng.sample(prompts, len(prompts))
+    for group in optimizer.param_groups:
+        group["lr"] = 2e-4 * step / 3
+    for half in (prompts[0::2], prompts[1::2]):
+        loss = 0.0
+        tokens = 0
+        for sample, value in zip(samples, values):
+            if tuple(sample.prompt) not in half:
+                continue
+            new = plain_logprobs(sample, 0.8, model)
+            ratio = (new - torch.tensor(sample.logprobs)).exp()
+            gain = torch.minimum(ratio * value, ratio.clamp(0.995, 1.005) * value)
+            away = plain_logprobs(sample, 0.8, begun).detach() - new
+            k3 = away.exp() - away - 1
+            loss = loss - gain.sum() + 1.5 * k3.sum()
+            tokens += len(sample.tokens)
+        optimizer.zero_grad()
+        (loss / tokens).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+
+def weights(model):
+    """All parameters as one vector."""
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_a_run_with_odd_flags_is_the_plain_one(tmp_path):
+    """Three steps of GC-RL after a cold start end in the weights of the same steps written out."""
+    asked = problems(20, seed=5)
+    argv = files(tmp_path, data=asked, cold_start=shown_rows(problems(8, seed=11)))
+    trained(tmp_path / "run", ODD_FLAGS, *argv)
+    model, _ = load_policy(tmp_path / "run" / "start", "cpu")
+    begun = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0)
+    cache = PairCache(maxlen=4)
+    for step in (1, 2, 3):
+        plain_step(model, begun, optimizer, step, data.batch_of(asked, step, 5, 6), cache)
+    ended, _ = load_policy(tmp_path / "run", "cpu")
+    moved = (weights(model) - weights(begun)).norm()
+    apart = (weights(model) - weights(ended)).norm()
+    assert apart < 0.07 * moved, (apart, moved)
+    assert not torch.equal(weights(begun), weights(base()[0])), "the cold start has moved it"
+
+
+def seeds_of(folder, flags):
+    """The seeds of all rollouts at a temperature in a run, in their order."""
+    seeds = []
+    real = Sampler.complete
+
+    def complete(sampler, chats, n, seed, show=None):
+        if sampler.temperature:
+            seeds.append(seed)
+        return real(sampler, chats, n, seed, show)
+
+    with patch(Sampler, "complete", complete):
+        trained(folder, flags)
+    return seeds
+
+
+def test_no_two_rollouts_share_their_random_numbers(tmp_path):
+    """Steps, responses and critiques, first and second attempts, each part of an exam: the seed of
+    each is its own, and all of them change with --seed."""
+    short = "--steps 2 --questions 2 --n 2 --eval-size 2 --denoise 1 --method "
+    for method in ("gc-rl", "score"):
+        one = seeds_of(tmp_path / method, short + method)
+        other = seeds_of(tmp_path / f"{method} 1", f"{short}{method} --seed 1")
+        assert len(one) >= 4
+        assert len(set(one + other)) == len(one + other)
+    with patch(start, "respond", return_value=[]) as respond:
+        start.sample_pairs(toy_sampler(), problems(32), 2, 32, seed=0)
+    seeds = {call.args[3] for call in respond.call_args_list}
+    assert len(seeds) == respond.call_count == 4
+
+
+def test_a_bonus_for_format_is_no_outcome():
+    """Whoever adds 0.1 for responses that end by themselves still gets pairs, a trained critic and
+    true accuracies: those go by the outcome."""
+    real = train.outcome_reward
+
+    def with_a_bonus(sample):
+        return real(sample) + 0.1 * sample.stopped
+
+    args = arguments("--questions 8 --n 4 --pairs 4")
+    asked = problems(8, seed=8)
+    with patch(train, "outcome_reward", with_a_bonus):
+        samples, metrics = train.gc_rl(args, toy_sampler(), 1, asked, PairCache(maxlen=8), [])
+    responses = [sample for sample in samples if sample.role == "response"]
+    assert set(rewards_of(responses)) == {0.1, 1.1}
+    right = [is_correct(s.text, s.problem.answer) for s in responses]
+    assert metrics["response/accuracy"] == sum(right) / len(right)
+    assert metrics["critique/pairs"] > 0
+
+
+def test_no_optimizer_step_without_a_gradient():
+    """Where no sample has an advantage or a KL, Adam's momentum must not move the weights."""
+    samples = toy_rollout(n=2, count=4)
+    for sample in samples:
+        sample.reward = 0.0
+    samples[0].reward = 1.0
+    metrics, gradients = updated(samples, "--updates 4")
+    assert len(gradients) == 1 == metrics["updates"], "one of the four prompts has a gradient"
+    samples[0].reward = 0.0
+    metrics, gradients = updated(samples, "--updates 4")
+    assert gradients == []
+    assert metrics["updates"] == 0
+    assert "grad_norm" not in metrics
+
+
+def test_tokens_far_from_the_reference_are_pulled_back():
+    """A reference that thinks e^5 times better of a token counts as e^MAX_AWAY times better. Beyond
+    that bound the pull of the KL stays what it is at the bound, exp(3) - 1, and does not vanish:
+    the tokens that drifted furthest need it most."""
+    [sample] = toy_rollout(n=1, count=1)
+    sample.reward = 0.0
+    sample.kl = 1.0
+    new = plain_logprobs(sample)
+    # d k3 / d new = 1 - exp(ref - new), and the loss is a mean over the tokens.
+    pull = (1 - math.exp(train.MAX_AWAY)) * new.mean()
+    expected = gradient_of(pull)
+    real = train.score_batch
+
+    def score_batch(model, samples, temperature):
+        rows = real(model, samples, temperature)
+        if model is base()[0]:
+            return rows
+        return [row + 5.0 for row in rows]
+
+    with patch(train, "score_batch", score_batch):
+        metrics, gradients = updated([sample], reference=copy.deepcopy(base()[0]))
+    same_gradient(gradients[0], expected)
+    close(metrics["kl/response"], math.exp(train.MAX_AWAY) - train.MAX_AWAY - 1, 1e-3)
+
+
+def test_pairs_are_young():
+    """By default a pair waits for its critiques for two steps at most, on average."""
+    args = arguments("--questions 16 --pairs 4")
+    cache = PairCache(maxlen=args.cache)
+    ages = []
+    for step in range(1, 9):
+        asked = problems(16, seed=step)
+        _, metrics = train.gc_rl(args, toy_sampler(), step, asked, cache, [])
+        ages.append(metrics["critique/age"])
+    assert max(ages) > 0, "more pairs come in than are drawn"
+    assert sum(ages) / len(ages) <= 2

@@ -1,0 +1,127 @@
+"""Tests of toy/worked.py: demonstrations out of worked solutions."""
+
+import contextlib
+import random
+
+from critique import judgement
+from details import demonstrations
+from details.answers import is_correct
+from reward import Problem
+from tests.helpers import fails, printed_by, write
+from toy import worked
+
+
+def test_arithmetic_of_worked_solutions():
+    """It is exact, numbers can be replaced, and nothing but arithmetic is read."""
+    assert worked.calculate("10*.7+3*4-6/4", {}) == 17.5
+    assert worked.calculate("2.5*(3-1)", {3: 6}) == 12.5
+    for expression in ("2**9", "1/0", "", "f(2)", "(", "2;3"):
+        fails("no arithmetic", worked.calculate, expression, {}, kind=ValueError)
+
+
+WORK = """In May she sold 48/2 = $<<48/2=24>>24.
+That makes 48+24 = <<48+24=72>>72 and 72*.5 = <<72*.5=36>>36.
+#### 36"""
+
+WORK_CHECKED = """48/2 = 24: ok
+48+24 = 72: ok
+72*.5 = 36: ok
+Conclusion: right"""
+
+
+# With 24 broken to 26, and its consequences.
+BROKEN = """In May she sold 48/2 = $26.
+That makes 48+26 = 74 and 74*.5 = 37.
+The answer is \\boxed{37}."""
+
+
+BROKEN_CHECKED = """48/2 = 24: no, the solution has 26
+48+24 = 72: no, the solution has 74
+72*.5 = 36: no, the solution has 37
+Conclusion: wrong"""
+
+
+def demonstrated(work, seeds):
+    """(right row, wrong row) of a worked solution for each seed that can break it."""
+    rows = []
+    for seed in range(seeds):
+        with contextlib.suppress(ValueError):
+            rows.append(worked.demonstrate(Problem("q", work), random.Random(seed)))
+    return rows
+
+
+def test_two_demonstrations_of_a_worked_solution():
+    """A right one with every step called ok, and a wrong one; without the annotations. The broken
+    step is carried on and criticised: by hand for one of the slips; any step may be broken, and in
+    several ways."""
+    rows = demonstrated(WORK, seeds=40)
+    assert len(rows) == 40
+    seen = {}
+    for right, wrong in rows:
+        assert right["label"] == "right"
+        assert right["critique"] == WORK_CHECKED
+        assert is_correct(right["response"], WORK)
+        assert wrong["label"] == "wrong"
+        assert judgement(wrong["critique"]) is False
+        assert not is_correct(wrong["response"], WORK)
+        assert "<<" not in right["response"] + wrong["response"]
+        seen[wrong["response"]] = wrong["critique"]
+    assert seen[BROKEN] == BROKEN_CHECKED
+    assert len(seen) > 10
+
+
+def test_what_stands_before_the_broken_step_is_true():
+    """What is called ok is what the solution says. With 240 broken the sum would be 400 all the
+    same: of that no demonstration is made."""
+    work = """400*3/5 = <<400*3/5=240>>240
+400-240 = <<400-240=160>>160
+240+160 = <<240+160=400>>400
+#### 400"""
+    compared = 0
+    for _, wrong in demonstrated(work, seeds=20):
+        for check, step in zip(wrong["critique"].split("\n"), wrong["response"].split("\n")):
+            if ": no" in check:
+                break
+            assert check == step.strip() + ": ok"
+            compared += 1
+    assert compared > 5
+
+
+def test_number_that_comes_out_twice():
+    """Where the first 10 is broken, the second is not called ok; and a broken number has no signs
+    that tell it, such as a lost comma."""
+    work = """2*5 = <<2*5=10>>10
+5*2 = <<5*2=10>>10
+or <<100*(10+10)=2000>>2,000, so
+#### 2000"""
+    rows = demonstrated(work, seeds=20)
+    assert rows
+    for _, wrong in rows:
+        if "\n5*2 = 10: ok" in wrong["critique"]:
+            assert "2*5 = 10: ok\n" in wrong["critique"]
+        assert ", so" in wrong["response"]
+        assert "2,000" not in wrong["response"]
+
+
+def test_solutions_that_are_not_exact_make_no_demonstration():
+    """No annotation, a negative step, a rounded one."""
+    for words, work in (
+        ("empty range", "none #### 3"),
+        ("5-20 is not -15", "5-20 = <<5-20=-15>>-15\n#### -15"),
+        ("1/3 is not 0.33", "<<1/3=0.33>>0.33 #### 0.33"),
+    ):
+        problem = Problem("q", work)
+        rng = random.Random(0)
+        fails(words, worked.demonstrate, problem, rng, kind=ValueError)
+
+
+def test_demonstrations_on_the_command_line(tmp_path):
+    """A right response and two critiques of each worked solution, in the form that is loaded."""
+    asked = [Problem("no work", "#### 3")]
+    for number in range(19):
+        asked.append(Problem(f"{number} clips?", WORK))
+    made = tmp_path / "made.jsonl"
+    made.write_text(printed_by(worked.main, "", write(tmp_path / "data.jsonl", asked)))
+    examples, _ = demonstrations.load_demonstrations(made)
+    assert len(examples) == 19 * 3
+    fails("none.jsonl", worked.main, [str(tmp_path / "none.jsonl")])
