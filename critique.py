@@ -1,4 +1,4 @@
-r"""The prompts - solve, criticise, correct - and the judgement in a critique.
+"""The prompts - solve, criticise, correct - and the judgement in a critique.
 
 A prompt is a list of chat messages; `encode_chat`, in details/policy.py, turns it into tokens. The
 first-order rollout samples after `solve_prompt`, the second-order rollout after `critique_prompt`.
@@ -11,7 +11,7 @@ import re
 # The final answer is boxed: there the outcome is read.
 SOLVE = "{question}\nSolve it step by step. Put the final answer in \\boxed{{}}."
 
-# The last line is the judgement: see `judgement`.
+# The line that ends it is the judgement: see `judgement`.
 CRITIQUE = (
     "Problem: {question}\n\nSolution:\n{response}\n\nCheck the solution step by step. "
     "End with the line Conclusion: right or the line Conclusion: wrong."
@@ -32,14 +32,14 @@ def critique_prompt(question, response):
     """Chat messages that ask for a critique of a response.
 
     One user message: the critic is shown the response as somebody's text, not as its own turn,
-    which it would defend.
+    which it might defend.
     """
     return [{"role": "user", "content": CRITIQUE.format(question=question, response=response)}]
 
 
 def correct_prompt(question, response, critique=None):
-    """Chat messages that ask for a refined response: the real conversation, and a critique to go by
-    where one is given."""
+    """Chat messages that ask for a refined response: the real conversation, plus the critique, if
+    there is one."""
     template = CORRECT if critique is None else CORRECT_WITH
     request = template.format(critique=critique)
     return [
@@ -49,8 +49,9 @@ def correct_prompt(question, response, critique=None):
     ]
 
 
-# The judgement stands on a line of its own, as `**Conclusion:** Right. [END]`. RL teaches this
-# format, so prose is not read, and a line in quotation marks is somebody else's.
+# The judgement stands on a line of its own, as `**Conclusion:** Right. [END]`. Only such a line
+# counts: RL teaches the format. Prose and quoted lines are ignored. Every repetition is bounded, so
+# that reading takes linear time.
 JUDGEMENT = re.compile(
     r"""
     ^ [ \t*_#`\-]{0,20}             # markup that may open the line:       **  or  ##  or  -
@@ -61,7 +62,7 @@ JUDGEMENT = re.compile(
     [ \t*_.!`}]{0,20}               # markup that may close it:            .** or  }}
     (?: [\[<(] [\w\ /|]{1,20} [\])>] [ \t*_.]{0,9} )?   # an end mark:     [END]
     \r? $
-    """,  # every repetition is bounded, so that reading takes linear time
+    """,
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
 

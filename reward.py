@@ -27,8 +27,8 @@ class Pair:
     problem: Problem
     response: str
     right: bool  # its outcome, R(r) = 1
-    accuracy: float = 0.5  # E[R(r)] of the responses that it was drawn from, for eq. 3
-    step: int = 0  # the step whose policy gave the response
+    accuracy: float = 0.5  # for eq. 3: the share of right responses where it was drawn
+    step: int = 0  # the step whose policy gave the response, for the log
 
 
 # ------------------------------------------------------------------------- outcomes and rewards
@@ -53,7 +53,7 @@ def critique_reward(says_right, is_right, reward_on_right=0.7, reward_on_wrong=0
 
     By default these constants make no difference: advantages are taken among the critiques of one
     response, where rewards are 0 or one constant, and the division by the standard deviation
-    cancels it. They do with --no-std, --group question or batch, or --denoise.
+    cancels it. They matter with --no-std, --group question or batch, or --denoise.
     """
     if says_right is not is_right:
         return 0.0
@@ -66,9 +66,8 @@ def reweighted_reward(says_right, is_right, accuracy):
     """Eq. 3: 0.35 / E[R(r)] for judging a right response right, 0.35 / (1 - E[R(r)]) for judging a
     wrong one wrong, else 0. Where half of the responses are right this is eq. 2's 0.7.
 
-    For use without the filter: both labels then carry the same total weight, however rare one of
-    them is. accuracy: E[R(r)] over the responses that the pairs were drawn from, which are those
-    that ended by themselves: truncated responses count neither here nor as pairs.
+    For use without the filter: both labels then carry about the same total weight, however rare one
+    of them is. accuracy: E[R(r)] over the responses of the step that were not truncated.
     """
     if says_right is not is_right:
         return 0.0
@@ -80,8 +79,8 @@ def reweighted_reward(says_right, is_right, accuracy):
 def denoising_reward(says_right, outcomes):
     """Eq. 4, added to eq. 2 or 3: with k of m refined responses right, 0.1 k/m if the critique says
     right, 0.7 k/m if it says wrong. A critique that says wrong must help to correct the response;
-    one that says right leaves nothing to correct, so it earns little. As published: to call a
-    right response wrong earns up to 0.7 as well.
+    one that says right leaves nothing to correct, so it earns little. (This is the paper's formula;
+    it also pays up to 0.7 for calling a right response wrong.)
 
     outcomes: of the m responses that were sampled with the critique in view.
     """
@@ -102,9 +101,9 @@ def shaped_reward(reward1, reward2, alpha):
 
 
 def pairs_by_question(responses, n, step=0):
-    """n responses to each question, Samples, as [[Pair, ...], ...] for the critic. Truncated
-    responses are left out, of the accuracy too: unfinished is not wrong. step: the step whose
-    policy gave them."""
+    """n responses to each question, Samples, as [[Pair, ...], ...] for the critic. A truncated
+    response earns 0, but the critic is not shown it, and it does not count in the accuracy: it is
+    unfinished. step: the step whose policy gave them."""
     ended = [sample.right for sample in responses if sample.stopped]
     accuracy = sum(ended) / max(1, len(ended))
     groups = []
@@ -146,16 +145,15 @@ class PairCache(deque):
     bring more pairs than are criticised, others fewer; the cache evens this out.
 
     Bounded: beyond `maxlen` the oldest go first, since the policy has moved furthest from them.
-    A draw of more pairs than it holds returns all of them: nothing is criticised twice, and the
-    caller logs how many there were.
+    A draw of more pairs than it holds returns all of them.
     """
 
     def draw(self, count, rng):
         """Up to `count` pairs, at random, without replacement."""
-        # Sorted, so that the pairs come out in the order in which they came in.
+        # Sorted: pairs come out in the order in which they came in.
         indices = sorted(rng.sample(range(len(self)), min(count, len(self))))
         drawn = [self[index] for index in indices]
-        # From behind: what is deleted moves all that follows.
+        # Deleting from the end does not shift the indices that are left.
         for index in reversed(indices):
             del self[index]
         return drawn
@@ -168,17 +166,16 @@ def advantages(rewards, groups, std=True):
     """A = (R - mean of the group) / (standard deviation of the group + 1e-6), or without the
     division (as in Dr. GRPO, arXiv 2503.20783): a float tensor [samples].
 
-    rewards: numbers [samples]; groups: one hashable key for each. The standard deviation is the
-    population's, since the group is all there is; verl and TRL divide by the sample's, which makes
-    theirs 0.935 of these at n = 8. A zero-variance group gets exact zeros: rounding must not
-    become a gradient.
+    rewards: numbers [samples]; groups: one hashable key for each. The variance is divided by n,
+    since the group is all there is; verl and TRL divide by n - 1, which makes their advantages
+    0.935 of these at n = 8.
     """
     rewards = torch.as_tensor(rewards, dtype=torch.float64)
     members = members_of(groups)
     result = torch.zeros(len(rewards))
     for indices in members.values():
         group = rewards[indices]
-        # All equal: nothing is better than anything else.
+        # A zero-variance group gets exact zeros: rounding must not become a gradient.
         if group.min() == group.max():
             continue
         advantage = group - group.mean()
@@ -189,11 +186,12 @@ def advantages(rewards, groups, std=True):
 
 
 def leave_one_out(rewards, groups, wider):
-    """A = R - mean of the *others* in the group: a float tensor [samples]. A mean that holds the
-    sample itself would shrink its gradient by 1 - 1/m, differently where group sizes m differ.
+    """A = R - mean of the *others* in the group, which is m/(m - 1) (R - mean of the group of m): a
+    float tensor [samples]. A mean that includes the sample itself would shrink its gradient by
+    1 - 1/m, and group sizes m differ here.
 
-    rewards: numbers [samples]; groups: one key for each; wider: the key of a wider group, whose
-    others a sample that is alone in its group is compared with.
+    rewards: numbers [samples]; groups: one key for each; wider: one more key for each, of a wider
+    group, with whose others a sample is compared if it is alone in its own.
     """
     members = members_of(groups)
     wider_members = members_of(wider)

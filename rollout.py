@@ -1,10 +1,10 @@
 """Rollouts: what the policy is asked, and how its completions are sampled and scored.
 
-All that is trained here is a *Sample*: a prompt, the tokens that the policy added to it, and the
+Everything we train on is a `Sample`: a prompt, the tokens that the policy added to it, and the
 log-prob of each of them at the moment it was drawn. Responses (first-order rollout), critiques
 (second-order rollout), refinements and second attempts are all made by the one function `generate`;
-they differ in the prompt only. If you only want to know what is trained, and not how sampling
-works, stop after the rollouts.
+they differ in the prompt only. If you want to know what is trained, and not how sampling works,
+stop after the rollouts: the rest, sampling, scoring and loading, may be taken on trust.
 """
 
 import functools
@@ -42,7 +42,7 @@ class Sample:
     prompt: list[int]  # token ids
     tokens: list[int]  # token ids of the completion, the stop token included
     logprobs: list[float]  # one per token, in nats, as drawn
-    stopped: bool  # True: ended with a stop token; False: truncated
+    stopped: bool  # True: it ended by itself; False: truncated
     # Set by the rollouts.
     text: str = ""
     role: str = ""  # response, critique, attempt 1, attempt 2, refinement
@@ -53,8 +53,8 @@ class Sample:
     says_right: bool | None = None  # of a critique: its judgement, None if none can be read
     # Set by the recipe.
     reward: float = 0.0
-    group: object = None  # samples with the same group share one baseline
-    wider: object = None  # the group that SCoRe compares a sample with that is alone in its own
+    group: object = None  # samples with the same group share one baseline; as (7, 12, 9), a prompt
+    wider: object = None  # SCoRe's fallback for a sample that is alone in its group
     kl: float = 0.0  # weight of the KL to the reference on its tokens
     # Set by `train.update`.
     advantage: float = 0.0  # the reward, compared inside the group
@@ -66,8 +66,8 @@ class Sample:
 
 @dataclass
 class Sampler:
-    """A model and how it is sampled. Whoever has another engine (scale/) hands the rollouts another
-    object with this `complete`."""
+    """A model and how it is sampled. The rollouts need `complete` only, so another engine can take
+    its place there: scale/ does that."""
 
     model: torch.nn.Module
     tokenizer: object
@@ -78,8 +78,8 @@ class Sampler:
         return replace(self, temperature=0.0)
 
     def complete(self, chats, n, seed, show=None):
-        """n Samples with their texts for each chat, in chat-major order. A prompt that leaves no
-        room in the context gives Samples without tokens. show: the title of a progress bar."""
+        """n Samples with their texts for each chat; the n of a chat stand together. A prompt that
+        leaves no room in the context gives Samples without tokens. show: a progress bar's title."""
         room = context_length(self.model)
         prompts = [encode_chat(self.tokenizer, chat) for chat in chats]
         fitting = [prompt for prompt in prompts if len(prompt) < room]
@@ -108,7 +108,7 @@ class Sampler:
 
 
 def respond(sampler, problems, n, seed, show=None):
-    """First-order rollout: n responses to each problem, in problem-major order."""
+    """First-order rollout: n responses to each problem; the n of a problem stand together."""
     chats = [solve_prompt(problem.question) for problem in problems]
     responses = sampler.complete(chats, n, seed, show)
     judge(responses, repeat(problems, n), "response")
@@ -116,11 +116,12 @@ def respond(sampler, problems, n, seed, show=None):
 
 
 def criticise(sampler, pairs, n, seed, show=None):
-    """Second-order rollout: n critiques of each pair, in pair-major order."""
+    """Second-order rollout: n critiques of each pair; the n of a pair stand together."""
     chats = []
     for pair in pairs:
         chats.append(critique_prompt(pair.problem.question, pair.response))
     critiques = sampler.complete(chats, n, seed, show)
+    assert len(critiques) == n * len(pairs)
     for sample, pair in zip(critiques, repeat(pairs, n)):
         sample.role = "critique"
         sample.problem = pair.problem
@@ -161,6 +162,7 @@ def refine(sampler, critiques, n, seed):
 def judge(responses, problems, role):
     """Write onto each response what it responds to, and whether it is right. A truncated one has no
     final answer, whatever number it stopped at."""
+    assert len(responses) == len(problems)
     found = outcomes(problems, [sample.text for sample in responses])
     for sample, problem, right in zip(responses, problems, found):
         sample.role = role
@@ -186,7 +188,7 @@ def repeat(items, n):
 #                                   3 3 3      leaves; the last row is truncated
 #   scoring    fed: the prompts as above, then each row's tokens but the last; so the position of
 #              a token's log-prob is the one before the token:
-#                  read at      6    4    4    |    6    4    |    9    3    3
+#                  taken from   6    4    4    |    6    4    |    9    3    3
 #                  log-prob of  4    4    2    |    4    2    |    3    3    3
 #   loss       the mean over these 8 log-probs (3 + 2 + 3) of what train.grpo_loss makes of them
 
@@ -217,7 +219,7 @@ def generate(
         if not 0 < len(prompt) < context:
             sizes = f"{len(prompt)} tokens, the model's context {context}"
             raise InputError(f"prompt {index} has {sizes}")
-    # Tokens are drawn where there is float64: Apple's GPUs have none.
+    # Tokens are drawn in float64 (see `choose`), which Apple's GPUs do not have.
     device = torch.device("cpu") if model.device.type == "mps" else model.device
     if stop is None:
         stop = model.generation_config.eos_token_id
@@ -251,7 +253,8 @@ def generate(
 
 @halved_if_memory_runs_out
 def sample_batch(model, prompts, uniforms, temperature, stop):
-    """Prefill, then token by token; rows that have ended leave. uniforms [rows, max_new_tokens]."""
+    """Prefill, then token by token; rows that have ended leave. uniforms [rows, max_new_tokens].
+    Equal prompts are computed once: see `prefill`."""
     device = uniforms.device  # where tokens are drawn
     count, steps = uniforms.shape
     room = [context_length(model) - len(prompt) for prompt in prompts]  # for tokens behind each
@@ -289,7 +292,7 @@ def sample_batch(model, prompts, uniforms, temperature, stop):
             left = int(going.sum())
             if left == 0 or t + 1 == steps:
                 break
-            if left <= 0.9 * len(batch):
+            if left <= 0.9 * len(batch):  # a tenth has ended
                 staying = going.nonzero().squeeze(1)
                 cache.batch_select_indices(staying.to(model.device))
                 mask = mask[staying.to(model.device)]
@@ -345,8 +348,8 @@ def prefill(model, prompts, cache):
 def forward(model, ids, mask, cache):
     """The last hidden states [rows, length, width], which the output head reads, of the tokens
     `ids` [rows, length] behind those in the cache. mask [rows, cached and new]: 0 for padding."""
-    # The first real token of a row is at 0. Clamped for padding, and for rows that have ended but
-    # not left yet: nobody reads what these give.
+    # The first real token of a row is at 0. Positions of padding, and of rows that have ended but
+    # not left yet, are clamped: their outputs are never used.
     position = mask.cumsum(1)[:, -ids.shape[1] :] - 1
     position = position.clamp(0, context_length(model) - 1)
     output = model.base_model(
@@ -390,12 +393,12 @@ def logprobs(model, samples, temperature=1.0) -> list[torch.Tensor]:
     result = [None] * len(samples)
     for indices in micro_batches(model, samples):
         batch = [samples[index] for index in indices]
-        for index, row in zip(indices, score_batch(model, batch, temperature)):
+        for index, row in zip(indices, batch_logprobs(model, batch, temperature)):
             result[index] = row
     return result
 
 
-def score_batch(model, samples, temperature):
+def batch_logprobs(model, samples, temperature):
     """Log-probs of the samples' tokens: fp32 [completion length] each.
 
     As in sampling, each distinct prompt is computed once, and the completions go on from copies of
@@ -412,7 +415,7 @@ def score_batch(model, samples, temperature):
         cache = Cache(layer_class_to_replicate=DynamicLayer)
         prompts = [sample.prompt for sample in samples]
         states, mask, owner = prefill(model, prompts, cache)
-        for layer in cache.layers:  # not by [owner]: its gradient adds up in any order on a CPU
+        for layer in cache.layers:  # index_select, since the gradient of [owner] does not repeat
             layer.keys = layer.keys.index_select(0, owner)
             layer.values = layer.values.index_select(0, owner)
         # The prompt's last position predicts the first token, the rest of them predict the rest.

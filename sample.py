@@ -40,7 +40,7 @@ def show_question(sampler, question, n, seed):
     greedy = sampler.greedy()
     [answer] = greedy.complete([solve_prompt(question)], 1, seed=0)
     print(f"QUESTION\n{printable(question)}\n\nANSWER\n{printable(answer.text)}")
-    # Whether the answer is right is not known here, and nobody asks the pair.
+    # Whether the answer is right is not known here; `right` is not used.
     pair = Pair(Problem(question, ""), answer.text, right=False)
     critiques = criticise(sampler, [pair], n, seed)
     # They need not agree: each is a sample.
@@ -49,7 +49,8 @@ def show_question(sampler, question, n, seed):
     # With the first critique that finds fault, if any does.
     number = next((i for i, c in enumerate(critiques) if c.says_right is False), 0)
     [sure] = criticise(greedy, [pair], 1, seed)
-    # In one batch, which takes little longer than one of them.
+    # Corrections with that critique, without any, and with the greedy critique: in one batch, which
+    # takes little longer than one of them.
     chats = []
     for text in (critiques[number].text, None, sure.text):
         chats.append(correct_prompt(question, answer.text, text))
@@ -58,7 +59,7 @@ def show_question(sampler, question, n, seed):
     print(f"\nCORRECTED, without a critique\n{printable(unaided.text)}")
     # Selective revision, as in PAG (arXiv 2506.10406): correct only what is judged wrong.
     final = revised if sure.says_right is False else answer
-    print(f"\nFINAL ANSWER: its greedy critique says {JUDGED[sure.says_right]}")
+    print(f"\nFINAL ANSWER: the greedy critique says {JUDGED[sure.says_right]}")
     print(printable(final.text))
 
 
@@ -98,8 +99,8 @@ def evaluate(sampler, problems, exam):
 
 
 def pass_at_n(responses):
-    """The share of the questions to which at least one of the n responses is right: if it
-    is far above their accuracy, RL has something to lift."""
+    """The share of the questions to which at least one of the n responses is right: if it is far
+    above their accuracy, RL has something to lift."""
     solved = {sample.problem for sample in responses if sample.right}
     return len(solved) / len({sample.problem for sample in responses})
 
@@ -158,17 +159,18 @@ def same_answer(a, b):
 
 def held_out_and_exam(args, folder):
     """The problems of --eval and the critic's evaluation set: named by flags, else those that the
-    folder holds. The set is empty where none is to be had, and is then sampled."""
+    folder holds. The set is empty if there is none; the caller then samples one."""
     if not args.data and not (folder / "held_out.jsonl").exists():
         raise InputError(f"{folder} has no held_out.jsonl: name the problems by --data FILE")
     problems = load_problems(args.data or folder / "held_out.jsonl", "test")[: args.size]
     exam = args.exam
     # A run keeps its exam beside its model.
     own = folder / "exam.jsonl"
-    # An exam is without a line where no question had right and wrong responses.
+    # The file is empty where no question had right and wrong responses.
     if not args.exam and not args.data and own.exists() and own.stat().st_size:
         exam = own
-    return problems, read_jsonl(exam, to_pair) if exam else []
+    pairs = read_jsonl(exam, to_pair) if exam else []
+    return problems, pairs
 
 
 def parse_args(argv):
@@ -188,7 +190,7 @@ def parse_args(argv):
     add("--exam", help="JSONL file of critique pairs for --eval [MODEL's own; of --data: sampled]")
     add("--size", type=int, help="use the first N problems", metavar="N")
     add("--n", type=int, help="critiques of a question [4]; samples per prompt of --explain [8]")
-    add("--temperature", type=float, default=1.0, help="of critiques [1.0]")
+    add("--temperature", type=float, default=1.0, help="of what is sampled [1.0]")
     add("--max-new-tokens", type=int, help="of a completion [those of the run, else 512]")
     add("--seed", type=int, default=0)
     add("--device", help="cpu, cuda, mps [cuda where there is one]")

@@ -13,11 +13,13 @@ import copy
 import importlib
 import itertools
 import math
+import multiprocessing
 import random
 import sys
 import tempfile
 import time
 import traceback
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -809,14 +811,14 @@ def test_reference_is_loaded_where_it_is_needed(tmp_path):
 
 def device_for(rows):
     """A device that runs out of memory when it scores more rows than that."""
-    score_batch = train.score_batch
+    batch_logprobs = train.batch_logprobs
 
     def small(model, samples, temperature):
         if len(samples) > rows:
             raise torch.OutOfMemoryError("a small device")
-        return score_batch(model, samples, temperature)
+        return batch_logprobs(model, samples, temperature)
 
-    return patch(train, "score_batch", small)
+    return patch(train, "batch_logprobs", small)
 
 
 def test_out_of_memory_means_smaller_micro_batches():
@@ -825,10 +827,10 @@ def test_out_of_memory_means_smaller_micro_batches():
     samples = toy_rollout()
     _, (expected,) = updated(samples)
     # The second call fails; the others do what they should.
-    once = mock.Mock(wraps=train.score_batch)
+    once = mock.Mock(wraps=train.batch_logprobs)
     error = torch.OutOfMemoryError("once")
     once.side_effect = [mock.DEFAULT, error] + [mock.DEFAULT] * 99
-    in_the_middle = patch(train, "score_batch", once)
+    in_the_middle = patch(train, "batch_logprobs", once)
     for room, device in ((10**6, device_for(5)), (10**6, device_for(1)), (200, in_the_middle)):
         with micro_batches_of(room), device:
             _, (seen,) = updated(samples)
@@ -899,26 +901,34 @@ def all_tests():
     return found
 
 
-def main(names):
-    """Run the tests that are asked for; 1 if any failed, or if there are none."""
-    kind = "long_" if "--long" in names else "test_"
-    words = [name for name in names if name != "--long"] or [kind]
-    passed = 0
+def run(name):
+    """(seconds, what went wrong or None) of one test."""
+    began = time.time()
+    test = all_tests()[name]
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            test(*[Path(folder)] * test.__code__.co_argcount)
+    except (Exception, SystemExit):
+        return time.time() - began, traceback.format_exc()
+    return time.time() - began, None
+
+
+def main(words):
+    """Run the tests that are asked for, two at a time; 1 if any failed, or if there are none."""
+    kind = "long_" if "--long" in words else "test_"
+    words = [word for word in words if word != "--long"] or [kind]
+    names = []
+    for name in all_tests():
+        if name.startswith(kind) and any(word in name for word in words):
+            names.append(name)
     failed = 0
-    for name, test in all_tests().items():
-        if not name.startswith(kind) or not any(word in name for word in words):
-            continue
-        began = time.time()
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                test(*[Path(folder)] * test.__code__.co_argcount)
-            passed += 1
-            print(f"ok    {name} ({time.time() - began:.1f} s)", flush=True)
-        except (Exception, SystemExit):
-            failed += 1
-            print(f"FAIL  {name}\n{traceback.format_exc()}", flush=True)
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed or not passed else 0
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        for name, (seconds, error) in zip(names, pool.map(run, names)):
+            failed += error is not None
+            verdict = f"FAIL  {name}\n{error}" if error else f"ok    {name} ({seconds:.1f} s)"
+            print(verdict, flush=True)
+    print(f"{len(names) - failed} passed, {failed} failed")
+    return 1 if failed or not names else 0
 
 
 if __name__ == "__main__":

@@ -4,28 +4,34 @@ What is maximised, over all tokens of all completions that the policy samples:
 
     mean of  min(ratio A, clip(ratio, 1 - clip, 1 + clip) A)  -  kl k3        (grpo_loss)
     A      = (reward - mean of its group) / standard deviation of its group   (reward.advantages)
-    ratio  = p(token) now / p(token) when it was sampled;  k3: distance to the starting policy
+    ratio  = p(token) now / p(token) when it was sampled
+    k3     = exp(d) - d - 1,  d = log p(token) of the starting policy - log p(token) now
 
-The methods differ in what is sampled and how it is rewarded. GC-RL: responses y to a question x,
-critiques c of a question with a response, both in one update. SCoRe: a first attempt y1 at x1 = x,
-then a second one, y2, at x2 = [x1, y1, "There may be an error above ..."]. With r = 1 for a right
-answer, else 0, and D(x) for the KL divergence to the starting policy after the prompt x, the mean
-reward that each of them maximises is
+k3 measures the distance to the starting policy, which is called the reference. The methods differ
+in what is sampled and how it is rewarded. With R for a reward and D(x) for the mean k3 of what is
+sampled after the prompt x:
 
-    GC-RL             R(y) + R(c)                                             (eqs. 1 and 2)
-    SCoRe, Stage I    r(y2) - (beta1 + beta2) D(x1) - beta1 D(x2)
-    SCoRe, Stage II   r(y1) + r(y2) + alpha (r(y2) - r(y1)) - beta1 D(x1) - beta1 D(x2)
+    GC-RL     a response y to a question x    R(y) - kl D(x)                  (eq. 1)
+              a critique c of x and y         R(c) - kl D(x, y)               (eq. 2)
+    SCoRe     a first attempt y1 at x1 = x, then a second one, y2, at
+              x2 = [x1, y1, "There may be an error above ..."]; r = 1 for a right answer, else 0
+      Stage I   y1      - (beta1 + beta2) D(x1)
+                y2      r(y2) - beta1 D(x2)
+      Stage II  y1      r(y1) - beta1 D(x1)
+                y2      r(y2) + alpha (r(y2) - r(y1)) - beta1 D(x2)
+
+Each completion is trained on its own line, given its prompt: no credit flows from y2 back to y1.
 
 A method is a recipe: which prompts are built, which rewards are given. All else is the same for all
 methods. What departs from GRPO as published (arXiv 2402.03300), and why:
 
-- The mean is over tokens and not first over each completion, as in DAPO and verl: otherwise a token
-  of a long completion would count less than one of a short completion.
+- The mean is over all tokens and not first within each completion, as in DAPO and verl: otherwise a
+  token of a long completion would count less than one of a short completion.
 - Completions without an advantage and without a KL give no gradient and are not computed; their
   tokens count in the mean.
 - SCoRe's advantages are not divided by the standard deviation, and a sample is compared with the
   others of its group only (see `rewarded_attempts`).
-- The reference counts as at most MAX_AWAY nats above the policy on any token.
+- In k3, d is at most MAX_AWAY: its gradient is exponential in d, and one token could dominate it.
 
     python train.py                        GC-RL on the embedded toy model, minutes on two cores
     python train.py --method score         SCoRe on the toy
@@ -48,7 +54,6 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "1500")
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from critique import correct_prompt
@@ -82,18 +87,18 @@ from reward import (
     reweighted_reward,
     shaped_reward,
 )
-from rollout import criticise, refine, respond, score_batch, two_attempts
+from rollout import batch_logprobs, criticise, refine, respond, two_attempts
 from sample import attempts_table, evaluate, judgement_table, pass_at_n
 
 WARMUP = 3  # steps in which the learning rate rises to --lr
 GRAD_CLIP = 1.0  # largest gradient norm
-# nats: the KL's gradient is exponential in ref - logprobs, one token could dominate the gradient
-MAX_AWAY = 3.0
+MAX_AWAY = 3.0  # nats
 
 # ----------------------------------------------------------------------------------- the recipes
 #
 # Every recipe is called with the same arguments: the flags, the sampler of the policy, the step and
-# its problems, the pair cache and the static pairs. It returns samples to learn from, and metrics.
+# its problems; the pair cache and static pairs, which GC-RL needs. It returns the samples to learn
+# from, and metrics.
 
 
 def gc_rl(args, sampler, step, problems, cache, static):
@@ -130,11 +135,7 @@ def rewarded_responses(args, sampler, step, problems):
         sample.reward = outcome_reward(sample)
         sample.group = baseline_group(args.group, sample)
         sample.kl = args.kl
-    metrics = {
-        "response/accuracy": mean(sample.right for sample in responses),
-        "pass@n": pass_at_n(responses),
-    }
-    return responses, metrics
+    return responses, response_metrics(responses)
 
 
 def outcome_reward(sample):
@@ -154,8 +155,8 @@ def baseline_group(group, sample):
 
 
 def pairs_to_criticise(args, step, responses, cache, static):
-    """Dynamic pairs come from the policy's own responses of this step, static ones are fixed. Both
-    wait in the cache until they are drawn, each once."""
+    """Dynamic pairs come from the policy's own responses of this step, static ones are fixed and
+    come again in each pass over them. Both wait in the cache until they are drawn."""
     rng = random.Random(seed_of(args.seed, step, "pairs"))
     if args.critique_data == "dynamic":
         # Data filter: of each question that has both, one right and one wrong response.
@@ -189,25 +190,17 @@ def rewarded_critiques(args, sampler, step, pairs):
             )
         sample.group = baseline_group(args.group, sample)
         sample.kl = args.kl
-    metrics = {
-        "critique/pairs": len(pairs),
-        "critique/age": mean(step - pair.step for pair in pairs),  # in steps
-    }
-    for name, value in judgement_table(critiques).items():
-        metrics[f"critique/{name}"] = value
-
-    # Eq. 4: does the critique help to correct the response?
+    refined = []
     if args.denoise:
+        # Eq. 4: does the critique help to correct the response? The refined responses, so many for
+        # each critique, give a reward and are not trained.
         readable = [sample for sample in critiques if sample.says_right is not None]
-        # The refined responses give a reward and are not trained.
         refined = refine(sampler, readable, args.denoise, seed + 1)
-        outcomes = [sample.right for sample in refined]
         for index, sample in enumerate(readable):
-            own = outcomes[index * args.denoise : (index + 1) * args.denoise]
-            sample.reward += denoising_reward(sample.says_right, own)
-        metrics["refined/accuracy"] = mean(outcomes)
-    metrics["critique/reward"] = mean(sample.reward for sample in critiques)
-    return critiques, metrics
+            own = refined[index * args.denoise : (index + 1) * args.denoise]
+            outcomes = [response.right for response in own]
+            sample.reward += denoising_reward(sample.says_right, outcomes)
+    return critiques, critique_metrics(step, pairs, critiques, refined)
 
 
 def score(args, sampler, step, problems, cache, static):
@@ -244,24 +237,20 @@ def rewarded_attempts(args, sampler, step, problems):
 
     The baseline of a first attempt is the mean of the others at its question; that of a second
     attempt is the mean of the others at its question whose first attempt had the same outcome, or
-    if there are none, of those in the batch. So r(y1) is the same for all that are compared, and
-    Stage II's -alpha r(y1), which would be noise, drops out; a baseline may depend on all that is
-    known when a sample is drawn.
+    if there are none, of those in the batch. A baseline may depend on all that is known when a
+    sample is drawn, and r(y1) is: it is the same for all that are compared, so Stage II's
+    -alpha r(y1) drops out. Otherwise it would be noise.
     """
     seed = seed_of(args.seed, step, "attempts")
     first, second = two_attempts(sampler, problems, args.n, seed)
     for sample in first + second:
-        before = sample.first and sample.first.right  # None: there is no attempt before
+        before = sample.first.right if sample.first else None  # the outcome of the attempt before
         question = None if args.group == "batch" else sample.problem.question
         sample.reward = outcome_reward(sample)
         sample.group = (sample.role, before, question)
         sample.wider = (sample.role, before)
         sample.kl = args.beta1
-    metrics = attempts_table(first, second)
-    metrics["pass@n"] = pass_at_n(first)
-    sizes = Counter(sample.group for sample in second)
-    metrics["groups/alone"] = mean(sizes[sample.group] == 1 for sample in second)
-    return first, second, metrics
+    return first, second, attempt_metrics(first, second)
 
 
 def star(args, sampler, step, problems, cache, static):
@@ -307,6 +296,37 @@ METHODS = {
     "star": star,
     "pair-sft": pair_sft,
 }
+# Methods whose advantages are not divided, and leave the sample itself out of its baseline.
+LEAVE_ONE_OUT = ("score", "multi-turn")
+
+
+def response_metrics(responses):
+    return {
+        "response/accuracy": mean(sample.right for sample in responses),
+        "pass@n": pass_at_n(responses),
+    }
+
+
+def critique_metrics(step, pairs, critiques, refined):
+    metrics = {
+        "critique/pairs": len(pairs),
+        "critique/age": mean(step - pair.step for pair in pairs),  # in steps
+        "critique/reward": mean(sample.reward for sample in critiques),
+    }
+    for name, value in judgement_table(critiques).items():
+        metrics[f"critique/{name}"] = value
+    if refined:
+        metrics["refined/accuracy"] = mean(sample.right for sample in refined)
+    return metrics
+
+
+def attempt_metrics(first, second):
+    sizes = Counter(sample.group for sample in second)
+    return attempts_table(first, second) | {
+        "pass@n": pass_at_n(first),
+        "groups/alone": mean(sizes[sample.group] == 1 for sample in second),
+    }
+
 
 # ------------------------------------------------------------------------------- update and loss
 
@@ -316,17 +336,15 @@ def update(args, sampler, reference, optimizer, samples, rng):
 
     It takes --updates optimizer steps, each on its share of the prompts, against the log-probs that
     their completions were sampled with. reference: the model of the KL, None where there is none.
-    `ratio/max_log` and `ratio/mean_log` are max and mean |log pi_train - log pi_sample| before the
-    first optimizer step: how far the learner is from the sampler. Raises InputError for a gradient
-    that is not finite.
+    Raises InputError for a gradient that is not finite.
     """
     if not samples:
         return {}
     # Rewards are compared inside groups.
     rewards = [sample.reward for sample in samples]
     groups = [sample.group for sample in samples]
-    wider = [sample.wider for sample in samples]
-    if any(wider):  # SCoRe's recipe names them: see `rewarded_attempts`
+    if args.method in LEAVE_ONE_OUT:
+        wider = [sample.wider for sample in samples]
         values = leave_one_out(rewards, groups, wider)
     else:
         values = advantages(rewards, groups, std=not args.no_std)
@@ -339,19 +357,19 @@ def update(args, sampler, reference, optimizer, samples, rng):
     for batch in mini_batches(samples, args.updates, rng):
         # What gives no gradient is not computed but counts in the token mean: the gradient is the
         # same, the time is not.
-        tokens = sum(len(sample.tokens) for sample in batch)
-        learned = [s for s in batch if s.advantage != 0 or s.kl > 0]
-        if not learned:
+        token_count = sum(len(sample.tokens) for sample in batch)
+        with_gradient = [s for s in batch if s.advantage != 0 or s.kl > 0]
+        if not with_gradient:
             continue  # a step without a gradient would move the weights by Adam's momentum
         with cost.timed("forward_backward"):
-            add_gradient(model, learned, reference, tokens, args)
+            add_gradient(model, with_gradient, reference, token_count, args)
             norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP))
         if not math.isfinite(norm):
-            raise not_finite(args.out, sampler.tokenizer, norm, learned)
+            raise not_finite(args.out, sampler.tokenizer, norm, with_gradient)
         with cost.timed("optimizer"):
             optimizer.step()
             optimizer.zero_grad()
-        batches.append(learned)
+        batches.append(with_gradient)
         norms.append(norm)
     return step_metrics(samples, batches, norms)
 
@@ -363,54 +381,56 @@ def mini_batches(samples, updates, rng):
         members.setdefault(tuple(sample.prompt), []).append(sample)
     prompts = rng.sample(list(members), len(members))
     batches = []
-    # A prompt's completions stay together: its keys are then computed once.
-    for start in range(min(updates, len(prompts))):
+    for first in range(min(updates, len(prompts))):
         batch = []
-        for prompt in prompts[start::updates]:
+        for prompt in prompts[first::updates]:
+            # They stay together: their prompt is then computed once.
             batch += members[prompt]
         batches.append(batch)
     return batches
 
 
 @smaller_if_memory_runs_out
-def add_gradient(model, samples, reference, tokens, args, parts=1):
-    """Loss and backward: adds the gradient of a mini-batch of `tokens` tokens to the model's, one
-    micro-batch after the other. Writes onto each sample what its tokens were like."""
+def add_gradient(model, samples, reference, token_count, args, parts=1):
+    """Loss and backward: adds the gradient of a mini-batch of `token_count` tokens to the model's,
+    one micro-batch after the other; of smaller ones, in `parts`, where memory runs out. Writes onto
+    each sample what its tokens were like."""
     for indices in micro_batches(model, samples, parts):
         batch = [samples[index] for index in indices]
-        # Log-probs now, and when they were sampled: [completions, longest completion].
-        rows = score_batch(model, batch, args.temperature)
-        new = pad_sequence(rows, batch_first=True)
-        real = [torch.ones_like(row) for row in rows]
-        mask = pad_sequence(real, batch_first=True).bool()
-        old = [new.new_tensor(sample.logprobs) for sample in batch]
-        old = pad_sequence(old, batch_first=True)
-        # The reference's.
+        lengths = [len(sample.tokens) for sample in batch]
+        # Log-probs now, when they were sampled, and the reference's. All tensors are [tokens]: the
+        # tokens of one completion after the other.
+        new = torch.cat(batch_logprobs(model, batch, args.temperature))
+        old = new.new_tensor([logprob for sample in batch for logprob in sample.logprobs])
         ref = None
         if reference is not None:
             with torch.no_grad():
-                ref = score_batch(reference, batch, args.temperature)
-            ref = pad_sequence(ref, batch_first=True)
-            # Beyond the bound k3's gradient stays what it is at the bound; without `detach` it
-            # would be 0 there.
+                ref = torch.cat(batch_logprobs(reference, batch, args.temperature))
+            # With `detach` k3's gradient beyond the bound is that at the bound; without it 0.
             ref = torch.minimum(ref, new.detach() + MAX_AWAY)
-        # One advantage and one weight of the KL for all tokens of a completion: [completions, 1].
-        advantage = new.new_tensor([[sample.advantage] for sample in batch])
-        kl = new.new_tensor([[sample.kl] for sample in batch])
-        assert new.shape == old.shape == mask.shape
-        assert len(advantage) == len(kl) == len(new)
-        loss, clipped, k3 = grpo_loss(new, old, advantage, mask, args.clip, ref, kl)
+        # One advantage and one weight of the KL for all tokens of a completion.
+        advantage = repeated([sample.advantage for sample in batch], lengths, new)
+        kl = repeated([sample.kl for sample in batch], lengths, new)
+        assert new.shape == old.shape == advantage.shape == kl.shape == (sum(lengths),)
+        real = torch.ones_like(new)  # there is no padding
+        loss, clipped, k3 = grpo_loss(new, old, advantage, real, args.clip, ref, kl)
         # The loss is the mean over this micro-batch; its share in the mean over the mini-batch:
-        (loss * (mask.sum() / tokens)).backward()
+        (loss * (len(new) / token_count)).backward()
 
         # For the log: one number a token.
-        log_ratio = (new - old).detach()
+        log_ratios = (new - old).detach().split(lengths)
+        clipped = clipped.split(lengths)
+        k3 = k3.split(lengths)
         for index, sample in enumerate(batch):
-            size = len(sample.tokens)
-            sample.log_ratios = log_ratio[index, :size].tolist()
-            sample.clipped = clipped[index, :size].tolist()
+            sample.log_ratios = log_ratios[index].tolist()
+            sample.clipped = clipped[index].tolist()
             if ref is not None:
-                sample.k3 = k3[index, :size].tolist()
+                sample.k3 = k3[index].tolist()
+
+
+def repeated(values, lengths, like):
+    """A completion's value for each of its tokens: [tokens]."""
+    return like.new_tensor(values).repeat_interleave(torch.tensor(lengths, device=like.device))
 
 
 def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=None, kl=0.0):

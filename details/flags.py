@@ -31,9 +31,9 @@ FLAGS = {
     "what is run, and where": [
         ("method", "gc-rl", "what is trained, see the README"),
         ("model", "toy", "toy, a model folder or a hub id"),
-        ("data", str, "JSONL file with question and answer, or gsm8k [the toy's; gsm8k]"),
+        ("data", str, "JSONL file with question and answer, or gsm8k [gsm8k; toy: its own]"),
         ("eval-data", str, "held-out problems (else gsm8k's test file, or --data's last tenth)"),
-        ("exam", str, "JSONL file of pairs, the critic's evaluation set (else sampled at first)"),
+        ("exam", str, "JSONL file of pairs, the critic's evaluation set (else sampled)"),
         ("cold-start", str, "JSONL file of demonstrations to be learned before RL"),
         ("cold-start-lr", 2e-5, "learning rate of the cold start"),
         ("seed", 0, "of data order and sampling"),
@@ -56,7 +56,11 @@ FLAGS = {
         ("max-new-tokens", 512, "of a completion; truncated ones count as wrong (paper: 4096)"),
     ],
     "GC-RL: pairs, rewards of critiques, groups": [
-        ("balance", "filter", "pairs: one right and one wrong; any two, and eq. 3; any two"),
+        (
+            "balance",
+            "filter",
+            "pairs: filter: one right, one wrong; none: any two; reweight: + eq. 3",
+        ),
         ("critique-data", str, "where pairs come from (else c-rl static, gc-rl dynamic)"),
         ("pairs", int, "pairs criticised, traces of pair-sft, a step (else --questions)"),
         ("cache", int, "capacity of the pair cache; the oldest leave first (else 2 x --pairs)"),
@@ -152,7 +156,9 @@ def settle(args):
     # By themselves the constants of rewards make no difference: see reward.critique_reward.
     constants = args.balance == "reweight" or args.reward_right != 0.7 or args.reward_wrong != 0.7
     if constants and args.group == "prompt" and not args.no_std and not args.denoise:
-        print("note: --group prompt, divided by its deviation: constants of eqs. 3, 5, 6 cancel")
+        print(
+            "note: --group prompt, divided by its std: constants of eqs. 3, 5 and 6 cancel"
+        )
 
 
 def check_numbers(args, may_be_zero):

@@ -34,8 +34,8 @@ MEANING = {
     "eval/critique_p2": "wrong responses that are judged wrong",
     "eval/critique_precision": "responses judged right that are right",
     "eval/critique_unreadable": "critiques without a judgement",
-    "eval/self_critique": "the same, of judgements of its own answers",
-    "eval/revised": "right after correcting what it judges wrong",
+    "eval/self_critique": "judgements of its own answers that agree",
+    "eval/revised": "right once what it judges wrong is corrected",
     "eval/t2": "second attempts that are right",
     "eval/delta": "second attempts minus answers",
     "eval/i_to_c": "wrong at first, then right",
@@ -109,7 +109,7 @@ def show_step(row):
         accuracy = first_of(row, COLUMNS["answers"][0])
         tqdm.write(
             f"the starting policy, as sampled: {accuracy:.3f} of its answers are right; "
-            f"of {row['pass@n']:.3f} of the questions at least one (pass@n)"
+            f"{row['pass@n']:.3f} of the questions have a right one among n (pass@n)"
         )
     if evaluated:
         values = [row.get(name) for _, name in COLUMNS.values()]

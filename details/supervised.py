@@ -14,7 +14,7 @@ from details.data import InputError, batch_of, mean
 from details.log import BAR_OFF
 from details.memory import micro_batches, smaller_if_memory_runs_out
 from details.policy import encode_chat
-from rollout import Sample, score_batch
+from rollout import Sample, batch_logprobs
 
 COLD_START_PASSES = 3  # over the demonstrations
 COLD_START_BATCH = 32  # demonstrations an optimizer step
@@ -55,7 +55,7 @@ def add_gradient(model, samples, parts=1):
     tokens = sum(len(sample.tokens) for sample in samples)
     total = 0.0
     for indices in micro_batches(model, samples, parts):
-        logprobs = torch.cat(score_batch(model, [samples[index] for index in indices], 1.0))
+        logprobs = torch.cat(batch_logprobs(model, [samples[index] for index in indices], 1.0))
         loss = -logprobs.mean()
         # The loss is the mean over this micro-batch; its share in the mean over the mini-batch:
         (loss * (len(logprobs) / tokens)).backward()

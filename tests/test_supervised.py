@@ -94,12 +94,12 @@ def test_gradient_of_imitation_is_clipped():
 def test_imitation_where_memory_runs_out():
     """It is tried again with half the size; what has been added is not counted twice."""
     batch = demonstrations("1+2=3", "3*4=2", "5", "1")
-    once = mock.Mock(wraps=supervised.score_batch)
+    once = mock.Mock(wraps=supervised.batch_logprobs)
     error = torch.OutOfMemoryError("once")
     # The first row is scored, the second fails; then all four are scored.
     once.side_effect = [mock.DEFAULT, error] + [mock.DEFAULT] * 4
     cut = mock.Mock(wraps=single_rows)
-    with patch(supervised, "score_batch", once), patch(supervised, "micro_batches", cut):
+    with patch(supervised, "batch_logprobs", once), patch(supervised, "micro_batches", cut):
         metrics, (seen,) = imitated([batch])
     assert [call.args[2] for call in cut.call_args_list] == [1, 2]
     same_gradient(seen, gradient_of(plain_loss(batch)))
@@ -111,7 +111,7 @@ def test_imitation_with_a_gradient_that_is_not_finite():
     model, _ = base()
     infinite = next(model.parameters()).flatten()[:1] * torch.inf
     optimizer = mock.Mock()
-    with patch(supervised, "score_batch", return_value=[infinite]):
+    with patch(supervised, "batch_logprobs", return_value=[infinite]):
         batches = [demonstrations("1")]
         fails("gradient norm|rate", supervised.imitate, model, optimizer, batches)
     assert not optimizer.step.called

@@ -166,15 +166,15 @@ def test_tokens_far_from_the_reference_are_pulled_back():
     # d k3 / d new = 1 - exp(ref - new), and the loss is a mean over the tokens.
     pull = (1 - math.exp(train.MAX_AWAY)) * new.mean()
     expected = gradient_of(pull)
-    real = train.score_batch
+    real = train.batch_logprobs
 
-    def score_batch(model, samples, temperature):
+    def batch_logprobs(model, samples, temperature):
         rows = real(model, samples, temperature)
         if model is base()[0]:
             return rows
         return [row + 5.0 for row in rows]
 
-    with patch(train, "score_batch", score_batch):
+    with patch(train, "batch_logprobs", batch_logprobs):
         metrics, gradients = updated([sample], reference=copy.deepcopy(base()[0]))
     same_gradient(gradients[0], expected)
     close(metrics["kl/response"], math.exp(train.MAX_AWAY) - train.MAX_AWAY - 1, 1e-3)
