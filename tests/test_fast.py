@@ -73,8 +73,8 @@ def test_bf16_models_that_disagree_keep_the_librarys():
 
 
 def test_bf16_sampling_where_keys_are_large():
-    """Some entries of Qwen2.5's keys are. With attention's scores in bf16 the log-probs of sampler
-    and learner were 0.1 nats apart."""
+    """Some entries of Qwen2.5's keys are. Sampler and learner are then closer to each other than
+    with the library's attention, whose fast exponential in bf16 the shared prompts' has to have."""
     torch.manual_seed(0)
     config = transformers.Qwen2Config(
         vocab_size=512,
@@ -86,13 +86,16 @@ def test_bf16_sampling_where_keys_are_large():
         max_position_embeddings=512,
     )
     model = AutoModelForCausalLM.from_config(config)
+    policy.setup_of(model).dtype = torch.bfloat16
     for p in model.parameters():
         if p.dim() > 1:
             torch.nn.init.normal_(p, std=0.05)
-    for layer in model.model.layers:
-        entries = layer.self_attn.k_proj.bias.data[::32]
-        entries[:] = 60 * torch.randn(len(entries)).sign()
-    policy.setup_of(model).dtype = torch.bfloat16
-    model.set_attn_implementation("shared_prompts")
-    samples = generate(model, ragged(8, 60), 4, 32, stop=(), seed=1)
-    assert mean_away(samples, logprobs(model, samples)) < 0.013
+    for size in (20, 60):
+        for layer in model.model.layers:
+            layer.self_attn.k_proj.bias.data[::32] = size
+        away = []
+        for attention in ("shared_prompts", "sdpa"):
+            model.set_attn_implementation(attention)
+            samples = generate(model, ragged(8, 60), 2, 16, stop=(), seed=1)
+            away.append(mean_away(samples, logprobs(model, samples)))
+        assert away[0] < 0.7 * away[1]
