@@ -49,18 +49,21 @@ def correct_prompt(question, response, critique=None):
     ]
 
 
-# The judgement stands on a line of its own, as `**Conclusion:** Right. [END]`. Only such a line
-# counts: RL teaches the format. Prose and quoted lines are ignored. Every repetition is bounded, so
-# that reading takes linear time.
+# The judgement ends a line, as `**Conclusion:** Right. [END]`, alone or behind a sentence. Only so
+# does it count: RL teaches the format. Other prose and quoted lines are ignored. Every repetition
+# is bounded, so that reading takes linear time.
 JUDGEMENT = re.compile(
     r"""
-    ^ [ \t*_#`\-]{0,20}             # markup that may open the line:       **  or  ##  or  -
+    ^ (?! [ \t]{0,20} [>"'“] )      # no quotation
+    (?: [^\n]{0,9999} [.!?。] )?    # sentences, or a number, before it:   It is 5. or  1.
+    [ \t*_#`\-]{0,20}               # markup that may open it:             **  or  ##  or  -
     conclusion
-    [\s*_:`\-]{1,20}                # what stands between:                 :** or  a new line
+    [\s*_:：`\-]{1,20}              # what stands between:                 :** or  a new line
     (?:\\boxed\{)? (?:\\text\{)?    # LaTeX around the word:               \boxed{\text{right}}
     (right|wrong)
-    [ \t*_.!`}]{0,20}               # markup that may close it:            .** or  }}
-    (?: [\[<(] [\w\ /|]{1,20} [\])>] [ \t*_.]{0,9} )?   # an end mark:     [END]
+    [ \t*_.。!`}]{0,20}             # markup that may close it:            .** or  }}
+    (?: [\[<(] [/|]{0,2} (?:(?:im_)?end(?:[ _]?of[ _]?\w{1,20})?|eos|s) \|? [\])>] [ \t*_.]{0,9} )?
+                                    # an end mark:                         [END]
     \r? $
     """,
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,

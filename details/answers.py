@@ -1,348 +1,365 @@
 r"""Is the final answer of a response right?
 
-A response is graded in three stages. Take `So she pays 3.5 dollars: \boxed{\$\frac{7}{2}}.` and the
-reference `3.50`. First the answer is found: the last box holds `\$\frac{7}{2}`. Then it is written
-in one plain form, by the steps listed below: `7/2`. Last it is compared: both sides are numbers,
-and as exact rationals 7/2 and 3.50 are equal. What is no number is compared as plain text.
+Take `She pays 3.5 dollars: \boxed{\$\frac{7}{2}}.` and the reference `3.50`. First the answer is
+found: the last box holds `\$\frac{7}{2}`. Then it is written in one plain form, by tables of steps:
+`dollar 7/2`. Last it is read: an exact rational, a set or a plain text, its unit, and the name left
+of its `=`. The values must be equal, and neither names nor units contradict each other.
 
-A reference that is a number is matched only by that number, with a unit or a currency. Where the
-grader cannot tell, as in `5 or 6`, the answer is wrong: to reward a wrong answer is worse than to
-miss a right one. Nothing is evaluated, and the work on a text is bounded, however long it is.
+Where the grader cannot tell, as in `5 or 6`, the answer is wrong: to reward a wrong answer is worse
+than to miss a right one. Nothing is evaluated, and the work on a text is bounded.
 """
 
 import functools
 import re
+import unicodedata
 from fractions import Fraction
+from typing import NamedTuple
 
-REACH = 10_000  # An answer is looked for in this many characters at the end of a text.
-LONGEST = 1000  # Of an answer, this many characters are read.
+REACH = 10_000  # So many characters at the end of a text are read,
+LONGEST = 1000  # so many of an answer.
+
+# ---- first stage: find the answer
+
+# Braces in braces, as in \boxed{\frac{\sqrt{2}}{2}}; \{ is none.
+INSIDE = TEXT = r"(?:[^{}\\]|\\[\s\S]){0,999}"
+for _ in range(4):
+    INSIDE = rf"{TEXT}(?:\{{{INSIDE}\}}{TEXT}){{0,99}}"
+
+# A box: \boxed{24}, \fbox{24}, \boxed 24, or \boxed{24 in a truncated text.
+BOX = (
+    r"\\(?:[bB]oxed|fbox)\s{0,9}"
+    rf"(?:\{{({INSIDE})\}}|\{{([^\n]{{0,999}}\Z)|(-?\d[\d.,]{{0,99}}|[a-zA-Z]))"
+)
+# Between boxes that are one answer: \boxed{-1} and $x = \boxed{-9}$
+BETWEEN = r"(?:[\s$,;/()\\{}]|and|or|else|maybe|text|quad|[a-zA-Z](?:_\w)?\s?=){0,40}"
+
+# The answer behind a mark, up to the end of the line or the sentence.
+BEHIND = r"(\S(?:(?![.!?]\s{1,9}(?-i:[A-Z])|</)[^\n。]){0,999})"
+
+# Of the first pattern that matches, the last match holds the answer.
+MARKS = (
+    rf"({BOX}(?:{BETWEEN}{BOX}){{0,20}})",
+    # for programs: <answer>24</answer>, GSM8K's #### 24, with words only on the last line
+    r"(?i)(?:<answer>|(?<!#)#{4}(?!#)(?=\s{0,9}(?:[-+$\\.\d]|[^\n]{1,999}\Z))"
+    rf"(?!\s{{0,9}}\d{{1,3}}[.):]\s{{1,9}}\S))[\s:：*_]{{0,20}}{BEHIND}",  # no #### 2. Add
+    r"(?i)(?:(?:answers?|option)[*_\s]{0,6}(?:(?:is|are)\b|[:：=])"  # the answer is 24
+    r"|answer[*_ ]{0,6}\n"  # a heading: ### Final Answer
+    r"|(?:答案|故选)[*_\s]{0,6}[是为:：]"  # 答案是24
+    r"|\A(?=\(?[a-z][).]{0,2}\Z)"  # a response that is one letter: (B)
+    rf")(?:[\s:：*_]|\\[(\[]){{0,20}}(?={BEHIND})",
+)
+# Else the last sentence with a digit does, if it is a number.
+LAST = r"(?m)^(?:.*[.!?]\s+(?=[A-Z].*\d))?(.*\d.*?)!*$"
+
+# A box that only shows how: \boxed{}, \boxed{...}, \boxed{your answer}
+PLACEHOLDER = re.compile(r"(?i)\\f?boxed\s?\{(?:\W|your|the|final|answer|here)*")
+
+# Denied before it, or taken back behind it: not \boxed{24}; \boxed{24}? No.
+DENIED = re.compile(r"(?:not|n't|never|cannot)(?: be| equal to)?[\s$\\(\[{]{0,9}\Z")
+TAKEN_BACK = re.compile(
+    r"(?i)[\W_]{0,20}(?:(?:no|hmm|oops|sorry|actually|correction)\b[,.!:]|no\Z|or\b|wait\b"
+    r"|(?:(?!if|no)[a-z']{1,6} ){0,5}(?:wrong|incorrect|impossible|false|mistake|be right"
+    r"|not (?:a |the )?(?:solution|answer|right|correct|valid|possible)))"
+)
 
 
-def steps(*pairs):
-    """Pairs of a pattern and its replacement, ready for `rewrite`."""
-    return [(re.compile(pattern), replacement) for pattern, replacement in pairs]
+def find(text, patterns):
+    """What the first of the patterns that matches matches last; "" if it is denied; else None."""
+    for pattern in patterns:
+        marks = [*re.finditer(pattern, text)]
+        for mark in reversed(marks):
+            if not PLACEHOLDER.fullmatch(mark[1]):
+                break
+        if marks:
+            if DENIED.search(text, 0, mark.start(1)) or TAKEN_BACK.match(text, mark.end(1)):
+                return ""
+            return re.sub(BOX, r" \1\2\3 ", mark[1])
+    return None
+
+
+# ---- second stage: write it in one form
+
+ARGUMENT = r" *([^ {}\\^_\[]|\\[a-zA-Z]+)"  # an argument without braces: 2, x, \pi
+END = r"(?![a-zA-Z])"
+# What takes back or leaves open what is said.
+NOT = (
+    r"(?:(?i:\b(?:n(?:ot?|ever|one|or|either)|cannot|or|either|doubt|unlikely|wrong|incorrect|false"
+    r"|impossible|mistake|hardly|instead|rather|except|fails?)\b|n['’]t)|[不没])"
+)
+# A name left of `=`: x, x_{1}, f(3), \angle ABC, (x, y)
+NAME = (
+    r"((?:\\[a-zA-Z]+ *)?[a-zA-Z]+(?:_\{\w+\})?'?(?:\([^()=,<>]*\))?|\((?:[a-z]; *)+[a-z]\))"
+    r" *(?:={1,2}(?![=<>])|\\in(?![a-z]))(?!.*=)"
+)
+
+
+def steps(table):
+    """The lines of a table: a pattern, what replaces it (_ is a blank), an example."""
+    table = (
+        table.replace("ARGUMENT", ARGUMENT)
+        .replace("END", END)
+        .replace("NAME", NAME)
+        .replace("NOT", NOT)
+    )
+    rows = re.findall(r"(?m)^(.+?) => *(.*?) *(?:# .*)?$", table)
+    return [(re.compile(pattern), template.replace("_", " ")) for pattern, template in rows]
 
 
 def rewrite(text, table):
-    for pattern, replacement in table:
-        text = pattern.sub(replacement, text)
+    for pattern, template in table:
+        text = pattern.sub(template, text)
     return text
 
 
-# ------------------------------------------------------------------- first stage: find the answer
+# What Unicode's normal form of ２４ and 1½ leaves.
+CHARACTERS = steps(r"""
+(?=[²³]) => ^
+(?=[¼-¾⅐-⅞]) => _ # 2½ -> 2 1/2
+[−–] => -
+π => \\pi
+∞ => \\infty
+± => \\pm
+√ => \\sqrt
+≈|\\simeq => \\approx
+≠|(?<=[a-z ])!= => \\ne
+[×·]|\\(?:times|cdot)END => *
+÷|\\divEND => /
+≤|\\l(?:eq?|eqslant)END => <=
+≥|\\g(?:eq?|eqslant)END => >=
+∪|(?<=[)\]])\s?U\s?(?=[(\[]) => \\cup
+""")
 
-# Braces in braces, as in \boxed{\frac{\sqrt{2}}{2}}, at most five deep.
-BRACES = r"\{[^{}]{0,999}\}"
-for _ in range(4):
-    BRACES = rf"\{{[^{{}}]{{0,999}}(?:{BRACES}[^{{}}]{{0,999}}){{0,99}}\}}"
+TIDY = steps(r"""
+\s+ => _
+⁄ => /
+[\u200b\ufeff]|\\!|\{(?=,\})|(?<=\{,)\}|(?<=\d)\\[,:; ](?=\d{3}(?!\d)) => # 1{,}000 -> 1,000
+(?<!\\)\\[,:; ]|~ => _ # 24\;cm; a row's end \\ stays
+\\(?:text|math|bold|emph|underline|operatorname|num|[mf]?box)\w{0,9} ?\{([^{}]*)\} => _\1_
+\\(?:(?:left|right|[bB]igg?)[lr]?\.?|\w{4,6}style|large|bf|rm|q?quad|therefore)END =>
+&(?==)|\\\\\s*$|</?[a-z_]{1,20}>|(?<!\\)\\[()\[\]] => # x&=24\\, <b>24</b>, \(24\)
+(?<!\\)\$([^$]*)(?<!\\)\$ => _\1_
+\b[A-Z]{1,2} ?(?=\\?\$ ?\d)|\\(?=[$%]) => # HK\$24 -> $24
+(-?) ?\$(?= ?[-.\d]) => _dollar_\1 # -$24 -> dollar -24
+\bper ?cent\b => %
+^[ *_"“'`]+|[ *_"”`.,;:]+$|\$ => # **24**.
+\^ ?\{? ?\\circ ?\}?|°|`|(?<![\w)])\*\*|\*\*(?![\w(]) => # 90^\circ; **24** apples, but 9**9
+(?<![\\a-zA-Z])(sqrt|log|ln|sin|cos|tan|pi)END => \\\1 # sin x ->  in x
+ *(\{) *| +(?=\^) => \1 # \frac { 1}, cm ^2
+\bsq(?:uare|\.)? ([a-z]+) => \1^{2} # square feet -> feet^{2}
+\{([^{}]*?) *\\over *([^{}]*)\} => \\frac{\1}{\2}
+(?<![\w^}\]\\])\{([^{}]*)\} => \1 # -{5} -> -5: these braces hold no argument
+\\(?:[dtc]|nice|s)fracEND => \\frac
+\\sqrt(\[\d\])?ARGUMENT => \\sqrt\1{\2} #  qrt2 ->  qrt{2}
+\\(frac|binom)ARGUMENT => \\\1{\2} # \frac12 -> \frac{1}2
+(\\(?:frac|binom)\{(?:[^{}]|\{[^{}]*\})*\})ARGUMENT => \1{\2} # \frac{1}2 -> \frac{1}{2}
+(?<![\^_])\\frac\{([-+]?[\d.,]+) *\}\{([-+]?[\d.,]+) *\} => _\1/\2 # 3\frac{1}{2} -> 3 1/2
+([\^_]) *(-?\d+|[a-zA-Z]|\\[a-zA-Z]+) => \1{\2} # x^10 -> x^{10}
+(?<=\d) *x *(?=\d) => *
+(?<=\d) *\* *10\^\{([-+]?\d{1,2})\} => e\1 # 3*10^{5} -> 3e5
+(?<![\w.)}*])10\^\{([-+]?\d{1,2})\} => 1e\1 # 10^{5} -> 1e5
+(?<![\d.,])(\d{1,3})([ '_.])(\d{3})\2(\d{3})(?!\d) => \1\3\4 # 1 000 000
+\b(?:minus|negative) +(?=[\d.]) => - # minus 5
+(?<![\w)\]}^])[(\[\\{]{1,3} *([-+]?[\d./ ]{0,99}\d) *[)\]\\}]{1,3}(?![\w(\[{^]) => \1 # (-5)
+^ *\\forall[^,]*,|(?<=\d) *\* *(?=[a-zA-Z\\(])|\+(?=\\infty) => # 2*x
+[;、] => ,
+,(?=[^()\[\]]{0,99}[)\]]) => ; # (1,200) -> (1;200), which is no number
+^(.*\d.*)\\approx.* => \1 # \frac13\approx0.33
+\\approx => =
+^ +| +$ =>
+""")
 
-# A box: \boxed{24}, \fbox{24}, \boxed 24
-BOX = re.compile(rf"\\(?:[bB]oxed|fbox)\s{{0,9}}({BRACES}|-?\d[\d.,]{{0,99}}|[a-zA-Z])")
+# Inequalities become intervals; blanks and units go.
+PLAIN = steps(r"""
+ +(?:[ckm]m|units?|rad|inches|feet|\w{0,5}met(?:er|re)s?)(?:\^\{[23]\})?$ =>
+ +(?!\d)|(?<!\d) +|^\+ => # (1, 2) -> (1,2), but 5 6
+^\(([^(),;\[\]]*)\)$ => \1
+^([^<>]+)>(=?)([^<>]+)$ => \3<\2\1 # x>3 -> 3<x
+^(?=[a-z]<) => -\\infty< # x<3 -> -\infty<x<3
+(?<=<)(=?)([a-z])$ => \1\2<\\infty # 3<x -> 3<x<\infty
+^([^<>]+)<=[a-z]< => [\1;< # 2<=x<3 -> [2;<3
+^([^<>]+)<[a-z]< => (\1;<
+;<=([^<>]+)$ => ;\1] # [2;<=3 -> [2;3]
+;<([^<>]+)$ => ;\1)
+""")
 
-# What a box holds that only shows how to write one: \boxed{}, \boxed{...}, \boxed{your answer}
-PLACEHOLDER = re.compile(r"\{(?:\W|your|the|final|answer|number|result|here)*\}", re.IGNORECASE)
+# What may stand around an answer in a response only.
+AROUND = steps(r"""
+^.*(?:\b(?:no|wait|actually|where \w =)|, (?:which|it) is),? +(?=[-+.$\d\\]) => # 24, no, 25
+^(?!.*NOT)[A-Z][a-z]*,? (?:.*[\d)%]|[^=]*[a-z]{2}(?: [a-zA-Z])?) *= *(?=[-.\d]|dollar) =>
+ *= *[a-zA-Z]$ =>
+^(?!NAME|[-+] *[a-z]|.*(?:\d *[a-z]\b|\b[a-z] *[/^]|[,;]\D|[<>]|\b(?:or|and)\b).*=).*=(?![=<>]) =>
+# a+b = 12, but not 2x = 12
+[,(] ?\d+ ?(?:of\b|[-+*/]|plus|times).* => # 24 (30 minus 6)
+[,( ]+(?:(?:and )?not (?:-?\d|[A-Z]\b)[\w.]*|(?:of|because|since|out of|i\.e\.) .*) => # 24 of 30
+""")
 
-# What is said of an answer that was given before: the answer is correct.
-VERDICT = (
-    r"[\s*_]{1,9}(?:(?:indeed|also|still|not) )?(?:(?:in)?correct|right|wrong|consistent|valid)"
-    r"[*_]{0,3}(?:[.,;:!]|\s*$|\s(?:as|because|since|and|with)\b)"
-)
-
-# Every mark is followed by the answer, up to the end of the line or a Chinese full stop.
-MARK = re.compile(
-    r"(?:"
-    rf"(?<!/)answers?[*_]{{0,3}}\s{{0,3}}(?:(?:is|are)\b(?!{VERDICT})|[:：=])"  # the answer is 24
-    r"|<answer>"  # <answer>24</answer>
-    r"|answer[*_]{0,3}[ \t]{0,3}\n"  # a heading: ### Final Answer
-    r"|答案[*_]{0,3}\s{0,3}[是为:：]"  # 答案是24
-    r"|(?<!\#)\#{4}(?!\#)"  # GSM8K's #### 24, with words only on the last line
-    r"(?=\s{0,9}(?:[-+$\\.\d]|[^\n]{1,999}\Z))(?!\s{0,9}\d{1,3}[.):]\s{1,9}\S)"  # no #### 2. Add
-    r")(?:[\s:：*_]|\\[(\[]){0,20}(?=(\S[^\n。]{0,999}))",
-    re.IGNORECASE,
-)
-
-# Where a sentence ends: 24. I checked it; 24</answer>
-SENTENCE_END = re.compile(r"[.!?]\s+(?=[A-Z])|</")
-
-# A response that is one letter, as in (B), chooses it.
-CHOICE = re.compile(r"\(?([a-zA-Z])[).]{0,2}")
-
-
-def marked_answer(text):
-    """What stands in the last box, or behind a mark that comes after it; None without either."""
-    answer = None
-    behind = 0
-    # The last box may lack its brace where the response was truncated.
-    for box in [*BOX.finditer(text)] or BOX.finditer(text + "}"):
-        if answer is None or not PLACEHOLDER.fullmatch(box[1]):
-            answer = box[1].removeprefix("{").removesuffix("}")
-            behind = box.end()
-    for mark in MARK.finditer(text, behind):
-        answer = SENTENCE_END.split(mark[1])[0]
-    return answer
-
-
-# ------------------------------------------------------------- second stage: write it in one form
-
-# Characters that have a plain spelling.
-CHARACTERS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full width: ２４ -> 24
-CHARACTERS |= dict.fromkeys(map(ord, "\u200b\ufeff€£¥₹"), "")
-CHARACTERS |= dict.fromkeys(map(ord, "\xa0\u202f\u2009\u3000"), " ")
-CHARACTERS |= str.maketrans("−–“”’×·÷。、", '--""\'**/.,')
-CHARACTERS |= str.maketrans({"≤": "<=", "≥": ">=", "≠": "!=", "≈": "=", "²": "^2", "³": "^3"})
-CHARACTERS |= str.maketrans(
-    {"½": " 1/2", "¼": " 1/4", "¾": " 3/4", "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup "}
-)
-
-FONT = r"\\(?:text\w{0,9}|math\w{0,9}|[mf]box|boxed|emph|underline)\s?\{([^{}]*)\}"
-ARGUMENT = r"([^\s{}\\^_]|\\[a-zA-Z]+)"  # an argument without braces: 2, x, \pi
-
-# What an `=` is dropped behind: x, x_{1}, f(3), \angle ABC, (x, y)
-NAME = (
-    r"(?:(?:\\[a-zA-Z]+\s*)?[a-zA-Z]+(?:_\{\w+\})?'?(?:\([^()=,<>]*\))?"
-    r"|\((?:[a-z],\s*)+[a-z]\))"
-)
-
-TIDY = steps(
-    (r"\\!", ""),  # 11,\!222 -> 11,222
-    (r"\{,\}", ","),  # 1{,}000 -> 1,000
-    (r"(?<=\d)\\[,:; ](?=\d{3}(?!\d))", ""),  # 11\,222 -> 11222
-    (r"(?<!\\)\\(?:[,:; ]|q?quad(?![a-z]))|~", " "),  # 24\;cm -> 24 cm; a row's end \\ stays
-    (FONT, r" \1 "),  # 15\text{ cm} -> 15  cm
-    (FONT, r" \1 "),  # \textbf{\text{B}} -> B
-    (r"\\(?:left|right|displaystyle)(?![a-zA-Z])", ""),  # \left(2,5\right] -> (2,5]
-    (r"(?<!\\)\\[()\[\]]", ""),  # \(24\) -> 24
-    (r"\b[A-Z]{2}\s?(?=\\?\$\s?\d)|\bRs\.?(?=\s?\d)", ""),  # HK$24 -> $24
-    (r"\\?[$%]", ""),  # \$24 -> 24, 50\% -> 50
-    (r"\.{3}|…|\\ldots(?![a-z])", r"\\dots "),  # 0.333... -> 0.333\dots, which is not 0.333
-    (r"^[\s*_\"'`]+|[\s*_\"`.,;:]+$", ""),  # **24**. -> 24
-    (r"\^\s?\{?\s?\\circ\s?\}?|°", ""),  # 90^\circ -> 90
-    (r"(?<![\w)])\*\*|\*\*(?![\w(])|`", ""),  # **24** apples -> 24 apples, but 9**9
-    (r"\\(?:times|cdot)(?![a-zA-Z])", "*"),  # 3\times4 -> 3*4
-    (r"\\div(?![a-zA-Z])", "/"),  # 6\div4 -> 6/4
-    (r"\\(?:geq?|geqslant)(?![a-zA-Z])", ">="),  # x\ge5 -> x>=5
-    (r"\\(?:leq?|leqslant)(?![a-zA-Z])", "<="),  # x\le5 -> x<=5
-    (r"\\neq?(?![a-zA-Z])", "!="),  # x\ne5 -> x!=5
-    (r"\\approx(?![a-zA-Z])", "="),  # x\approx5 -> x=5
-    (r"√\s*(\d+)", r"\\sqrt{\1}"),  # √13 -> \sqrt{13}
-    (r"√", r"\\sqrt "),  # √x -> \sqrt x
-    (r"(?<![\\a-zA-Z])(sqrt|log|ln|sin|cos|tan|pi)(?![a-zA-Z])", r"\\\1"),  # sin x -> \sin x
-    (r"\s*\{\s*", "{"),  # \frac { 1} -> \frac{1}
-    (r"\s+\}", "}"),  # {1 } -> {1}
-    (r"\\(?:[dtc]|nice|s)frac(?![a-zA-Z])", r"\\frac"),  # \dfrac12 -> \frac12
-    (rf"\\sqrt\s*{ARGUMENT}", r"\\sqrt{\1}"),  # \sqrt2 -> \sqrt{2}
-    (rf"\\frac\s*{ARGUMENT}", r"\\frac{\1}"),  # \frac12 -> \frac{1}2
-    (rf"(\\frac\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}})\s*{ARGUMENT}", r"\1{\2}"),  # \frac{1}2
-    (r"(?<![\^_])\\frac\{([-+]?[\d.,]+)\}\{([-+]?[\d.,]+)\}", r" \1/\2"),  # 3\frac{1}{2} -> 3 1/2
-    (r"([\^_])\s*(-?\d+|[a-zA-Z]|\\[a-zA-Z]+)", r"\1{\2}"),  # x^10 -> x^{10}
-    (r"(?<![\w^}\]\\])\{([^{}]*)\}", r"\1"),  # -{5} -> -5: these braces hold no argument
-    (r"(?<=\d)\s*[*x]\s*10\^\{([-+]?\d{1,2})\}", r"e\1"),  # 3*10^{5} -> 3e5
-    (r"(?<![\w.)}*])10\^\{([-+]?\d{1,2})\}", r"1e\1"),  # 10^{5} -> 1e5
-    (r"(?<![/\d.,])(\d[\d,.]*)\s*hundred(?![a-z])", r"\1e2"),  # 5 hundred -> 5e2
-    (r"(?<![/\d.,])(\d[\d,.]*)\s*thousand(?![a-z])", r"\1e3"),  # 5 thousand -> 5e3
-    (r"(?<![/\d.,])(\d[\d,.]*)\s*million(?![a-z])", r"\1e6"),  # 2 million -> 2e6
-    (r"(?<![/\d.,])(\d[\d,.]*)\s*billion(?![a-z])", r"\1e9"),  # 1.5 billion -> 1.5e9
-    (r"(?<![/\d.,])(\d[\d,.]*)\s*万", r"\1e4"),  # 3万 -> 3e4
-    (r"\b(?:minus|negative)\s+(?=[\d.])", "-"),  # minus 5 -> -5
-    # [24] -> 24, (-5) -> -5, \{24\} -> 24: brackets around one number, not those of f(3)
-    (
-        r"(?<![\w)\]}^])(?:[(\[]|\\\{){1,2}\s*([-+]?\s?[\d./ ]{0,99}\d)\s*(?:[)\]]|\\\}){1,2}"
-        r"(?![\w(\[{^])",
-        r"\1",
-    ),
-    (r"(?<=\d)\s*\*\s*(?=[a-zA-Z\\(])", ""),  # 2*x -> 2x
-    (r"^\s*\\forall[^,]*,", ""),  # \forall x>0, f(x)=0 -> f(x)=0
-    (rf"^\s*{NAME}\s*={{1,2}}(?![=<>])(?!.*=)", ""),  # x = 5 -> 5, but x=5, y=3
-    (r"^\s+|\s+$", ""),
-)
-
-PLAIN_TEXT = steps(
-    (r",?\s+and\s+", ","),  # x=3 and y=5 -> x=3,y=5
-    (r"\s+(?!\d)|(?<!\d)\s+", ""),  # (1, 2) -> (1,2), but 5 6
-    (r"^\(([a-zA-Z])\)$", r"\1"),  # (B) -> B
-)
+# Words and choices are compared in lower case, symbols are not: mgh.
+WORD = r"(?i)(?<![a-z\\])(?=\w{0,99}[aeiouy])[a-z]{3,99}(?![a-z])|\bno\b|^[a-h]$"
 
 
 def tidy(text):
-    """The text of an answer by the steps of TIDY; case and blanks are as they were."""
-    if text.isdecimal():
-        return text[:LONGEST]
-    return rewrite(text[:LONGEST].translate(CHARACTERS), TIDY)
+    """The text of an answer in plain form; case and blanks are as they were."""
+    text = unicodedata.normalize("NFKC", rewrite(text[:LONGEST], CHARACTERS))
+    return rewrite(text[:LONGEST], TIDY + TIDY)  # \textbf{\text{B}}
 
 
-def plain_text(tidied):
-    return rewrite(tidied, PLAIN_TEXT).lower()
-
-
-# ---------------------------------------------------------------------- third stage: compare them
+# ---- third stage: read it
 
 # 24, 1,200, 24., .5, 1.2e5
 DECIMAL = r"(?:(?:[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,2}(?!\d))?"
-# The groups: the parts of a mixed number such as 3 1/2; else a number and its divisor.
-NUMBER = (
-    r"(?:(\d{1,9})\s+(\d{1,9})/(\d{1,9})(?![\d.])"
-    rf"|({DECIMAL})(?:\s?/\s?([-+]?{DECIMAL}))?)"
+
+# Words that scale a number.
+SCALES = dict(
+    re.findall(
+        r"(\w+)=(\S+)",
+        "hundred=1e2 thousand=1e3 千=1e3 万=1e4 萬=1e4 lakh=1e5 million=1e6 M=1e6 crore=1e7 亿=1e8"
+        " 億=1e8 billion=1e9 bn=1e9 trillion=1e12 dozen=12 thirds=1/3 fifths=1/5 eighths=1/8"
+        " tenths=1/10 hundredths=1/100",
+    )
 )
 
-# A unit: words, or a letter that is a unit. In 5x or 5n the number is not the answer, and in
-# `5 or more` or `5 squared` the word is not a unit.
-LETTER = r"[^\W\d_]"
-NO_UNIT = (
-    r"(?:or|and|to|plus|minus|times|over|divided|mod|modulo|base|squared|cubed|factorial"
-    r"|half|halves|hundred|thousand|million|billion|trillion)(?![a-z])|[千百十亿半]"
-)
-UNIT_WORD = (
-    rf"(?<!{LETTER})(?!{NO_UNIT})(?:{LETTER}{{2,}}|[\u4e00-\u9fff]|[mgshlLJWVKCF])(?!{LETTER})"
-    r"(?:\s?\^\{-?[123]\})?"  # cm^{2}
-)
-UNIT = rf"(?:[\s.'\"()/]|{UNIT_WORD}){{0,200}}"
-WHOLE = re.compile(rf"([-+]?)\s*{NUMBER}{UNIT}")
-
-# Words that leave open which number is meant, or take it back.
-HEDGE = r"not?|nor|or|between|than|least|most|under|over|below|above|up|from|within|minus|negative"
-
-# What may stand around the number in a response, but not in a reference.
-AROUND = steps(
-    (r"\s*=\s*[a-zA-Z]$", ""),  # 24 = x -> 24
-    # a name: x_{1} = 24, f(3) = 24, a+b = 12
-    (
-        r"^(?!.*\b(?:or|and|no)\b)(?:\s*[a-zA-Z\\](?:[a-zA-Z\\\s+*/'-]|_\{\w+\}|\([^()]*\))*"
-        r"=(?![=>]))+",
-        "",
-    ),
-    # a calculation: 12 apples * 2 = 24
-    (
-        r"^(?!.*\b(?:or|and|no)\b)(?:(?:[\d\s.+*/()^{}-]|,(?=\d{3})|\b[a-zA-Z]{2,}\b)*=(?![=>]))+",
-        "",
-    ),
-    (r"^[A-Za-z ]{2,40}:\s+", ""),  # apples: 24 -> 24
-    # a clause: 24, not 30 -> 24; 24 apples, 6 of them red -> 24 apples
-    (
-        r",\s*(?:(?!or\b|and\b|if\b|then\b|plus\b|minus\b|maybe\b)[a-z]{2,}\b(?!\s*=)|i\.e\."
-        r"|\d+\s(?:of|[-+*])\s).*$",
-        "",
-    ),
-    # an explanation: 24 of 30 -> 24, 24 since 4*6=24 -> 24, 24 (of 30) -> 24
-    (r"\s(?:(?:of|out of|because|since)\s|\((?!or|mod)).*$", ""),
-    # words: that she has 24 -> 24, but `between 5`, `at most 5`
-    (rf"^(?!.*\b(?:{HEDGE})\b)(?:[a-z]{{2,}}(?:-(?=[a-z])|\s+))+(?=[-+.\d])", ""),
+# A currency, a sign, the whole of 3 1/2, a number, a divisor that is not 0, a scale, a unit.
+NUMBER = re.compile(
+    r"(?:(dollar|[£¢¥฿₠-₿]) ?)?(?:([-+]) ?)?"
+    rf"(?:(\d{{1,9}}) (?=\d{{1,9}}/\d))?({DECIMAL})"
+    rf"(?: ?/ ?(?![-+]?[0.]+(?![\d.]))([-+]?{DECIMAL}))?"
+    rf"(?: ?({'|'.join(SCALES)})s?{END})?"
+    rf"(?!(?![ckmap]m|[km]g|m[lL]|th|st|nd|rd|ft|kr)[a-zA-Z]{{2}}{END})"  # not 2ab
+    r"[ .'\"(]{0,9}(%|[£¢¥฿₠-₿]|[^\W\d_]*(?:\^\{\d)?)"
 )
 
-# The last number of free text stands behind a word, a punctuation or an `=`, not in `(0,100)`,
-# `10-5` or `x >= 5`; and no word before it may leave open which number is meant.
-LAST_NUMBER = re.compile(
-    rf"(?:^|(?<![<>!=])=\s*|[a-zA-Z.:;!?\"'],?\s+|[\u4e00-\u9fff]\s*)([-+]?){NUMBER}"
+# What may not stand around a number: words that deny, limit or scale it, digits, operators.
+BAD = re.compile(
+    rf"{NOT}|\b(?:most|least|(?:min|max)imum|(?:more|less|fewer) than|plus|minus|squared|cubed"
+    r"|factorial|mod|base|mil|mln|mrd)\b|\bhal(?:f|ves)|ill(?:i?on|iard)|\b(?!months|paths)[a-z]+ths\b|тыс"
+    r"|мл[нр]|[百十半兆천만억]|\d(?<!\^\{[123])(?<!\^\{-[123])|[+<>=_\\\[]|!(?!\s)|-(?!\w)|[*/](?![^\W\d_])"
+    rf"|(?<![a-zA-Z])\^|(?<![a-zA-Z'])(?![aI] |[mgshlLJWVKCFNA]{END})[a-zA-Zα-ω]{END}"
 )
-OPEN = re.compile(rf"(?:\b(?:{HEDGE}|and)|\d\s+to)\s+$")
-# Neither may an operator or a name follow it: 5 + x, 5x, 5 squared.
-NOT_LAST = re.compile(
-    rf"\s*[-+*/^<>=_:\[{{\\]|\(|\s*(?!and|to)(?:{NO_UNIT})"
-    r"|(?!\s[aI]\b)\s*[a-zA-Z](?<![mgshlLJWVKCF])(?![a-zA-Z])"
+# Nor right before it: a limit; a name, as in July 4.
+LIMIT = re.compile(
+    r"(?i:\b(?:up to|under|over|below|above|near|almost|than|but|from)\s+$)"
+    r"|[A-Z][a-z]{2,}\.?\s+$|[a-zA-Z—]$"
 )
-UNIT_POWER = re.compile(r"\^\{[23]\}")  # the power in `15 m^{2}.`
 
-# What no response can reach: a proof, of more than one sentence; JSON's numbers that are none.
-PROSE = re.compile(r"[a-z]{3}[.!?]\s+[A-Z]|\n\s*\n|####")
-NOT_FINITE = re.compile(r"NaN|[-+]?(?:Infinity|inf)|[-+]?[\d.]+[eE][-+]?\d{3,}")
+# Between the values of a list; a comma in brackets is a semicolon by now.
+SEPARATOR = re.compile(r",(?!\d{3}(?!\d))|\b(?:and|or)\b|\\cup|\\[{}]|\\[lr]brace")
+
+# What no response can reach: no finite number, a proof, more than one sentence.
+UNREACHABLE = re.compile(
+    r"\A(?:NaN|[-+]?(?:Infinity|inf)|[-+]?[\d.]+[eE][-+]?\d{3,}|proof|notfound)\Z"
+    r"|[a-z]{3}[.!?]\s+[A-Z]|\n\s*\n|####|[\s\S]{1001}"
+)
 
 
-def to_fraction(match):
-    """The value of a match of NUMBER; None where it is divided by zero."""
-    sign, whole, top, bottom, decimal, divisor = match.groups()
-    if whole:
-        decimal = top
-        divisor = bottom
-    above = Fraction(decimal.replace(",", ""))
-    below = Fraction((divisor or "1").replace(",", ""))
-    if below == 0:
-        return None
-    value = int(whole or 0) + above / below
-    return -value if sign == "-" else value
+class Answer(NamedTuple):
+    """A value with what stands around it: `x = 5 cm` is Answer("x", 5, "cm")."""
+
+    name: str
+    value: object  # None where nothing can be read
+    unit: str = ""
+    noise: Fraction = 0  # of floating point
 
 
 def number(tidied):
-    """The value of a tidied text that is wholly one number with at most a unit, else None."""
-    match = WHOLE.fullmatch(tidied)
-    return to_fraction(match) if match else None
+    """The value, the unit and the noise of a text that is one number among words, else None."""
+    match = NUMBER.search(tidied)
+    if not match:
+        return None
+    lead = tidied[: match.start()]
+    if LIMIT.search(lead) or BAD.search(f"{lead} {tidied[match.start(7) :]}"):
+        return None
+    money, sign, whole, top, below, scale, unit = match.groups("")
+    value = Fraction(top.replace(",", "")) / Fraction((below or "1").replace(",", ""))
+    value = (value + int(whole or 0)) * Fraction(sign + "1") * Fraction(SCALES.get(scale, 1))
+    noise = abs(value) / 10**6 if re.search(r"\.\d{7}", top) else 0
+    return value, (money or unit).lower(), noise
 
 
-def value(tidied):
-    """The value of a response's answer: names, clauses and words around its number are dropped,
-    and it may be said twice (3/4 or 0.75). None where it is no number, or more than one."""
-    if tidied.isdecimal():
-        return Fraction(int(tidied))
-    said = {number(part) for part in rewrite(tidied, AROUND).split(" or ")}
-    return said.pop() if len(said) == 1 else None
+def read(text):
+    """The Answer that a tidied text holds."""
+    name = ""
+    if named := re.match(NAME, text):
+        name = named[1].replace(" ", "")
+        text = text[named.end() :].strip()
+    if choice := re.match(r"\(?([A-H])[).:]+\s+", text):
+        name = f"({choice[1].lower()})"
+        text = text[choice.end() :]
+    if found := number(text):
+        return Answer(name, *found)
+    if r"\pm" in text:
+        text = text.replace(r"\pm", "+") + " or " + text.replace(r"\pm", "-")
+    parts = [part.strip() for part in SEPARATOR.split(text) if part.strip()]
+    if len(parts) > 1:
+        items = {read(part) for part in parts}
+        if len({item.name.split("_")[0] for item in items} - {""}) == 1:  # x_1 = 5, x_2 = 6
+            items = {item._replace(name="") for item in items}
+        return Answer(name, frozenset(items)) if len(items) > 1 else items.pop()
+    plain = re.sub(WORD, lambda word: word[0].lower(), rewrite(text, PLAIN))
+    return Answer(name, plain or None)
 
 
-def last_number(text):
-    """The last number of a text that does not mark its answer, as text; "" without one."""
-    last_line = ""
-    for line in text[-LONGEST:].splitlines():
-        if any(map(str.isdecimal, line)):
-            last_line = line
-    line = tidy(last_line)
-    matches = list(LAST_NUMBER.finditer(line))
-    if not matches or OPEN.search(line[: matches[-1].start(1)]):
-        return ""
-    match = matches[-1]
-    behind = UNIT_POWER.sub("", line[match.end() :])
-    if NOT_LAST.match(behind) or re.search(r"\d", behind):
-        return ""
-    return line[match.start(1) : match.end()]
+def akin(a, b):
+    """Could two names or units be the same? Of hrs and hours one abbreviates the other."""
+    a, b = sorted((a, b), key=len)
+    return not a or a[0] == b[0] and set(a) <= set(b) and a[-1].isdigit() == b[-1].isdigit()
 
 
-# ---------------------------------------------------------------------------- what others may call
+def same(found, expected):
+    """Does an Answer say what the reference's says?"""
+    if f"({found.value})" == expected.name or f"({expected.value})" == found.name:
+        return True  # C for (C) 24
+    if not akin(found.name, expected.name) or not akin(found.unit, expected.unit):
+        return False
+    if {type(found.value), type(expected.value)} != {Fraction}:
+        return found.value == expected.value
+    percent = Fraction(100) ** ((found.unit == "%") - (expected.unit == "%"))
+    away = (abs(found.value - expected.value * factor) for factor in (1, percent))
+    return min(away) <= expected.noise
+
+
+# ---- what others may call
 
 
 def final_answer(response):
-    """The tidied answer that the free text of a response ends in; "" where none can be read."""
+    """The tidied answer of a response, or ""."""
     response = response[-REACH:].strip()
-    answer = marked_answer(response)
+    answer = find(response, MARKS)
     if answer is not None:
         return tidy(answer)
-    choice = CHOICE.fullmatch(response)
-    return choice[1] if choice else last_number(response)
+    last = tidy(find(response[-LONGEST:], [LAST]) or "")
+    return last if type(read(rewrite(last, AROUND)).value) is Fraction else ""
 
 
 def answer_key(response):
-    """What the answers of responses are compared and counted by: a Fraction, a plain text, or None
-    where no answer can be read."""
-    answer = final_answer(response)
-    found = value(answer)
-    return plain_text(answer) or None if found is None else found
+    """What answers are counted by: a Fraction, a frozenset, a text; None where none is read."""
+    return read(rewrite(final_answer(response), AROUND)).value
 
 
 @functools.lru_cache(4096)  # The same few references are asked for at every step.
-def reference_key(answer):
-    """The same of a reference answer. None where no response could reach it: it holds no value, no
-    finite number, or is prose without a marked answer."""
+def reference(answer):
+    """The Answer of a reference."""
     answer = answer[-REACH:].strip()
-    text = marked_answer(answer)
+    text = find(answer, MARKS)
     if text is None:
-        if len(answer) > LONGEST or PROSE.search(answer):
-            return None
         text = answer
-    if NOT_FINITE.fullmatch(text):
-        return None
-    tidied = tidy(text)
-    found = number(tidied)
-    return plain_text(tidied) or None if found is None else found
+    return read("" if UNREACHABLE.search(text) else tidy(text))
+
+
+def reference_key(answer):
+    """The same of a reference; None where no response can reach it."""
+    return reference(answer).value
 
 
 def to_number(text):
-    """The value of a text that is wholly one number, with at most a unit or a currency, or None."""
-    return number(tidy(text))
+    """The value of a text that is one number among words, else None."""
+    found = number(tidy(text))
+    return found and found[0]
 
 
 def is_correct(response, answer):
-    """Does the free text of a response end in the reference answer?
-
-    A reference that is a text is compared with the response's text, even where a number could be
-    read in that: `a+b=12` reaches both `12` and `a+b=12`.
-    """
-    expected = reference_key(answer)
+    """Does a response end in the reference answer? It is read as it stands, without what is around
+    it, and as a list: `5,100` as `5, 100`."""
+    expected = reference(answer)
     found = final_answer(response)
-    if isinstance(expected, Fraction):
-        return value(found) == expected
-    return expected is not None and plain_text(found) == expected
+    readings = (found, rewrite(found, AROUND), found.replace(",", ", "))
+    return expected.value is not None and any(same(read(text), expected) for text in readings)

@@ -15,21 +15,22 @@ from reward import is_correct
 
 # reference == responses that are right, reference != responses that are not; ¶ is a new line
 ANSWERS = r"""
-# Where the answer is: the last box, or a mark behind it.
+# Where the answer is: the last box, else behind the last mark.
 42 == \boxed{42} | \boxed{41} no, \boxed{42} | \boxed {42} | \boxed¶{42} | \Boxed{42} | \fbox{42}
 42 == \boxed{\boxed{42}} | \boxed{a=\boxed{42}} | \boxed{{42}} | \boxed{42}} | $\boxed 42$
-42 == \boxed{42 | \boxed{42} and \boxed{6 | $$\boxed{42}$$ | \boxed{42}^{\text{th}} | \boxed{42}\%
-42 != \boxed{42} no, \boxed{41} | \boxed{x}, 42 | | no number | 42: 41 | \boxed{42}. Answer: 41
+42 == \boxed{42 | \boxed{42}. Answer: 41 | $$\boxed{42}$$ | \boxed{42}^{\text{th}} | \boxed{42}\%
+42 != \boxed{42} no, \boxed{41} | \boxed{x}, 42 | | no number | 42: 41 | \boxed{41} The answer is 42
+42 != \boxed{42} and \boxed{6 | \boxed{42} and $\boxed{\left\{6 \right.}$
 42 == #### 42 | #### 42 apples | #### x = 42 | #### **42** | ####¶42 | It is #### 42 | #### $42
 42 == #### The answer is 42 of 50 | #### Answer: 42 (of 50) | #### 42, 50 - 8 | #### 42¶¶Q: 7+7?
 42 == the answer is 42. | The answer is **42** | Answer: 42 | **Answer:** 42 | ANSWER: 42 | A: 42
 42 == The answer is:¶42 | Answer: \[ 42 \] | The answer is¶\[ \boxed{42} \] | <answer>42</answer>
 42 == The answer is 42. I checked it in 3 ways. | The answer is 42¶Confidence: 95% | it is 42.
 42 == \boxed{42}¶¶This answer is correct. | \boxed{42} The answer is **right**: I checked it.
-42 == It is 42. The previous answer is correct | \boxed{42} So the answer is indeed valid, as 7*6.
-42 == The answer is 42. My answer is not wrong because 7*6 is 42. | \boxed{41} The answer is 42
+42 == \boxed{42}. The answer is reasonable. | \boxed{42}. The answer is not 41, since both count.
+42 == #### 42¶The answer is in dollars. | <answer>42</answer>¶This answer is rounded.
 right angle == The answer is right angle.
-D == energy \boxed{\langle H\rangle}. **Answer: D** | Answer: (D) | Answer: $D$ | D | (D)
+D == Answer: (D) | Answer: $D$ | D | (D)
 So. #### yes == \boxed{yes} | the answer is Yes.
 So. #### yes != \boxed{no} | yes
 blah <<6*7=42>> #### 42 == #### 42 | \boxed{42}
@@ -82,8 +83,9 @@ x \leq 5 == \boxed{x \le 5} | The answer is x\le5.
 (0^\circ,180^\circ) == \boxed{(0,180)} ;; (1,2) != \boxed{(2,1)} | \boxed{12}
 (x,y)=(1,3) == \boxed{(1,3)} ;; D=(0,1) != \boxed{D=(0,1.5)}
 
-# Matrices keep the ends of their rows.
+# Matrices keep the ends of their rows; a brace of cases is no end of a box.
 \begin{pmatrix} 1 \\ 2 \end{pmatrix} == \boxed{\begin{pmatrix}1\\2\end{pmatrix}}
+\left\{ x \right. == $\boxed{\left\{x\right.}$. It has one row.
 \begin{pmatrix} 1 \\ 2 \end{pmatrix} != \boxed{\begin{pmatrix}12\end{pmatrix}}
 \begin{pmatrix} 1 \\ 2 \end{pmatrix} != \boxed{\begin{pmatrix}1 2\end{pmatrix}}
 
@@ -107,6 +109,55 @@ x \leq 5 == \boxed{x \le 5} | The answer is x\le5.
 24 == The answer is 24 since 4*6 = 24. | Answer: 24 because she ate 6.
 24 != The answer is 24 men, 6 women | The answer is 24, 6, 3 | The answer is $24$ or $25$
 
+# Several boxes and several values: in any order, with any word or brackets of a set, or with \pm.
+-1, -9 == \boxed{-1} and \boxed{-9} | \boxed{-9},\ \boxed{-1} | \boxed{\{-9,-1\}} | \boxed{-9; -1}
+-1, -9 == $x=\boxed{-9}$ or $x=\boxed{-1}$ | \boxed{x_1=-1, x_2=-9} | \boxed{x=-1 \text{ or } -9}
+-1, -9 != \boxed{-1} | \boxed{-1, -9, 3} | \boxed{(-1,-9)} ;; 3,-3 == \boxed{\pm 3}
+15 == \boxed{12}, but it is \boxed{15} | \boxed{\frac{30}{2}}, that is \boxed{15}
+15 != Either \boxed{12} or \boxed{15} | \boxed{12}\boxed{15} | \boxed{12} (or \boxed{15})
+0.01, 100 == \boxed{100, \frac{1}{100}} ;; (1,2),(3,4) == \boxed{(3,4) \text{ and } (1,2)}
+(1,2),(3,4) != \boxed{(2,1),(3,4)} ;; x=2, y=3 != \boxed{x=3, y=2} | \boxed{3, 2}
+
+# Inequalities are intervals.
+(-\infty,3) == \boxed{x<3} | \boxed{3>x} ;; (-\infty,3) != \boxed{x>3} | \boxed{x\le3}
+[2,5) == \boxed{2\le x<5} | \boxed{x\in[2,5)}
+(2,5] == \boxed{2<x\le 5} ;; 3<x == \boxed{(3,\infty)}
+(-\infty,-1)\cup(3,\infty) == \boxed{x<-1 \text{ or } x>3} | \boxed{(3,\infty) U (-\infty,-1)}
+
+# Denied, taken back, hedged.
+24 != The answer isn't 24. | It cannot be 24. | I doubt that it is 24.
+24 != So x = 24 is not a solution. | \boxed{24}. That is wrong
+24 != \boxed{24}? No. | It is not \boxed{24}. | \boxed{24 \text{ is wrong}}
+24 != \boxed{24}. Correction: it is 25 | The answer is 24? No.
+24 != \boxed{24} or more | \boxed{24}, which is wrong
+24 != The answer is 24, no, 25. | The answer is 24, which is wrong. | The answer is 24, perhaps 25.
+24 != The answer is 24 (and 25). | Answer: 24 at most | \boxed{24 \text{ minimum}}
+24 != Answer: at least 24
+24 != The answer is less than 24. | The answer is 24 less than the total.
+24 != Answer: 24 (25 with both)
+24 == It is not prime, so the answer is \boxed{24}. | The answer is 23, no, 24.
+24 == \boxed{24}. I hope it is not wrong.
+24 != 20 workers make 720 parts in 24 hours. | The values are n = 5 and n = 24.
+24 == If she sells 5 of 29, 29-5=24 eggs are left. | Dividing by 2, we get X = $24.
+
+# The name left of `=`, the unit and the case of symbols must not contradict the reference.
+y=3 != \boxed{x=3} ;; \angle B=30 != \boxed{\angle A=30}
+x_1=3 != \boxed{x_2=3} ;; k=3 == \boxed{k_m=3}
+24 == \boxed{|r-s|=24} | \boxed{4!=24} | \boxed{\sum_{k=1}^{n} k=24} ;; 24 != \boxed{x^2=24}
+5\text{ hours} == \boxed{5 hrs} | \boxed{5} ;; 5\text{ hours} != \boxed{5 minutes}
+5 metres == \boxed{5 meters} ;; 3 AM != \boxed{3 PM}
+5 \text{ cents} != \boxed{\$5} | \boxed{5 dollars} ;; \$5 == \boxed{5 dollars}
+5\text{ cm}^2 != \boxed{5\text{ cm}^3} | \boxed{5 cm}
+5\text{ cm}^2 == \boxed{5 square centimeters}
+8\sqrt{3} == \boxed{8\sqrt3\text{ cm}} ;; \sqrt3 != \boxed{\sqrt3 \text{ is wrong}}
+\frac{m}{M} != \boxed{\frac{M}{m}} ;; mg != \boxed{Mg} ;; \omega != \boxed{\Omega}
+No == \boxed{no}
+50\% == \boxed{0.5} | \boxed{50} ;; 50\% != \boxed{5} ;; \$5 != \boxed{5\%} ;; 50 != \boxed{0.5}
+
+# Over six decimals are noise of floating point.
+3244047.0999999996 == \boxed{3244047.1} ;; 3244047.0999999996 != \boxed{3244051}
+0.3333333 == \boxed{1/3} ;; 0.333333 != \boxed{1/3} ;; 3244047.1 != \boxed{3244047.0999999996}
+
 # Units and currencies.
 15 == \boxed{15 cm^2} | It is 15 m^2. | The area is $15\text{ cm}^2$. | \boxed{15\text{ m/s}^2}
 15 == The answer is 15 square meters (m^2). | \boxed{15 sq. ft.} | \boxed{15\ cm^{2}} | It is 15 m².
@@ -114,11 +165,13 @@ x \leq 5 == \boxed{x \le 5} | The answer is x\le5.
 15 == \boxed{15 apples (total)} | \boxed{15'} | \boxed{15th} | \boxed{15 руб.} | \boxed{15.} | 15!
 15 == \boxed{€15} | \boxed{HK$15} | \boxed{Rs. 15} | \boxed{US\$ 15.00} | \boxed{15 USD} | £15
 15 != \boxed{15 x} | \boxed{15n} | \boxed{15!} | \boxed{15\pi} | \boxed{15 squared} | \boxed{15 pi}
-0.5 != \boxed{50\%} ;; 50 == \boxed{50\%} | 50% ;; 12.5 != \boxed{12 hours 30 minutes}
+0.5 == \boxed{50\%} ;; 50 == \boxed{50\%} | 50% ;; 12.5 != \boxed{12 hours 30 minutes}
 
 # Words for numbers.
 2000000 == \boxed{2 million} | It earned $2 million in total.
-2 != \boxed{2 million} | So 2 million.
+2 != \boxed{2 million} | So 2 million. | \boxed{2 tenths} | \boxed{2 lakh}
+2 != \boxed{2億} | \boxed{2 bn}
+2 != \boxed{2 quadrillion} | \boxed{2 sevenths} | \boxed{2 halves} ;; 0.2 == \boxed{2 tenths}
 1500000000 == \boxed{1.5 \text{ billion}} ;; 500 == \boxed{5 hundred} ;; 30000 == \boxed{3万}
 -5 == The answer is minus 5. | \boxed{negative 5} ;; 5 != \boxed{minus 5} | \boxed{-{5}} | —5
 
@@ -145,6 +198,9 @@ x \leq 5 == \boxed{x \le 5} | The answer is x\le5.
 # LaTeX's ways to write one thing, and things that only look alike.
 \frac{\sqrt{2}}{2} == \boxed{\dfrac{\sqrt 2}2} | \boxed{\frac{\sqrt2}{2}} | \boxed{\tfrac{√2}{2}}
 \frac{\pi}{4} == \boxed{\frac\pi4} | \boxed{\dfrac{π}{4}} ;; 4 != \boxed{\frac{\pi}{4}}
+24 == \boxed{\boldsymbol{24}} | \boxed{24 \operatorname{cm}}
+24 == \boxed{\large 24} | \boxed{\textbf{\text{24}}}
+3/4 == \boxed{{3 \over 4}} | \boxed{\frac{{3}}{{4}}} ;; \frac{\pi}{4} == \boxed{{\pi \over 4}}
 24 == \boxed{\textit{24}} | \boxed{\textbf{24}} | \boxed{\underline{24}} | \boxed{\mathbf{24}}
 24 == \boxed{\approx 24} | \boxed{x \approx 24} | \boxed{approximately 24} | \boxed{~24} | #### ~24
 24 == \boxed{[24]} | \boxed{\{24\}} | \boxed{\text{about }\{24\}} | [[24]] | \boxed{**24**}
@@ -168,7 +224,11 @@ x^2 == \boxed{x^{2}} ;; x^{23} != \boxed{x^{2}3} ;; 3120_5 == \boxed{3120_{5}} ;
 # Words.
 Blue == The answer is blue. | \boxed{\text{blue}} | \boxed{\textbf{ Blue }}
 B == \boxed{(B)} | \boxed{B.} | The answer is (B). | \boxed{\text{(B)}} ;; (B) == \boxed{b}
-A != Answer: A or B ;; A, C == \boxed{A and C} ;; A, B != \boxed{AB} ;; red != blue | \boxed{blue}
+C == \boxed{\textbf{(C)}\ 24} | \boxed{C. 24} | Answer: C because 3 > 2
+24 == \boxed{\textbf{(C)}\ 24}
+(C) 24 == \boxed{C} | \boxed{24} ;; (C) 24 != \boxed{B} | \boxed{(D) 24} | \boxed{(C) 25}
+C != Answer: not C ;; A != Answer: A or B
+A, C == \boxed{A and C} ;; A, B != \boxed{AB} ;; red != blue | \boxed{blue}
 July 4 == \boxed{July 4} ;; 1:00 == \boxed{1:00} ;; 4 != \boxed{3:4} ;; 3:4 == \boxed{3 : 4}
 x + 1 == \boxed{x+1} ;; x+2 != \boxed{x+1} ;; - == \boxed{-} ;; ? == Answer: ? ;; $ != Answer: $
 """
@@ -187,9 +247,10 @@ def test_answers_table():
 
 
 def test_answer_keys_by_hand():
-    """Votes are counted by exact numbers or plain texts; what cannot be read has no vote."""
+    """Votes are counted by exact numbers, sets or plain texts; what cannot be read has no vote."""
     assert answer_key(r"\boxed{2/4}") == answer_key("So it is 0.5.") == Fraction(1, 2)
-    assert answer_key(r"\boxed{X + 1}") == answer_key("The answer is x+1.") == "x+1"
+    assert answer_key(r"\boxed{X + 1}") == answer_key("The answer is X+1.") == "X+1"
+    assert answer_key(r"\boxed{1, 2}") == answer_key(r"\boxed{2} and \boxed{1}")
     for unreadable in ("", "hm", "no idea", r"\boxed{}", "10-5", "It is 5 or 6"):
         assert answer_key(unreadable) is None, unreadable
 
@@ -207,12 +268,12 @@ def test_references_that_no_response_can_reach():
 
 
 def test_to_number_by_hand():
-    """to_number reads a text that is wholly one number, unit and currency allowed."""
+    """to_number reads a text that holds one number, words allowed."""
     numbers = "24=24|1,200=1200|.5=1/2|-3=-3|$2.50=5/2| 24 =24|24 apples=24|1/2=1/2|10%=10|1e3=1000"
     for row in numbers.split("|"):
         text, value = row.split("=")
         assert to_number(text) == Fraction(value), text
-    others = "|a|5 6|1/0|5x|about 5|12 hours 30 minutes|2+3|(1,200)"
+    others = "|a|5 6|1/0|5x|12 hours 30 minutes|2+3|(1,200)"
     for text in others.split("|"):
         assert to_number(text) is None, text
 
