@@ -7,6 +7,8 @@ Equations 1 to 6 are those of GC-RL (arXiv 2602.22765), the shaped reward is tha
 from collections import defaultdict, deque
 from dataclasses import dataclass
 
+from details import threads  # noqa: F401  # isort: skip (before torch)
+
 import torch
 
 from details.answers import is_correct
@@ -27,7 +29,7 @@ class Pair:
     problem: Problem
     response: str
     right: bool  # its outcome, R(r) = 1
-    accuracy: float = 0.5  # for eq. 3: the share of right responses where it was drawn
+    accuracy: float = 0.5  # for eq. 3: the expected share of right responses among those drawn
     step: int = 0  # the step whose policy gave the response, for the log
 
 
@@ -67,7 +69,7 @@ def reweighted_reward(says_right, is_right, accuracy):
     wrong one wrong, else 0. Where half of the responses are right this is eq. 2's 0.7.
 
     For use without the filter: both labels then carry about the same total weight, however rare one
-    of them is. accuracy: E[R(r)] over the responses of the step that were not truncated.
+    of them is. accuracy: E[R(r)] over the pairs that may be drawn (see `pairs_by_question`).
     """
     if says_right is not is_right:
         return 0.0
@@ -103,17 +105,22 @@ def shaped_reward(reward1, reward2, alpha):
 def pairs_by_question(responses, n, step=0):
     """n responses to each question, Samples, as [[Pair, ...], ...] for the critic. A truncated
     response earns 0, but the critic is not shown it, and it does not count in the accuracy: it is
-    unfinished. step: the step whose policy gave them."""
-    ended = [sample.right for sample in responses if sample.stopped]
-    accuracy = sum(ended) / max(1, len(ended))
+    unfinished. step: the step whose policy gave them.
+
+    Only for eq. 3: the accuracy is the share of right responses that `random_pairs` is expected to
+    draw, the mean over questions, each with the weight of the pairs it gives.
+    """
     groups = []
+    drawn = 0
+    expected_right = 0.0
     for start in range(0, len(responses), n):
-        pairs = []
-        for sample in responses[start : start + n]:
-            if sample.stopped:
-                pairs.append(Pair(sample.problem, sample.text, sample.right, accuracy, step))
-        groups.append(pairs)
-    return groups
+        ended = [sample for sample in responses[start : start + n] if sample.stopped]
+        count = min(2, len(ended))
+        drawn += count
+        expected_right += count * sum(sample.right for sample in ended) / max(1, len(ended))
+        groups.append(ended)
+    accuracy = expected_right / max(1, drawn)
+    return [[Pair(s.problem, s.text, s.right, accuracy, step) for s in ended] for ended in groups]
 
 
 def filter_pairs(groups, rng):
@@ -187,7 +194,7 @@ def advantages(rewards, groups, std=True):
 
 def leave_one_out(rewards, groups, wider):
     """A = R - mean of the *others* in the group, which is m/(m - 1) (R - mean of the group of m): a
-    float tensor [samples]. A mean that includes the sample itself would shrink its gradient by
+    float tensor [samples]. A mean that includes the sample itself would multiply its gradient by
     1 - 1/m, and group sizes m differ here.
 
     rewards: numbers [samples]; groups: one key for each; wider: one more key for each, of a wider

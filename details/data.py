@@ -6,22 +6,29 @@ cannot be used is an `InputError` that names the file and the line.
 
 import http.client
 import json
-import math
 import os
 import random
+import re
 import sys
+import unicodedata
 import zlib
 from dataclasses import asdict
 from pathlib import Path
 
+from details import threads  # noqa: F401  # isort: skip (before torch)
+
 import torch
 
-from details.answers import reference_key
+from details.answers import is_correct, reference_key
 from reward import Pair, Problem
 
 
 class InputError(ValueError):
     """What the user gave cannot be used. The message is one line that says what is wrong, where."""
+
+
+class Unreachable(InputError):
+    """A reference answer that no response can reach."""
 
 
 def run_command(program, *args):
@@ -33,12 +40,17 @@ def run_command(program, *args):
     try:
         return program(*args)
     except BrokenPipeError:  # `sample.py ... | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        lose_output()
         sys.exit(141)
     except (InputError, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error, 3000)}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def lose_output():
+    """What is printed from here on goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def mean(values):
@@ -47,9 +59,14 @@ def mean(values):
     return sum(values) / len(values) if values else None
 
 
-def one_line(error):
-    """An exception's message on one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300]
+def one_line(error, longest=300):
+    """An exception's message, or its kind if it has none, on one line."""
+    return printable(" ".join(str(error).split()))[:longest] or type(error).__name__
+
+
+def printable(text):
+    """Any text, safe for a terminal: control characters and escapes are spelled out."""
+    return re.sub(r"[^\n\t\x20-\x7e\u00a0-\U0010ffff]", lambda c: repr(c[0])[1:-1], text)
 
 
 # ----------------------------------------------------------------------------------- JSONL files
@@ -58,41 +75,47 @@ def one_line(error):
 def read_jsonl(path, check):
     """[check(object)] for the lines of a JSONL file; blank lines are passed over.
 
-    `check` raises ValueError or KeyError on an object that it cannot use. Raises InputError with
-    file and line number, OSError where there is no such file.
+    `check` raises ValueError on an object that it cannot use, of which Unreachable leaves the line
+    out. Raises InputError with file and line number, OSError where there is no such file.
     """
-    rows = []
     content = Path(path).read_bytes()
-    for mark, kind in NOT_JSONL.items():
-        if content.lstrip().startswith(mark):
-            raise InputError(f"{path}:1: one JSON object a line is expected, and this is {kind}")
+    other = OTHER_FORMAT.match(content)
+    if other:
+        raise InputError(
+            f"{path}:1: one JSON object a line in UTF-8 is expected; "
+            f"this is {other.lastgroup}: unpack or convert it"
+        )
+    rows = []
+    left_out = 0
     # Bytes are split and not text: only \n, \r\n and \r end a line then.
     for number, line in enumerate(content.splitlines(), 1):
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            if text.strip():
-                rows.append(check(json.loads(text, parse_constant=no_number)))
-        except json.JSONDecodeError as error:
-            reason = f"one JSON object a line is expected, and this is not: {error}"
-            raise InputError(f"{path}:{number}: {reason}") from error
+            if line.strip():
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError(f"a JSON object is expected, not {type(row).__name__}")
+                rows.append(check(row))
+        except Unreachable:
+            left_out += 1
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: {error}") from error
+            raise InputError(f"{path}:{number}: {ADVICE.get(type(error), '')}{error}") from error
+    if left_out:
+        print(f"{path}: {left_out} lines left out: no response can reach their answers")
     if not rows:
-        raise InputError(f"{path}: the file is empty")
+        raise InputError(f"{path}: the file is empty, or no line is left")
     return rows
 
 
-NOT_JSONL = {
-    b"\x1f\x8b": "compressed by gzip",
-    b"PK\x03\x04": "a zip archive",
-    b"PAR1": "a Parquet file",
-    b"[": "a JSON array",
+# What a file begins with that holds something else.
+OTHER_FORMAT = re.compile(
+    rb"\s*(?:(?P<gzip>\x1f\x8b)|(?P<bzip2>BZh)|(?P<xz>\xfd7zXZ)|(?P<zstd>\x28\xb5\x2f\xfd)"
+    rb"|(?P<zip>PK\x03\x04)|(?P<Parquet>PAR1)|(?P<array>\[)"
+    rb"|(?P<UTF16>\xff\xfe|\xfe\xff|\{\x00|\x00\{))"
+)
+ADVICE = {
+    json.JSONDecodeError: "one JSON object a line is expected, and this is not: ",
+    UnicodeDecodeError: "text in GBK or Latin-1, perhaps: convert it by iconv -f GBK -t UTF-8; ",
 }
-
-
-def no_number(name):
-    """NaN and Infinity are not in JSON, though Python reads them."""
-    raise ValueError(f"{name} is no number")
 
 
 def write_jsonl(path, rows, mode="w"):
@@ -104,8 +127,6 @@ def write_jsonl(path, rows, mode="w"):
 
 def text_field(row, name, by_a_person=True):
     """A field of a JSON object that must hold text; of a model it may be any text."""
-    if not isinstance(row, dict):
-        raise ValueError(f"a JSON object is expected, not {type(row).__name__}")
     if name not in row:
         raise ValueError(f"no field {name!r}; there are: {', '.join(row)}")
     value = row[name]
@@ -120,20 +141,25 @@ def text_field(row, name, by_a_person=True):
 
 
 def to_problem(row):
-    """A JSON object's problem. The answer may be a number; some value must be readable in it."""
-    name = "question"
-    if isinstance(row, dict) and "question" not in row and "problem" in row:
-        name = "problem"
+    """A JSON object's problem. The answer may be a number; some response must reach it."""
+    name = "problem" if "problem" in row and "question" not in row else "question"
     question = text_field(row, name)
     answer = row.get("answer")
-    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
-        if not math.isfinite(answer):
-            raise ValueError("field 'answer': a number that is not finite")
+    if type(answer) in (int, float):
+        if answer - answer != 0:  # NaN, Infinity
+            raise ValueError(f"field 'answer': {answer} is not finite")
         row = {"answer": str(answer)}
     answer = text_field(row, "answer")
-    if reference_key(answer) is None:
-        raise ValueError(f"field 'answer': no value can be read from {answer[:60]!r}")
+    unread = NO_ANSWER.search(answer) and not is_correct(answer, answer)
+    if unread or reference_key(answer) is None:
+        raise Unreachable(f"field 'answer': no response can reach {answer[:60]!r}")
     return Problem(question, answer)
+
+
+# What stands in NuminaMath where there is no answer; and sentences, which do not come twice in the
+# same words: one that says its answer behind a colon, as in `A: 5`, or has eight words in a row.
+# One that marks its answer, by `####` or a box, is understood.
+NO_ANSWER = re.compile(r"(?i)^\W*(?:proof|not ?found)\W*$|[a-z]:\s(?!.*:)|\b(?:[a-z]+\s+){7}[a-z]")
 
 
 from_problem = asdict  # the JSON object again
@@ -174,32 +200,48 @@ def load_problems(name, split="train"):
     return read_jsonl(path, to_problem)
 
 
-def load_split(data, eval_data=None, size=None):
-    """(training problems, at most `size` held-out problems); no question is in both, and none is
-    held out twice.
+def load_split(data, eval_data=None):
+    """(training problems, held-out problems); no question is in both, and none is held out twice.
 
     Without `eval_data`: gsm8k has a test file, of other files the last tenth of the different
     questions is held out.
     """
-    train = load_problems(data)
+    problems = load_problems(data)
     if eval_data or data == "gsm8k":
-        held_out = different(load_problems(eval_data or data, "test"))[:size]
+        held_out = different(load_problems(eval_data or data, "test"))
     else:
-        held_out = different(train)
+        held_out = different(problems)
         held_out = held_out[-max(1, len(held_out) // 10) :]
-    questions = {problem.question for problem in held_out}
-    train = [problem for problem in train if problem.question not in questions]
-    if not train:
-        raise InputError(f"--data {data}: no problem is left to train on without the held-out ones")
-    return train, held_out[:size]
+    asked = [problem.question for problem in held_out]
+    rows = [(problem.question, problem) for problem in problems]
+    return without(asked, f"--data {data}", rows, "problem"), held_out
 
 
 def different(problems):
     """The problems without copies: of each question the first."""
     first = {}
     for problem in problems:
-        first.setdefault(problem.question, problem)
+        first.setdefault(question_key(problem.question), problem)
     return list(first.values())
+
+
+def without(questions, source, rows, kind):
+    """The items of rows, [(question, item), ...], whose question is none of `questions`; a line
+    says how many are left out, of which source and kind. Raises InputError if all of them are."""
+    keys = set(map(question_key, questions))
+    kept = [item for question, item in rows if question_key(question) not in keys]
+    reason = "held out questions are not trained on"
+    if not kept:
+        raise InputError(f"{source}: no {kind} is left: {reason}")
+    if len(kept) < len(rows):
+        print(f"{source}: {len(rows) - len(kept)} {kind}s left out: {reason}")
+    return kept
+
+
+def question_key(question):
+    """What questions are compared by: of `Sara 's 2 cats .` and `sara's 2 cats.` no policy should
+    learn one and be asked the other. Operators, signs and punctuation count."""
+    return "".join(unicodedata.normalize("NFKC", question).casefold().split())
 
 
 # ------------------------------------------------------------------------------- seeds and batches

@@ -1,27 +1,19 @@
 """Demonstrations for a cold start: questions with a response, a critique of it, or both."""
 
 from critique import critique_prompt, judgement, solve_prompt
-from details.data import InputError, read_jsonl, text_field
+from details.data import read_jsonl, text_field, without
 
 
 def load_demonstrations(path, held_out=()):
     """[(chat messages, completion)] from a JSONL file with question, response and optionally
-    critique and label; and how many were left out, their questions being `held_out`.
+    critique and label; those on questions that are `held_out` are left out.
 
     A response labelled wrong is shown to the critic only, never as a demonstration of solving; nor
     is that of a row with "critique_only": true. A critique must end in a judgement that agrees
     with the label. Raises InputError with the line.
     """
-    examples = []
-    left_out = 0
-    for question, found in read_jsonl(path, to_examples):
-        if question in held_out:
-            left_out += 1
-        else:
-            examples += found
-    if not examples:
-        raise InputError(f"{path}: no demonstration to learn from that is not held out")
-    return examples, left_out
+    rows = without(held_out, path, read_jsonl(path, to_examples), "demonstration")
+    return [example for examples in rows for example in examples]
 
 
 LABELS = {"none": None, "right": True, "wrong": False, "true": True, "false": False}

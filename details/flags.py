@@ -153,12 +153,15 @@ def settle(args):
     # Small, since pairs should be the policy's own: at this size they wait a step or two.
     args.cache = args.cache or 2 * args.pairs
     args.critique_data = args.critique_data or ("static" if args.method == "c-rl" else "dynamic")
+    filtered = args.critique_data == "dynamic" and args.balance == "filter"
+    if args.n == 1 and filtered and args.method in ("c-rl", "gc-rl"):
+        raise InputError(
+            "--n 1: a question gives a right and a wrong response for the critic; use 2 or more"
+        )
     # By themselves the constants of rewards make no difference: see reward.critique_reward.
     constants = args.balance == "reweight" or args.reward_right != 0.7 or args.reward_wrong != 0.7
     if constants and args.group == "prompt" and not args.no_std and not args.denoise:
-        print(
-            "note: --group prompt, divided by its std: constants of eqs. 3, 5 and 6 cancel"
-        )
+        print("note: --group prompt, divided by its std: constants of eqs. 3, 5 and 6 cancel")
 
 
 def check_numbers(args, may_be_zero):

@@ -8,6 +8,8 @@ these are static.
 import random
 from pathlib import Path
 
+from details.flags import largest_kl  # isort: skip (before torch)
+
 import torch
 
 from critique import correct_prompt
@@ -18,9 +20,9 @@ from details.data import (
     read_jsonl,
     seed_of,
     to_pair,
+    without,
 )
 from details.demonstrations import load_demonstrations
-from details.flags import largest_kl
 from details.memory import check_memory
 from details.policy import context_length, encode_chat, save_policy
 from details.runs import FORMAT, lock_folder, open_run, save_state, write_files
@@ -92,27 +94,27 @@ def first_state(args, problems, held_out, exam):
 
 def load_data(args):
     """(training problems, held-out problems, the critic's evaluation set, demonstrations). No
-    held-out question is trained on, and none that the critic is evaluated on."""
-    problems, held_out = load_split(args.data, args.eval_data, args.eval_size)
+    held-out question is trained on, and none that the critic is evaluated on, whether or not it is
+    among those that --eval-size takes."""
+    problems, held_out = load_split(args.data, args.eval_data)
+    unseen = [problem.question for problem in held_out]
     exam = []
     examples = []
     if args.exam:
-        trained = {problem.question for problem in problems}
-        pairs = read_jsonl(args.exam, to_pair)
         # Of trained questions the critic has seen the answers.
-        exam = [pair for pair in pairs if pair.problem.question not in trained]
-        if len(exam) < len(pairs):
-            print(f"{args.exam}: {len(pairs) - len(exam)} pairs left out, on questions in --data")
+        trained = [problem.question for problem in problems]
+        rows = [(pair.problem.question, pair) for pair in read_jsonl(args.exam, to_pair)]
+        pairs = without(trained, f"--exam {args.exam}", rows, "pair")
+        unseen += [pair.problem.question for pair in pairs]
+        # Both labels alike, though the file may be sorted by them.
+        right = [pair for pair in pairs if pair.right]
+        wrong = [pair for pair in pairs if not pair.right]
+        exam = [pair for both in zip(right, wrong) for pair in both]
         if not exam:
-            raise InputError(f"--exam {args.exam}: no pair is left")
-        exam = exam[: args.eval_size // 2 * 2]
+            raise InputError(f"--exam {args.exam}: no pair of a right and a wrong response is left")
     if args.cold_start:
-        unseen = {problem.question for problem in held_out}
-        unseen |= {pair.problem.question for pair in exam}
-        examples, left_out = load_demonstrations(args.cold_start, unseen)
-        if left_out:
-            print(f"{args.cold_start}: {left_out} demonstrations left out: held out")
-    return problems, held_out, exam, examples
+        examples = load_demonstrations(args.cold_start, unseen)
+    return problems, held_out[: args.eval_size], exam[: args.eval_size // 2 * 2], examples
 
 
 def check_lengths(sampler, problems, demonstrations=()):
@@ -144,11 +146,11 @@ def first_pairs(args, sampler, state):
     start from different policies the same. Static pairs (the papers': C-RL's, Pair-SFT's) stay
     the same through the run."""
     critic = args.method in ("c-rl", "gc-rl") and args.critique_data == "static"
-    if state["step"] == 0 and not state["exam"]:
-        asked = state["held_out"]
-        seed = seed_of(args.seed, "exam")
-        state["exam"] = sample_pairs(sampler, asked, 8, args.eval_size, seed, show="critique pairs")
-    if state["step"] == 0 and (critic or args.method == "pair-sft"):
+    begins = state["step"] == 0
+    if begins and not state["exam"]:
+        settings = 8, args.eval_size, seed_of(args.seed, "exam")
+        state["exam"] = sample_pairs(sampler, state["held_out"], *settings, show="critique pairs")
+    if begins and (critic or args.method == "pair-sft"):
         count = min(len(state["problems"]), STATIC_QUESTIONS)
         asked = batch_of(state["problems"], 1, args.seed, count)
         seed = seed_of(args.seed, "static")

@@ -6,18 +6,18 @@ import train
 from details import data
 from details.data import from_pair
 from reward import Pair, Problem, is_correct
-from tests.helpers import fails, patch, write
+from tests.helpers import fails, patch, printed_by, write
 
-GOOD_FILE = (
-    '{"question": "1+1?", "answer": "so #### 2"}\n\n{"question": "2+2\u2028?", "answer": 4}\n'
-)
+GOOD_FILE = """{"question": "1+1?", "answer": "so #### 2", "score": NaN}
+
+{"question": "2+2\u2028?", "answer": 4}
+"""
 
 
 # A line of a file, and what the error must name.
 BAD_ROWS = r"""
 {oops} -> one JSON object a line
 question,answer -> one JSON object a line
-{"question": "x", "answer": "$"} -> no value
 [1] -> object
 {"question": "x"} -> no field 'answer'
 {"question": "x", "answer": null} -> answer
@@ -28,10 +28,10 @@ question,answer -> one JSON object a line
 {"question": "a\ud800", "answer": "x"} -> surrogates
 {"prompt": "q", "solution": "1"} -> no field 'question'|prompt, solution
 {"question": "q", "solution": "1"} -> no field 'answer'|question, solution
-{"question": "q", "answer": NaN} -> NaN
-{"question": "q", "answer": -Infinity} -> Infinity
-{"question": "q", "answer": 1e400} -> not finite
-{"question": "q", "answer": "NaN"} -> no value
+{"question": "q", "answer": NaN} -> answer|not finite
+{"question": "q", "answer": -Infinity} -> answer|not finite
+{"question": "q", "answer": 1e400} -> answer|not finite
+{"question": NaN, "answer": "1"} -> question
 {"question": "q", "answer": "\frac{3}{7}"} -> double the backslash
 {"question": "\beta?", "answer": "1"} -> double the backslash
 """
@@ -40,9 +40,13 @@ question,answer -> one JSON object a line
 BAD_FILES = [
     (b"\x1f\x8b\x08\x00", "one JSON object a line|gzip"),
     (b"PAR1\x15", "one JSON object a line|Parquet"),
+    (b"\x28\xb5\x2f\xfd\x24", "zstd: unpack"),
+    (b"\xfd7zXZ\x00", "xz: unpack"),
+    (b'\xff\xfe{\x00"\x00', "UTF-8 is expected|UTF16: unpack or convert"),
+    (b'{\x00"\x00', "UTF-8 is expected|UTF16: unpack or convert"),
+    (b'{"question": "\xcb\xe3"}', "GBK|convert it by iconv"),
     (b'[{"question": "q", "answer": "1"}]', "one JSON object a line|array"),
     (b'{\n"question": "q",\n"answer": "1"}', "one JSON object a line"),
-    (b"\xff\xfe\x00", ""),
 ]
 
 
@@ -54,7 +58,7 @@ def test_bad_lines_are_named(tmp_path):
         fails("data.jsonl:4:|" + words, read_problems, tmp_path, good + line.encode())
     fails("data.jsonl:4:", read_problems, tmp_path, good + b"[" * 10**5)
     not_utf8 = b'{"question": "\xff", "answer": "1"}\n'
-    fails("data.jsonl:4:|utf-8", read_problems, tmp_path, good + not_utf8)
+    fails("data.jsonl:4:|UTF-8", read_problems, tmp_path, good + not_utf8)
 
 
 def test_files_in_other_formats_are_named(tmp_path):
@@ -71,13 +75,45 @@ def read_problems(folder, content):
 
 
 def test_data_files(tmp_path):
-    """Blank lines, a byte order mark, other ends of lines and numbers as answers are all right; a
-    line separator of Unicode ends no line. The field `problem`, which is common, is read as
-    `question`."""
+    """Blank lines, a byte order mark, other ends of lines and numbers as answers are all right, and
+    so is NaN in a field that is not used; a line separator of Unicode ends no line. The field
+    `problem`, which is common, is read as `question`."""
     found = [("1+1?", "so #### 2"), ("2+2\u2028?", "4")]
     assert read_problems(tmp_path, GOOD_FILE.encode()) == found
     windows = "\ufeff" + GOOD_FILE.replace("\n", "\r\n").replace("question", "problem")
     assert read_problems(tmp_path, windows.encode()) == found
+
+
+# References that no response can reach, and some that one can.
+UNREACHABLE = """
+proof
+notfound
+NaN
+$
+He has 2+3=5. A: 5
+Let n be odd. Then it is a square.
+The first player wins whenever the number is odd
+"""
+REACHABLE = """
+So the first player has won with a lead of #### 42
+5 apples
+x^2 + 1
+B
+Alice
+2 : 3
+12 hours and 30 minutes
+"""
+
+
+def test_problems_without_an_answer_are_left_out(tmp_path):
+    """In data sets `proof` and prose stand where an answer is missing. A line counts the problems
+    that are left out; a file that has no others is refused."""
+    good = [Problem(answer, answer) for answer in REACHABLE.strip().split("\n")]
+    bad = [Problem(answer, answer) for answer in UNREACHABLE.strip().split("\n")]
+    path = write(tmp_path / "data.jsonl", bad + good)
+    printed = printed_by(lambda argv: print(data.load_problems(*argv) == good), "", path)
+    assert printed == f"{path}: 7 lines left out: no response can reach their answers\nTrue\n"
+    fails("data.jsonl|no line is left", data.load_problems, write(path, bad))
 
 
 def test_files_without_a_line_are_refused(tmp_path):
@@ -101,31 +137,43 @@ def letters(path, questions):
     return write(path, [Problem(letter, "1") for letter in questions])
 
 
-def split(folder, questions, other=None, size=None):
+def split(folder, questions, other=None):
     """The letters that are trained on, and those held out."""
     path = letters(folder / "data", questions)
     if other:
         other = letters(folder / "other", other)
-    trained_on, held_out = data.load_split(path, other, size)
+    trained_on, held_out = data.load_split(path, other)
     return "".join(p.question for p in trained_on), "".join(p.question for p in held_out)
 
 
 def test_the_last_tenth_is_held_out(tmp_path):
     """Without other data the last tenth of the different questions is held out, once, and they are
-    nowhere trained on, nor is what --eval-size leaves out."""
+    nowhere trained on."""
     assert split(tmp_path, "abcdeb" * 5) == ("abcdb" * 5, "e")
-    assert split(tmp_path, "abcdefghijklmnopqrst" * 3, None, 1) == ("abcdefghijklmnopqr" * 3, "s")
+    assert split(tmp_path, "abcdefghijklmnopqrst" * 3) == ("abcdefghijklmnopqr" * 3, "st")
 
 
 def test_held_out_questions_are_not_trained_on(tmp_path):
     """Of a file of held-out problems every question is taken out of the training problems."""
-    assert split(tmp_path, "abcdeb" * 5, "bxyz") == ("acde" * 5, "bxyz")
+    assert split(tmp_path, "abcdeb" * 5, "Bxyzb") == ("acde" * 5, "Bxyz")
     fails("no problem is left", split, tmp_path, "abcdeb" * 5, "abcde")
 
 
-def test_what_is_beyond_the_size_is_not_held_out(tmp_path):
-    """--eval-size takes the first; the others may be trained on."""
-    assert split(tmp_path, "bxyz", "abcdeb" * 5, 1) == ("bxyz", "a")
+# Every second one is written like the one before it, but for the last.
+ALIKE = """
+Sara 's 7 - 6 cats in the year .
+sara's 7-6 cats in the year.
+Ａ 5?
+a5?
+7-6+4+8
+7+6-4+8
+"""
+
+
+def test_questions_are_compared_without_blanks_and_case():
+    """What data sets write with other blanks, letters of another case or of full width is the same
+    question; operators, signs and punctuation count."""
+    assert len({data.question_key(question) for question in ALIKE.strip().split("\n")}) == 4
 
 
 def test_gsm8k_without_a_network_fails_clearly(tmp_path):

@@ -49,6 +49,7 @@ def test_where_pairs_come_from():
     """C-RL criticises static pairs unless it is told otherwise, GC-RL its own responses."""
     has_flags("--method c-rl", critique_data="static")
     has_flags("--method gc-rl", critique_data="dynamic")
+    has_flags("--method c-rl --n 1 --group batch", critique_data="static")
 
 
 def test_largest_weight_of_a_kl():
@@ -82,6 +83,8 @@ REFUSED = """
 --method grpo -> --method|grpo
 --frobnicate -> --frobnicate
 --n 1 -> --n 1
+--n 1 --group batch -> --n 1|critic
+--n 1 --group batch --method c-rl --critique-data dynamic -> --n 1|critic
 --data @long --eval-data @long --model @no -> no problem is left
 --data @long --eval-data @empty -> empty.jsonl
 --data @long --eval-data @good --model @no -> cannot load model|no.jsonl

@@ -12,7 +12,6 @@ from tests.helpers import (
     arguments,
     fails,
     files,
-    lines,
     patch,
     printed_by,
     problems,
@@ -24,26 +23,39 @@ from tests.helpers import (
 
 
 def test_no_question_is_both_learned_and_examined(tmp_path):
-    """Of six pairs of questions the two that are trained on are left out; of twenty demonstrations
-    four of held-out problems and four of the exam. The loss on the others falls."""
+    """Of six pairs of questions the two that are trained on are left out, of the problems the four
+    that are held out; of twenty demonstrations four of held-out problems and four of the exam, most
+    of which --eval-size does not take. The exam has both labels though its file is sorted by them.
+    The loss on the other demonstrations falls."""
     asked = problems(20, 3)
+    pairs = static_pairs(asked[10:16])
     argv = files(
         tmp_path,
-        data=asked[:12],
+        data=asked[:12] + asked[16:],
         eval_data=asked[16:],
-        exam=static_pairs(asked[10:16]),
+        exam=pairs[::2] + pairs[1::2],
         cold_start=shown_rows(asked),
     )
-    flags = "--steps 0 --eval-size 8 --cold-start-lr 3e-4"
+    flags = "--steps 0 --eval-size 2 --cold-start-lr 3e-4"
     with mock.patch.multiple(supervised, COLD_START_PASSES=12, COLD_START_BATCH=8):
         rows, printed = trained(tmp_path / "run", flags, *argv)
+    assert "data.jsonl: 4 problems left out" in printed
     assert "exam.jsonl: 4 pairs left out" in printed
-    examined = {row["question"] for row in lines(tmp_path / "run" / "exam.jsonl")}
-    assert examined == {problem.question for problem in asked[12:16]}
-    assert rows[0]["eval/pairs"] == 8
     assert "cold_start.jsonl: 8 demonstrations left out: held out" in printed
+    assert rows[0]["eval/size"] == rows[0]["eval/pairs"] == 2
+    assert data.read_jsonl(tmp_path / "run/exam.jsonl", data.to_pair) == pairs[4:6]
     losses = [float(loss) for loss in re.findall(r"cold start .*loss ([\d.]+)", printed)]
     assert losses[-1] < losses[0]
+    one_label = files(tmp_path, exam=pairs[::2])
+    fails("--exam|no pair of a right and a wrong", trained, tmp_path / "none", "", *one_label)
+
+
+def test_stage_1_is_half_of_the_first_steps_that_are_trained(tmp_path):
+    """Not of --steps 0, by which a run only shows its start; a run that is extended keeps it."""
+    flags = "--method score --questions 2 --n 2 --eval-size 2 --steps"
+    for steps, stages in (("0", []), ("2 --resume", [1, 2]), ("6 --resume", [1, 2, 2, 2, 2, 2])):
+        rows, _ = trained(tmp_path / "out", f"{flags} {steps}")
+        assert [row["stage"] for row in rows[1:]] == stages
 
 
 def test_the_exam_is_of_the_starting_policy(tmp_path):

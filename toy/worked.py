@@ -9,6 +9,7 @@ same with one step broken, its consequences carried on, and a critique that find
 """
 
 import ast
+import contextlib
 import json
 import random
 import re
@@ -20,7 +21,9 @@ from details.answers import to_number
 from details.data import InputError, load_problems, run_command
 
 STEP = re.compile(r"<<([^<>=]{1,60})=([^<>=]{1,20})>>")
-PRINTED_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+PRINTED_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|\.\d+")  # 24, 1,200.5, .4
+# An equation in the text: 16 / 4 = $4, 0.5 x (2 + 3) = 2.5
+EQUATION = re.compile(r"([\d.(](?:[\d.$()*/x+ -]|,(?=\d))*)=\s*\$?(-?[\d.,]*\d)")
 OPERATORS = {ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.Div: truediv}
 SLIPS = (-10, -2, -1, 1, 2, 10)  # by how much a broken step is off
 
@@ -56,10 +59,11 @@ def check_steps(steps, broken, rng):
     """(checks, checks of the broken solution, changed): a line of critique for each step, and
     {true value: value in the broken solution}.
 
-    Raises ValueError for an annotation that is not exact, and for a number that comes out both as
-    it should and broken: the text does not tell which of the two stands where.
+    Raises ValueError for an annotation that is not exact, and for a broken value that comes out in
+    more than one way: the text does not tell which of them stands where.
     """
     changed = {}
+    values = []
     checks = []
     broken_checks = []
     for index, step in enumerate(steps):
@@ -70,8 +74,7 @@ def check_steps(steps, broken, rng):
             raise ValueError(f"{expression} is not {result}")
         if index == broken:
             shown += rng.choice([slip for slip in SLIPS if shown + slip > 0])
-        if shown == value and value in changed:
-            raise ValueError(f"{value} comes out twice, once broken and once not")
+        values.append(value)
         line = f"{expression.strip()} = {decimal(value)}: "
         verdict = "ok"
         if shown != value:
@@ -79,13 +82,17 @@ def check_steps(steps, broken, rng):
             changed[value] = shown
         checks.append(line + "ok")
         broken_checks.append(line + verdict)
+    for value in changed:
+        if values.count(value) > 1:
+            raise ValueError(f"{value} comes out in more than one way")
     return checks, broken_checks, changed
 
 
 def demonstrate(problem, rng):
     """Two demonstrations from one annotated solution, one criticised as right and one as wrong.
 
-    Raises ValueError where the solution has no annotations, or one that is not exact.
+    Raises ValueError where the solution has no annotations, or one that is not exact, and where
+    the broken solution has an error that no check finds.
     """
     work, _, answer = problem.answer.partition("####")
     steps = list(STEP.finditer(work))
@@ -101,6 +108,10 @@ def demonstrate(problem, rng):
 
     cut = steps[broken].start()  # what stands before it stays true
     behind = PRINTED_NUMBER.sub(renumber, STEP.sub("", work[cut:]))
+    # Some equations have no annotation, others do not say the same as theirs.
+    for expression, result in EQUATION.findall(behind):
+        if calculate(re.sub("[$,]", "", expression).replace("x", "*"), {}) != to_number(result):
+            raise ValueError(f"{expression} is not {result}")
     return [
         to_row(problem, work, answer.strip(), checks, "right"),
         to_row(problem, work[:cut] + behind, decimal(final), broken_checks, "wrong"),
@@ -119,7 +130,8 @@ def to_row(problem, work, answer, checks, label):
 
 def print_demonstrations(data):
     """JSON lines for `train.py --cold-start` on standard output, a count on standard error."""
-    problems = load_problems(data)
+    with contextlib.redirect_stdout(sys.stderr):  # what is left out is said
+        problems = load_problems(data)
     rng = random.Random(0)
     used = 0
     for problem in problems:
