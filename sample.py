@@ -7,10 +7,7 @@ python sample.py --model out --eval --json     a run on its held-out problems
 
 import argparse
 import json
-import os
 from pathlib import Path
-
-os.environ.setdefault("GOMP_SPINCOUNT", "1500")  # see train.py
 
 from critique import correct_prompt, solve_prompt
 from details.answers import answer_key
@@ -24,7 +21,7 @@ from details.data import (
     to_pair,
 )
 from details.flags import check_numbers, refuse
-from details.log import printable
+from details.log import printable, without_an_end
 from details.policy import TOY, run_flags
 from details.start import check_lengths, sample_pairs
 from figures.explain import explain, problem_of
@@ -141,8 +138,7 @@ def attempts_table(first, second):
         "c_to_i": mean(a.right and not b.right for a, b in both),
         "unchanged": mean(a.text == b.text for a, b in both),
         "kept": mean(same_answer(a, b) for a, b in wrong_first),
-        "truncated": mean(not sample.stopped for sample in first + second),
-    }
+    } | without_an_end(first + second)
 
 
 def same_answer(a, b):

@@ -29,7 +29,7 @@ import reward
 import rollout
 import train
 from critique import correct_prompt, critique_prompt, judgement, solve_prompt
-from details import memory, start
+from details import memory, policy, start, supervised
 from details.answers import is_correct
 from details.supervised import demonstration
 from reward import Pair, PairCache, Problem, advantages, leave_one_out
@@ -250,6 +250,14 @@ def test_filter_keeps_a_right_and_a_wrong_response():
     assert len(draws) == 4, "each of two right ones with each of two wrong ones"
 
 
+def test_without_the_filter_any_two_responses():
+    """Two of each question's responses, drawn at random; of a single one that one."""
+    groups = [answers_to("a", "110"), answers_to("b", "0")]
+    draws = {tuple(reward.random_pairs(groups, random.Random(seed))[:2]) for seed in range(60)}
+    assert len(draws) == 6, "any of three first, any other second"
+    assert reward.random_pairs(groups[1:], random.Random(0)) == groups[1]
+
+
 def test_cache_draws_without_replacement():
     """Of 25 pairs in a cache for 20, the oldest five are gone. What is drawn leaves the cache, what
     is not stays; a draw of more than there is takes all."""
@@ -315,6 +323,10 @@ right: Conclusion: _right_
 right: - Conclusion: RIGHT
 right: **Conclusion:** Right. [END]
 right: Conclusion: right <end>
+right: Conclusion: right <|im_end|>
+right: 1. Conclusion: right
+wrong: It is a matter of life. Conclusion: wrong [END]
+wrong: Conclusion：wrong。
 right: hm¶  ## Conclusion¶¶right¶
 right: Conclusion: wrong ... so¶Conclusion:  right   ¶¶Thanks
 right: Conclusion: maybe¶Conclusion: right
@@ -340,6 +352,9 @@ none: Conclusion: right or wrong
 none: Conclusion: right / wrong
 none: Conclusion: **right** or **wrong**
 none: Conclusion: right, or wrong
+none: Conclusion: right (not)
+none: Conclusion: right (or wrong)
+none: Conclusion: right (almost)
 none: Conclusion: right-or-wrong
 none: Conclusion: the solution is right.
 none: Conclusion: wrong (right answer: 5)
@@ -348,6 +363,7 @@ none: In conclusion, it went right
 none: So, conclusion: right
 none: The conclusion is: wrong
 none: > Conclusion: right
+none: > It is 5. Conclusion: right
 none: "Conclusion: right"
 """
 
@@ -488,12 +504,13 @@ def test_c_rl_with_dynamic_pairs():
 
 def test_pairs_with_and_without_the_filter():
     """Without it any two responses to a question go to the critic; a truncated response never does,
-    and does not count in the accuracy."""
+    and does not count in the accuracy, which is that of the pairs: both labels have the same total
+    weight by eq. 3, though more responses of one kind ended."""
     right, wrong, long = problems(3)
     responses = []
-    for problem in (right, wrong, long):
+    for problem, ended in ((right, "abcd"), (wrong, "ab"), (long, "")):
         for text in "abcd":
-            drawn = a_sample(text, "response", problem, stopped=problem != long)
+            drawn = a_sample(text, "response", problem, stopped=text in ended)
             drawn.right = problem == right
             responses.append(drawn)
     for balance, count in (("filter", 0), ("none", 4), ("reweight", 4)):
@@ -503,7 +520,7 @@ def test_pairs_with_and_without_the_filter():
         for pair in pairs:
             assert pair.problem != long
             assert pair.right == (pair.problem == right)
-            assert pair.accuracy == 0.5, "four of the eight that ended"
+            assert pair.accuracy == 0.5, "two pairs each, though four of six are right"
 
 
 def test_with_whom_a_reward_is_compared():
@@ -675,6 +692,7 @@ def test_gradient_is_clipped_to_its_largest_norm():
     expected = plain_gradient(samples)
     same_gradient(seen, 0.01 * expected / expected.norm())
     close(metrics["grad_norm"], expected.norm(), 1e-4)
+    assert train.GRAD_CLIP == supervised.GRAD_CLIP == 1
 
 
 def test_mini_batches_share_out_the_prompts():
@@ -793,17 +811,19 @@ def test_kl_to_the_policy_itself():
 
 
 def test_reference_is_loaded_where_it_is_needed(tmp_path):
-    """It is the starting policy, a model of its own that is not learned; without a KL there is
-    none."""
+    """It is the starting policy in the same precision, a model of its own that is not learned;
+    without a KL there is none."""
     for flags, needed in (("--kl 0", False), ("--kl 0.1", True), ("--method score", True)):
-        args = arguments(flags + " --device cpu")
+        args = arguments(flags + " --device cpu --precision bf16")
         args.out = tmp_path / flags
         with patch(start, "check_memory"):
-            sampler, reference, _, _, lock = start.begin_run(args)
+            sampler, reference, optimizer, _, lock = start.begin_run(args)
         lock.close()
+        assert optimizer.param_groups[0]["weight_decay"] == 0
         assert (reference is not None) == needed
         if needed:
             assert reference is not sampler.model
+            assert policy.dtype_of(reference) == torch.bfloat16
             for ours, p in zip(sampler.model.parameters(), reference.parameters()):
                 assert torch.equal(ours, p)
                 assert not p.requires_grad

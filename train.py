@@ -29,42 +29,38 @@ methods. What departs from GRPO as published (arXiv 2402.03300), and why:
   token of a long completion would count less than one of a short completion.
 - Completions without an advantage and without a KL give no gradient and are not computed; their
   tokens count in the mean.
-- SCoRe's advantages are not divided by the standard deviation, and a sample is compared with the
-  others of its group only (see `rewarded_attempts`).
+- SCoRe's advantages are not divided by the standard deviation, and a sample is left out of its own
+  baseline (see `rewarded_attempts`).
 - In k3, d is at most MAX_AWAY: its gradient is exponential in d, and one token could dominate it.
 
     python train.py                        GC-RL on the embedded toy model, minutes on two cores
     python train.py --method score         SCoRe on the toy
     python train.py --model Qwen/Qwen2.5-0.5B-Instruct --data gsm8k --out runs/gsm8k
 
-GC-RL: arXiv 2602.22765, SCoRe: arXiv 2409.12917. Below: recipes, update and loss, the run.
+GC-RL: arXiv 2602.22765, SCoRe: arXiv 2409.12917. Below: recipes, a step, the run.
 """
 
 import math
-import os
 import random
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
-# A thread that waits for the others spins for a moment, then sleeps. If it spun on, as is usual, a
-# run beside two busy programs would take four times as long, and not twice. To be set before torch
-# is imported. What the user has set wins.
-os.environ.setdefault("GOMP_SPINCOUNT", "1500")
+from details.data import batch_of, mean, run_command, seed_of  # isort: skip (before torch)
 
 import torch
 from tqdm import tqdm
 
 from critique import correct_prompt
 from details import cost
-from details.data import batch_of, mean, run_command, seed_of
 from details.flags import SUPERVISED, train_flags
 from details.log import (
     BAR_OFF,
     log_answers,
     log_row,
     not_finite,
+    say,
     show_result,
     show_samples,
     step_metrics,
@@ -206,10 +202,11 @@ def rewarded_critiques(args, sampler, step, pairs):
 def score(args, sampler, step, problems, cache, static):
     """SCoRe (2409.12917): Stage I teaches the second attempt alone, Stage II both.
 
-    Each attempt is credited with its own reward. r(y1) is settled when y2 is drawn, so among second
-    attempts that follow the same outcome the shaping is a weight of 1 + alpha, which a division by
-    the standard deviation would cancel. The penalty is k3, whose gradient is that of KL(reference
-    || policy), where the paper writes KL(policy || reference).
+    Each attempt is credited with its own reward. r(y1) is known when y2 is drawn, so the baseline
+    may depend on it: second attempts are compared with those after the same r(y1). There -alpha
+    r(y1), which would be noise, drops out, and the shaping is a weight of 1 + alpha, which a
+    division by the standard deviation would cancel. The penalty is k3, whose gradient is that of
+    KL(reference || policy), where the paper writes KL(policy || reference).
     """
     first, second, metrics = rewarded_attempts(args, sampler, step, problems)
     if step <= args.stage1_steps:
@@ -237,18 +234,16 @@ def rewarded_attempts(args, sampler, step, problems):
 
     The baseline of a first attempt is the mean of the others at its question; that of a second
     attempt is the mean of the others at its question whose first attempt had the same outcome, or
-    if there are none, of those in the batch. A baseline may depend on all that is known when a
-    sample is drawn, and r(y1) is: it is the same for all that are compared, so Stage II's
-    -alpha r(y1) drops out. Otherwise it would be noise.
+    if there are none, of those in the batch.
     """
     seed = seed_of(args.seed, step, "attempts")
     first, second = two_attempts(sampler, problems, args.n, seed)
     for sample in first + second:
-        before = sample.first.right if sample.first else None  # the outcome of the attempt before
+        first_outcome = sample.first.right if sample.first else None  # of the attempt before
         question = None if args.group == "batch" else sample.problem.question
         sample.reward = outcome_reward(sample)
-        sample.group = (sample.role, before, question)
-        sample.wider = (sample.role, before)
+        sample.group = (sample.role, first_outcome, question)
+        sample.wider = (sample.role, first_outcome)
         sample.kl = args.beta1
     return first, second, attempt_metrics(first, second)
 
@@ -328,7 +323,36 @@ def attempt_metrics(first, second):
     }
 
 
-# ------------------------------------------------------------------------------- update and loss
+# ------------------------------------------------------------------------------------------ a step
+
+
+def train_step(args, sampler, reference, optimizer, step, cache, state):
+    """Sample, then learn. Returns metrics, and the samples that were learned."""
+    cost.start_step()
+    recipe = METHODS[args.method]
+    problems = batch_of(state["problems"], step, args.seed, args.questions)
+    with cost.timed("sample"):
+        samples, metrics = recipe(
+            args,
+            sampler,
+            step,
+            problems,
+            cache,
+            state["static"],
+        )
+    # What has no tokens had a prompt that left no room in the context.
+    learned = [sample for sample in samples if sample.tokens]
+    optimizer.param_groups[0]["lr"] = args.lr * min(1, step / WARMUP)
+    rng = random.Random(seed_of(args.seed, step, "mini-batches"))
+    with cost.timed("update"):
+        if args.method in SUPERVISED:
+            batches = mini_batches(learned, args.updates, rng)
+            metrics |= imitate(sampler.model, optimizer, batches)
+        else:
+            metrics |= update(args, sampler, reference, optimizer, learned, rng)
+    metrics["skipped"] = len(samples) - len(learned)
+    metrics |= cost.step_cost(sum(len(sample.tokens) for sample in learned))
+    return metrics, learned
 
 
 def update(args, sampler, reference, optimizer, samples, rng):
@@ -384,7 +408,7 @@ def mini_batches(samples, updates, rng):
     for first in range(min(updates, len(prompts))):
         batch = []
         for prompt in prompts[first::updates]:
-            # They stay together: their prompt is then computed once.
+            # Together, so that their prompt may be computed once.
             batch += members[prompt]
         batches.append(batch)
     return batches
@@ -393,8 +417,8 @@ def mini_batches(samples, updates, rng):
 @smaller_if_memory_runs_out
 def add_gradient(model, samples, reference, token_count, args, parts=1):
     """Loss and backward: adds the gradient of a mini-batch of `token_count` tokens to the model's,
-    one micro-batch after the other; of smaller ones, in `parts`, where memory runs out. Writes onto
-    each sample what its tokens were like."""
+    one micro-batch after the other. Writes onto each sample what its tokens were like. parts:
+    raised by the decorator where memory runs out; micro-batches are then so many times smaller."""
     for indices in micro_batches(model, samples, parts):
         batch = [samples[index] for index in indices]
         lengths = [len(sample.tokens) for sample in batch]
@@ -412,8 +436,8 @@ def add_gradient(model, samples, reference, token_count, args, parts=1):
         advantage = repeated([sample.advantage for sample in batch], lengths, new)
         kl = repeated([sample.kl for sample in batch], lengths, new)
         assert new.shape == old.shape == advantage.shape == kl.shape == (sum(lengths),)
-        real = torch.ones_like(new)  # there is no padding
-        loss, clipped, k3 = grpo_loss(new, old, advantage, real, args.clip, ref, kl)
+        mask = torch.ones_like(new)  # [tokens] have no padding
+        loss, clipped, k3 = grpo_loss(new, old, advantage, mask, args.clip, ref, kl)
         # The loss is the mean over this micro-batch; its share in the mean over the mini-batch:
         (loss * (len(new) / token_count)).backward()
 
@@ -438,12 +462,12 @@ def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=N
 
     ratio = exp(logprobs - old_logprobs); k3 = exp(ref - logprobs) - (ref - logprobs) - 1 is never
     negative. Over samples of the policy as it is, its value estimates KL(policy || reference)
-    without bias; its gradient, in expectation, is that of KL(reference || policy). All tensors are
-    [batch, length] or broadcast to it; kl may hold a weight for each row; masked positions may hold
-    anything.
+    without bias, where ref is not bounded; its gradient, in expectation, is that of KL(reference ||
+    policy). All tensors have one shape, [tokens] or a padded [batch, length], or broadcast to it.
+    Where the mask is 0 they may hold anything.
 
-    Returns the mean over all unmasked tokens, which tokens were clipped, and k3, both [batch,
-    length] and zero where masked.
+    Returns the mean over all unmasked tokens, which tokens the clip leaves without a gradient, and
+    k3, both zero where masked.
     """
     mask = mask.bool()
     # Masked before exp, not after: inf * 0 is nan.
@@ -470,16 +494,19 @@ def train(args):
     Returns the last row of metrics."""
     begin = time.time()
     sampler, reference, optimizer, state, lock = begin_run(args)
-    begin -= state["seconds"]  # as if a run that goes on had never paused
+    begin -= state["seconds"]  # of a resumed run: as if it had not paused
     out = Path(args.out)
-    # Half of the steps that the run was begun with: a run that is extended keeps its Stage I.
+    # Stage I is half of the steps that are planned when training starts; a later --steps does not
+    # change it.
+    if state["step"] <= 1:
+        state["flags"]["steps"] = args.steps
     if args.stage1_steps is None:
         args.stage1_steps = state["flags"]["steps"] // 2
     with lock, signals_caught() as stop:
         first_pairs(args, sampler, state)
         size = f"{sampler.model.num_parameters():,} parameters on {sampler.model.device}"
         count = f"{len(state['problems'])} problems, {len(state['held_out'])} held out"
-        print(f"{args.method} on {args.model}: {size}; {count}; {out}", flush=True)
+        say(f"{args.method} on {args.model}: {size}; {count}; {out}")
         cache = PairCache(state["cache"], max(args.cache, len(state["static"]) + args.pairs))
         done = max(0, state["step"] - 1)
         bar = tqdm(desc=args.method, total=args.steps, initial=done, disable=BAR_OFF)
@@ -513,42 +540,16 @@ def train(args):
                 save_state(out, state, sampler.model, optimizer)
                 draw_curves(out / "curves.svg", state["metrics"])
             if stop and step < args.steps:
-                print(f"stopped after step {step}; go on with the same command and --resume")
+                print(
+                    f"stopped after step {step}; go on with the same command and --resume",
+                    file=sys.stderr,
+                )
                 sys.exit(128 + stop[0])
         bar.close()
         save_policy(sampler.model, sampler.tokenizer, out)
         draw_curves(out / "curves.svg", state["metrics"])
         show_result(state, out)
     return state["metrics"][-1]
-
-
-def train_step(args, sampler, reference, optimizer, step, cache, state):
-    """Sample, then learn. Returns metrics, and the samples that were learned."""
-    cost.start_step()
-    recipe = METHODS[args.method]
-    problems = batch_of(state["problems"], step, args.seed, args.questions)
-    with cost.timed("sample"):
-        samples, metrics = recipe(
-            args,
-            sampler,
-            step,
-            problems,
-            cache,
-            state["static"],
-        )
-    # What has no tokens had a prompt that left no room in the context.
-    learned = [sample for sample in samples if sample.tokens]
-    optimizer.param_groups[0]["lr"] = args.lr * min(1, step / WARMUP)
-    rng = random.Random(seed_of(args.seed, step, "mini-batches"))
-    with cost.timed("update"):
-        if args.method in SUPERVISED:
-            batches = mini_batches(learned, args.updates, rng)
-            metrics |= imitate(sampler.model, optimizer, batches)
-        else:
-            metrics |= update(args, sampler, reference, optimizer, learned, rng)
-    metrics["skipped"] = len(samples) - len(learned)
-    metrics |= cost.step_cost(sum(len(sample.tokens) for sample in learned))
-    return metrics, learned
 
 
 def main(argv=None):

@@ -8,6 +8,8 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 
+from details import threads  # noqa: F401  # isort: skip (before torch)
+
 import torch
 
 SECONDS = Counter()  # {kind of work: seconds}

@@ -8,6 +8,8 @@ import functools
 import weakref
 from contextlib import ExitStack, contextmanager, suppress
 
+from details.cost import timed  # isort: skip (before torch)
+
 import torch
 import transformers
 from torch.nn.utils.rnn import pad_sequence
@@ -15,7 +17,6 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from details.cost import timed
 from details.policy import dtype_of
 
 LARGE = 1 << 16  # numbers in a weight; a larger one is packed

@@ -4,26 +4,25 @@ A step is a line of numbers, sampled from the training problems; an evaluation, 
 problems, is a line in the same columns.
 """
 
-import re
 import shlex
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from details.data import InputError, mean, write_jsonl
+from details.data import InputError, lose_output, mean, printable, write_jsonl
 
 # For tqdm's `disable`: bars are for terminals, and for notebooks, which are no terminals.
 BAR_OFF = False if "ipykernel" in sys.modules else None
 
 # {heading: (metrics of a step, of which the first that is there is shown; one of an evaluation)}
 COLUMNS = {
-    "answers": (("response/accuracy", "t1"), "eval/generation"),
-    "critiques": (("critique/accuracy",), "eval/critique"),
-    "attempt 2": (("t2",), "eval/t2"),
-    "zero-var": (("groups/no_spread",), None),
-    "truncated": (("truncated",), "eval/truncated"),
-    "seconds": (("seconds/step",), None),
+    "answers": ("response/accuracy t1", "eval/generation"),
+    "critiques": ("critique/accuracy", "eval/critique"),
+    "attempt 2": ("t2", "eval/t2"),
+    "zero-var": ("groups/no_spread", None),
+    "truncated": ("truncated", "eval/truncated"),
+    "seconds": ("seconds/step", None),
 }
 
 # What the numbers of an evaluation are.
@@ -42,7 +41,18 @@ MEANING = {
     "eval/c_to_i": "right at first, then wrong",
     "eval/kept": "wrong answers that are given again",
     "eval/truncated": "completions that were truncated",
+    "eval/unclosed": "completions that ended inside their thinking",
 }
+
+
+def say(text):
+    """Print a line above the progress bars. A pipe whose reader has ended costs no step: Ctrl-C on
+    `train.py | tee log` ends tee, and the run has yet to save."""
+    try:
+        tqdm.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        lose_output()
 
 
 # ------------------------------------------------------------------------------------- metrics
@@ -55,7 +65,7 @@ def step_metrics(samples, batches, norms):
     spread = {sample.group for sample in samples if sample.advantage != 0}
     metrics = {
         "groups/no_spread": mean(group not in spread for group in groups),
-        "truncated": mean(not sample.stopped for sample in samples),
+        **without_an_end(samples),
         # E[-log p] under p is the entropy: the sampler's log-probs estimate it without bias.
         "entropy": -mean(p for sample in samples for p in sample.logprobs),
         "updates": len(norms),
@@ -77,13 +87,22 @@ def step_metrics(samples, batches, norms):
     return metrics
 
 
+def without_an_end(samples):
+    """The share of completions that were truncated; and of those that ended inside their thinking,
+    if there are any."""
+    metrics = {"truncated": mean(not (s.stopped or s.unclosed) for s in samples)}
+    if any(s.unclosed for s in samples):
+        metrics["unclosed"] = mean(s.unclosed for s in samples)
+    return metrics
+
+
 def log_row(out, state, row):
     """Every row of metrics comes through here: the place to hand it on to another logger."""
     write_jsonl(out / "metrics.jsonl", [row], "a")
     state["metrics"].append(row)
     reason = why_nothing_is_learned(row)
     if reason and reason not in state["reasons"]:
-        tqdm.write(reason)
+        say(reason)
         state["reasons"].append(reason)
     show_step(row)
 
@@ -100,25 +119,24 @@ def show_step(row):
     """A row of metrics, as one line of numbers or two."""
     evaluated = "eval/generation" in row
     if evaluated:
-        headings = [f"{heading:>10}" for heading in COLUMNS]
-        tqdm.write("\nstep            " + "".join(headings))
+        say("\nstep            " + cells(COLUMNS))
     if row["step"] > 0:
         values = [first_of(row, names) for names, _ in COLUMNS.values()]
-        tqdm.write(f"{row['step']:<16}" + cells(values))
+        say(f"{row['step']:<16}" + cells(values))
     if row["step"] == 1 and "pass@n" in row:
         accuracy = first_of(row, COLUMNS["answers"][0])
-        tqdm.write(
+        say(
             f"the starting policy, as sampled: {accuracy:.3f} of its answers are right; "
             f"{row['pass@n']:.3f} of the questions have a right one among n (pass@n)"
         )
     if evaluated:
         values = [row.get(name) for _, name in COLUMNS.values()]
-        tqdm.write(f"{row['step']:<6}held out  " + cells(values))
+        say(f"{row['step']:<6}held out  " + cells(values))
 
 
 def first_of(row, names):
     """The first of the metrics that the row has."""
-    return next((row[name] for name in names if row.get(name) is not None), None)
+    return next((row[name] for name in names.split() if row.get(name) is not None), None)
 
 
 def cells(values):
@@ -137,8 +155,11 @@ def number(value):
 def why_nothing_is_learned(metrics):
     """A line that says why a step could not learn anything, and what to do; None if it could."""
     accuracy = metrics.get("response/accuracy", metrics.get("t1"))
-    if metrics.get("truncated") == 1:
+    truncated = metrics.get("truncated", 0)
+    if truncated == 1:
         return "cannot learn: all completions were truncated; raise --max-new-tokens"
+    if truncated + metrics.get("unclosed", 0) > 0.999:
+        return "cannot learn: no thinking ends; a --model whose chat template opens no <think>"
     if metrics.get("traces") == 0:
         return "cannot learn: no second attempt is right; --cold-start, or easier --data"
     if metrics.get("critique/unreadable") == 1:
@@ -164,13 +185,13 @@ def show_samples(out, state, tokenizer, step, samples):
     """Prints one chain: a question, a response to it, a critique of that response; or both attempts
     of one conversation. Its samples' groups are added to samples.jsonl."""
     chain = choose_chain(samples)
-    tqdm.write(f"--- {printable(chain[0].problem.question)}")
+    say(f"--- {printable(chain[0].problem.question)}")
     if chain[0].role == "critique":  # of a pair from an earlier step
         pair = chain[0].pair
         outcome = "right" if pair.right else "wrong"
-        tqdm.write(f"[response, {outcome}]\n{printable(pair.response)}")
+        say(f"[response, {outcome}]\n{printable(pair.response)}")
     for sample in chain:
-        tqdm.write(f"[{describe(sample)}]\n{printable(sample.text)}")
+        say(f"[{describe(sample)}]\n{printable(sample.text)}")
     rows = []
     for sample in chain:
         key = sample.role, sample.group
@@ -222,13 +243,7 @@ def not_finite(out, tokenizer, norm, samples):
     """The error for a gradient that is not finite; the mini-batch that gave it is written down."""
     path = Path(out) / "not_finite.jsonl"
     write_jsonl(path, [sample_row(tokenizer, sample) for sample in samples])
-    reason = f"the gradient norm is {norm}; a smaller --lr may help"
-    return InputError(f"{reason}; its mini-batch is in {path}")
-
-
-def printable(text):
-    """Text of a model, safe for a terminal: control characters and escapes are spelled out."""
-    return re.sub(r"[^\n\t\x20-\x7e\u00a0-\U0010ffff]", lambda c: repr(c[0])[1:-1], text)
+    return InputError(f"the gradient norm is {norm}; a smaller --lr may help; see {path}")
 
 
 # ------------------------------------------------------------------------------------ the result
@@ -246,19 +261,16 @@ def show_result(state, out):
         if start[name] is not None:
             gains.append(f"{heading} {100 * start[name]:.0f}% -> {100 * end[name]:.0f}%")
     sizes = f"{end['eval/size']} held-out problems, {end['eval/pairs']} pairs"
-    print(f"\n{', '.join(gains)} ({sizes}) after step {end['step']}, in {state['seconds']:.0f} s\n")
-    print(f"{'held out, greedy':27}{'start':>10}{'end':>10}")
+    say(f"\n{', '.join(gains)} ({sizes}) after step {end['step']}, in {state['seconds']:.0f} s\n")
+    say(f"{'held out, greedy':27}{'start':>10}{'end':>10}")
     for name, meaning in MEANING.items():
         if name in end:
             values = cells([start.get(name), end.get(name)])
-            print(f"{name:27}{values}  {meaning}")
+            say(f"{name:27}{values}  {meaning}")
     for reason in state["reasons"]:
-        print(reason)
-    print(f"\ncurves: {out / 'curves.svg'}")
-    print(
-        f"{out / 'start'} and {out / 'resume.pt'} serve --resume only: delete them if you are done"
-    )
-    asked = "--eval"
-    if state["gained"]:
-        asked = shlex.quote(printable(state["gained"][0]))
-    print(f"try: python sample.py --model {out} {asked}")
+        say(reason)
+    say(f"\ncurves: {out / 'curves.svg'}")
+    say(f"{out / 'start'} and {out / 'resume.pt'} serve --resume only: delete them if you are done")
+    asked = (state["gained"] + ["--eval"])[0]
+    quoted = shlex.quote(str(out)), shlex.quote(printable(asked))
+    say("try: python sample.py --model {} {}".format(*quoted))

@@ -8,16 +8,16 @@ import json
 import re
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from details.data import InputError, one_line  # isort: skip (before torch)
 
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.modeling_outputs import MoeModelOutputWithPast
-
-from details.data import InputError, one_line
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -27,9 +27,10 @@ TOY = Path(__file__).parent.parent / "toy"
 
 def load_folder(name, device, precision):
     """Load a model and its tokenizer; see `rollout.load_policy`. Raises InputError."""
-    path = TOY if str(name) == "toy" else name
+    name = str(name)
+    path = TOY if name == "toy" else name
     if (Path(path) / "adapter_config.json").exists():
-        raise InputError(f"model {str(name)!r}: an adapter; merge it into its base model first")
+        raise InputError(f"model {name!r}: an adapter; merge it into its base model first")
     part = "model"
     try:
         device = device_of(device)
@@ -44,14 +45,14 @@ def load_folder(name, device, precision):
         part = "tokenizer of model"
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # whatever the library makes of a broken folder
-        where = f"{part} {str(name)!r} on device {str(device)!r}"
+        where = f"{part} {name!r} on device {str(device)!r}"
         if not Path(path).exists():
             where += " (there is no folder of that name)"
         raise InputError(f"cannot load {where}: {one_line(error)}") from error
     refuse_unusable(name, model, report, tokenizer)
     stops = stop_set(model, tokenizer)
     if not stops:
-        raise InputError(f"model {str(name)!r}: no EOS token, so no completion could ever end")
+        raise InputError(f"model {name!r}: no EOS token, so no completion could ever end")
     if tokenizer.eos_token_id is None:  # demonstrations end with it
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stops[0])
     pad = tokenizer.pad_token_id
@@ -76,12 +77,15 @@ def run_flags(folder):
     path = folder / "run.json"
     if not path.exists():
         return {}
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {one_line(error)}") from error
 
 
 def without_weights(name):
     """The model as a shape: its parameters have sizes and take no memory."""
-    path = TOY if str(name) == "toy" else name
+    path = TOY if name == "toy" else name
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(
@@ -94,15 +98,14 @@ def refuse_unusable(name, model, report, tokenizer):
     for kind, keys in report.items():
         if keys:  # the library would fill them at random, or drop them
             found = ", ".join(sorted(map(str, keys)))[:200]
-            raise InputError(f"model {str(name)!r}: {kind.replace('_', ' ')}: {found}")
+            raise InputError(f"model {name!r}: {kind.replace('_', ' ')}: {found}")
     for key, weight in model.named_parameters():
         if not weight.isfinite().all():
-            raise InputError(f"model {str(name)!r}: {key} holds numbers that are not finite")
+            raise InputError(f"model {name!r}: {key} holds numbers that are not finite")
     known = len(tokenizer)
     embeddings = model.get_input_embeddings().num_embeddings
     if known > embeddings:
-        message = f"{known} tokens in its tokenizer, {embeddings} embeddings"
-        raise InputError(f"model {str(name)!r}: {message}")
+        raise InputError(f"model {name!r}: {known} tokens and {embeddings} embeddings")
 
 
 def stop_set(model, tokenizer):
@@ -118,20 +121,17 @@ def stop_set(model, tokenizer):
     with suppress(InputError):  # a template that wants more than these two turns
         behind = render(tokenizer, PROBE[:2]).split(PROBE[1]["content"])[1:]
         ids = tokenizer("".join(behind), add_special_tokens=False).input_ids
-        marks = special_tokens(tokenizer)
-        special = [i for i in ids if tokenizer.convert_ids_to_tokens(i) in marks]
+        special = [i for i in ids if i in special_tokens(tokenizer)]
         stops.update(special[:1])
     return sorted(stops)
 
 
+@functools.lru_cache
 def special_tokens(tokenizer):
-    """The texts of all special tokens. Some chat models' end of turn is one of the added tokens
+    """{id: text} of all special tokens. Some chat models' end of turn is one of the added tokens
     only: Llama-3's <|eot_id|>, Phi-3's <|end|>."""
-    special = set(tokenizer.all_special_tokens)
-    for token in tokenizer.added_tokens_decoder.values():
-        if token.special:
-            special.add(token.content)
-    return special
+    added = tokenizer.added_tokens_decoder.items()
+    return {i: token.content for i, token in added if token.special}
 
 
 def save_policy(model, tokenizer, folder):
@@ -158,10 +158,8 @@ SETUPS = weakref.WeakKeyDictionary()
 
 
 def setup_of(model):
-    """The Setup of any causal LM. From when it is first asked for the model is in evaluation mode,
-    since dropout would make another policy of it."""
+    """The Setup of any causal LM."""
     if model not in SETUPS:
-        model.eval()
         SETUPS[model] = Setup(model.dtype)
     return SETUPS[model]
 
@@ -171,9 +169,17 @@ def dtype_of(model):
     return setup_of(model).dtype
 
 
+@contextmanager
 def autocast(model):
-    """The compute dtype, the same for sampling and for learning, as a context."""
-    return torch.autocast(model.device.type, dtype_of(model), dtype_of(model) != torch.float32)
+    """Inside the block, in sampling and in learning alike, a model computes in its compute dtype
+    and without dropout, which would make another policy of it."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.autocast(model.device.type, dtype_of(model), dtype_of(model) != torch.float32):
+            yield
+    finally:
+        model.train(training)
 
 
 def to_logits(model, states):
@@ -261,24 +267,24 @@ def turn_marks(tokenizer, template):
     """A pattern that finds any text that marks a turn: the special tokens, and what the template
     writes between contents.
 
-    Of the latter those that are no mere words: `[INST]` or `### User:`, but not the `user` that
-    stands behind a special token. The longest are tried first.
+    Of the latter all added tokens, and markers such as `[INST]` or `### User:` where they stand
+    whole, but no mere words, as the `user` behind a special token, and none as short as `A:`.
     """
-    special = special_tokens(tokenizer)
-    contents = either([message["content"] for message in PROBE])
     text = render(tokenizer, PROBE, add_generation_prompt=True)
-    between = "\n".join(re.split(contents, text)[1:])
-    marks = set(special)
-    for piece in re.split(either(["\n", *special]), between):
-        piece = piece.strip()
-        if piece and not piece.replace(" ", "").isalnum():
-            marks.add(piece)
-    return re.compile(either(marks))
+    between = "\n".join(re.split("\u2460probe.\u2461", text)[1:])
+    added = tokenizer.added_tokens_decoder.values()
+    tokens = [token.content for token in added if token.special or token.content in between]
+    pieces = map(str.strip, re.split(either(tokens) + "|\n", between))
+    markers = [p for p in pieces if len(p) > 3 and not p.replace(" ", "").isalnum()]
+    # Not in the middle of a word, unlike tokens, which a tokenizer finds there too.
+    return re.compile(rf"{either(tokens)}|(?!\B\w)(?:{either(markers)})(?<!\w\B)")
 
 
 def either(texts):
-    """A pattern for any of the texts, the longest first."""
-    return "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True))
+    """A pattern for any of the texts that are not blank, the longest first; of none it finds
+    nothing."""
+    texts = sorted(filter(str.strip, texts), key=len, reverse=True)
+    return "|".join(map(re.escape, texts)) or "(?!)"
 
 
 def encode_chat(tokenizer, messages):
@@ -292,23 +298,23 @@ def encode_chat(tokenizer, messages):
     clean = []
     for message in messages:
         # Not taken out: what stands before and behind a mark could make a new one.
-        content = marks.sub("\ufffd", message["content"])
-        clean.append({"role": message["role"], "content": content})
+        clean.append(message | {"content": marks.sub("\ufffd", message["content"])})
     text = render(tokenizer, clean, add_generation_prompt=True)  # with its own BOS
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
-def decode(tokenizer, sample):
-    """(text, whether it has ended) of a Sample: without special tokens, surrounding white space and
-    what stands before `</think>`. Prompts ask for no thinking; some models think all the same.
-    Thinking that is never closed has no answer behind it: it has not ended."""
-    text = tokenizer.decode(
-        sample.tokens,
-        skip_special_tokens=True,
-        clean_up_tokenization_spaces=False,
-    )
+def decode(tokenizer, sample, stops=()):
+    """(text, whether it has ended) of a Sample: without special tokens, the ids `stops`,
+    surrounding white space and what stands before `</think>`. Prompts ask for no thinking; some
+    models think all the same. Thinking that is never closed has no answer behind it: it has not
+    ended."""
+    special = special_tokens(tokenizer)
+    # The marks of thinking may be special tokens too.
+    shown = (None, "<think>", "</think>")
+    tokens = [i for i in sample.tokens if special.get(i) in shown and i not in stops]
+    text = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
     _, closed, text = text.rpartition("</think>")
     # Some templates open the thinking at the end of the prompt.
-    opened = tokenizer.decode(sample.prompt[-8:]).rstrip().endswith("<think>")
+    opened = tokenizer.decode(sample.prompt[-16:]).rstrip().endswith("<think>")
     thinking = "<think>" in text or (opened and not closed)
     return text.strip(), sample.stopped and not thinking

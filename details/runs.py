@@ -14,10 +14,11 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+from reward import Pair, Problem  # isort: skip (before torch)
+
 import torch
 
 from details.data import InputError, from_pair, from_problem, one_line, write_jsonl
-from reward import Pair, Problem
 
 if os.name == "nt":
     import msvcrt
@@ -43,6 +44,8 @@ def open_run(args):
         found = set(os.listdir(out)) if out.exists() else set()
         if found - BEFORE_CHECKPOINT:
             raise InputError(f"--out {out}: holds files but no resume.pt; name another folder")
+        if args.resume:
+            print(f"note: --resume: there is no run in {out} yet, so one begins")
         return None, None
     if not args.resume:
         raise InputError(f"--out {out}: holds a run; go on by --resume, or name another folder")
@@ -58,7 +61,9 @@ def open_run(args):
         if name == "steps":
             # It may be extended, and not end before the steps that it has made.
             before = max(before, state["step"] - 1, value)
-        if before != value and name not in MAY_CHANGE:
+        # Paths by folder and name: they may have been moved, as a checkout with the toy.
+        kept = Path(str(before)).parts[-2:] == Path(str(value)).parts[-2:]
+        if not kept and name not in MAY_CHANGE:
             flag = f"--{name.replace('_', '-')}"
             raise InputError(f"--resume: the run in {out} has {flag} {before}, not {value}")
     return state, lock
@@ -108,7 +113,8 @@ def write_files(out, state):
         os.replace(out / "partial", out / f"{name}.jsonl")
     # Of a run that is extended: a model in the folder says that the run has ended.
     (out / "model.safetensors").unlink(missing_ok=True)
-    (out / "run.json").write_text(json.dumps(state["flags"], indent=1) + "\n", encoding="utf-8")
+    (out / "partial").write_text(json.dumps(state["flags"], indent=1) + "\n", encoding="utf-8")
+    os.replace(out / "partial", out / "run.json")
 
 
 @contextmanager
@@ -122,8 +128,7 @@ def signals_caught():
             sys.exit(128 + number)
         seen.append(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, on_signal) for number in numbers}
+    before = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield seen
     finally:

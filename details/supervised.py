@@ -6,12 +6,13 @@ in place of RL's update.
 
 import math
 
+from details.data import InputError, batch_of, mean  # isort: skip (before torch)
+
 import torch
 from tqdm import tqdm
 
 from details import cost
-from details.data import InputError, batch_of, mean
-from details.log import BAR_OFF
+from details.log import BAR_OFF, say
 from details.memory import micro_batches, smaller_if_memory_runs_out
 from details.policy import encode_chat
 from rollout import Sample, batch_logprobs
@@ -73,4 +74,4 @@ def cold_start(args, model, samples):
         optimizer.param_groups[0]["lr"] = args.cold_start_lr * rate
         loss = imitate(model, optimizer, [batch])["loss"]
         if step == 0 or (step + 1) % max(1, steps // 10) == 0:
-            tqdm.write(f"cold start {step + 1}/{steps}: loss {loss:.3f} nats per token")
+            say(f"cold start {step + 1}/{steps}: loss {loss:.3f} nats per token")

@@ -2,6 +2,8 @@
 
 import random
 
+from details import threads  # noqa: F401  # isort: skip (before torch)
+
 import torch
 
 from critique import solve_prompt

@@ -23,6 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from details import threads  # noqa: F401  # isort: skip (before torch)
+
 import numpy as np
 import torch
 from tqdm import tqdm

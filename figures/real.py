@@ -21,6 +21,8 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from operator import itemgetter
 from pathlib import Path
 
+from details import threads  # noqa: F401  # isort: skip (before torch)
+
 import numpy as np
 import torch
 from tqdm import tqdm

@@ -12,6 +12,8 @@ import argparse
 import random
 from statistics import median
 
+from details import threads  # noqa: F401  # isort: skip (before torch)
+
 import torch
 
 import train

@@ -17,6 +17,8 @@ import sys
 import tempfile
 from collections import Counter
 
+from details import threads  # noqa: F401  # isort: skip (before torch)
+
 import torch
 from accelerate.utils import gather_object
 from transformers import PrinterCallback, TrainerCallback

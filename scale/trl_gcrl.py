@@ -15,6 +15,8 @@ All other flags are those of TRL's GRPOConfig. Differences in definition: scale/
 from argparse import Namespace
 from dataclasses import dataclass
 
+from details import threads  # noqa: F401  # isort: skip (before torch)
+
 import torch
 from datasets import Dataset
 from transformers import HfArgumentParser, TrainerCallback
@@ -78,7 +80,8 @@ class TrlSampler:
         for prompt, tokens, known in zip(prompts, completions, logprobs):
             stopped = tokens[-1] in self.trainer.eos_token_ids
             sample = Sample(prompt, tokens, known, stopped)
-            sample.text, sample.stopped = decode(tokenizer, sample)
+            stops = self.trainer.eos_token_ids
+            sample.text, sample.stopped = decode(tokenizer, sample, stops)
             samples.append(sample)
         return samples
 

@@ -13,6 +13,8 @@ All other flags are those of TRL's GRPOConfig. `trl_gcrl.py` comes first: it has
 
 import math
 
+from details import threads  # noqa: F401  # isort: skip (before torch)
+
 import torch
 from accelerate.utils import gather_object
 from trl import GRPOTrainer

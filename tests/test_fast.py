@@ -8,9 +8,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+import rollout
 from details import fast, policy
-from rollout import generate, logprobs
-from tests.helpers import KINDS, model_of, patch, printed_by, ragged, sharing
+from rollout import generate, load_policy, logprobs
+from tests.helpers import KINDS, fails, model_of, patch, printed_by, ragged, sharing
 from tests.test_rollout import mean_away
 
 
@@ -70,6 +71,13 @@ def test_bf16_models_that_disagree_keep_the_librarys():
             attention, printed = set_up(kind, torch.bfloat16)
         assert attention == "sdpa", kind
         assert re.fullmatch(f"note: {kind}: .*\n", printed)
+
+
+def test_a_sampler_that_is_not_the_learner_is_refused():
+    """Log-probs that are half a nat apart would be another policy's."""
+    apart = patch(rollout, "sampling_errors", return_value=([0.5], "half a nat"))
+    with apart, patch(rollout, "share_prompts", return_value=False):
+        fails("no sampling|half a nat", load_policy, "toy", "cpu")
 
 
 def test_bf16_sampling_where_keys_are_large():

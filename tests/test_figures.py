@@ -7,16 +7,14 @@ import re
 from unittest import mock
 from xml.etree import ElementTree
 
-from critique import correct_prompt, solve_prompt
+from critique import correct_prompt
 from details import data, demonstrations
-from details.supervised import demonstration
-from figures import chart, compare, findings, real, svamp, votes
-from reward import Problem, is_correct
+from figures import compare, findings, votes
+from reward import is_correct
 from tests.helpers import (
     SEVEN,
     TOY,
     a_sample,
-    base,
     box,
     close,
     fails,
@@ -24,7 +22,6 @@ from tests.helpers import (
     lines,
     patch,
     printed_by,
-    problems,
     used,
     write,
 )
@@ -41,16 +38,6 @@ def draw(program, picture, words, *args):
         assert word in text
     assert "nan" not in (picture.read_text() + printed).lower()
     return printed
-
-
-def test_ticks_by_hand():
-    """Round numbers that hold the least and the greatest value; an axis of shares ends at 1."""
-    for low, high, count, whole, expected in [
-        (0.43, 0.98, 5, False, [0.4, 0.6, 0.8, 1]),
-        (0, 20, 7, True, [0, 5, 10, 15, 20]),
-        (1, 1, 5, False, [0.98, 1]),  # a flat line: never beyond 1
-    ]:
-        close(chart.ticks(low, high, count, whole), expected)
 
 
 def made_up_run(folder, end):
@@ -206,53 +193,6 @@ def test_votes_at_equal_budgets():
     assert table["critique-weighted"] == {2: 0, 4: 1}, "called wrong, 3 wins alone only"
 
 
-def test_budgets_of_votes(tmp_path):
-    """2, 4, 8 and so on, and --n itself. An answer and three critiques cost 4 samples: a budget of
-    2 has none."""
-    words = ["accuracy by vote", "critique-weighted"]
-    flags = "toy --device cpu --json --size 8 --n 6 --critiques 3"
-    printed = draw(votes, tmp_path / "votes.svg", words, *flags.split())
-    [*_, numbers] = printed.splitlines()
-    assert list(json.loads(numbers)["vote/critique-weighted"]) == ["4", "6"]
-
-
-def test_runs_of_a_real_model(tmp_path):
-    """From the lines alone, in whatever order they came. Ends are 0.1 and 0.3 apart: t is 12.706
-    for one degree of freedom, the standard deviation 0.141; 12.706 x 0.141 / sqrt(2) = 1.271."""
-    rows = []
-    ended = {
-        "g-rl": [0.5, 0.4],
-        "gc-rl": [0.6, 0.7],
-        real.AS_IT_IS: [1, 1],
-    }
-    for run, ends in ended.items():
-        for seed, end in enumerate(ends):
-            evaluations = [
-                {"step": step, "seconds": 90, **dict.fromkeys(real.NAMES, value)}
-                for step, value in ((0, 0.2), (20, end))
-            ]
-            line = {"accuracy": 0.1, "pass@n": 0.4, "samples": 9, "evaluations": evaluations}
-            rows.append({"run": run, "flags": real.flags_of(run, "cpu"), "seed": seed, **line})
-    write(tmp_path / "lines", rows[::-1])
-    with mock.patch.multiple(real, LINES=tmp_path / "lines", FOLDER=tmp_path):
-        printed = printed_by(real.main)
-    assert (
-        "| answers of gc-rl above answers of g-rl | cpu | 2 | +0.200 (-1.071 to +1.471" in printed
-    )
-    assert "| +0.300 +0.200 | 9 | 2 |" in printed
-    assert "| g-rl | cpu | 2 | 0.10, 0.40 | 0.200 to 0.450; +0.250 (-0.385 to +0.885) |" in printed
-    ElementTree.parse(tmp_path / "real.svg")
-
-
-def test_going_on_from_the_first_words(tmp_path):
-    """With the first problem's answer twice, one of two is right."""
-    asked = problems(2)
-    write(tmp_path / "f", asked)
-    drawn = demonstration(base()[1], solve_prompt("q"), asked[0].answer)
-    with patch(real, "generate", return_value=[drawn] * 2):
-        assert real.continued("toy", tmp_path / "f", "cpu") == 0.5
-
-
 def test_a_step_in_slow_motion():
     """--explain shows prompt, responses, the pair, critiques and tokens; the answer is looked up
     in the model's data files or given."""
@@ -266,19 +206,6 @@ def test_a_step_in_slow_motion():
     fails("--explain|question", used, "--explain")
 
 
-def test_one_operation_of_two_numbers():
-    """It is shown where no other gives the answer: 2 + 2 and 2 * 2 are 4, but 3 + 42 is 42 + 3."""
-    birds = Problem("3 birds sat there and 42 came: how many?", "45")
-    assert svamp.solution(birds) == "42 + 3 = 45\n\\boxed{45}"
-    assert svamp.solution(Problem("2 cats and 2 dogs", "4")) is None
-
-
-def test_operation_and_sum_of_a_response():
-    """That 20 - 8 is 12 can be seen, but written is 11."""
-    assert svamp.operation_and_sum("20 - 8 = 11\n", "12") == (True, False)
-    assert svamp.operation_and_sum("20 / 8 = 2.5\n", "12") == (False, True)
-
-
 def test_arithmetic_for_a_real_model(tmp_path):
     """No question is in two files, all results are exact, and so is what the critiques find; they
     are all that is learned."""
@@ -287,8 +214,8 @@ def test_arithmetic_for_a_real_model(tmp_path):
     critiques = lines(tmp_path / "critiques.jsonl")
     questions = {row["question"] for row in asked}
     assert len(questions) == 700
-    examples, left_out = demonstrations.load_demonstrations(tmp_path / "critiques.jsonl", questions)
-    assert (len(examples), left_out) == (128, 0)
+    examples = demonstrations.load_demonstrations(tmp_path / "critiques.jsonl", questions)
+    assert len(examples) == 128
     for row in asked + critiques:
         expression = row["question"].removeprefix("What is ").removesuffix("?")
         result = str(worked.calculate(expression, {}))

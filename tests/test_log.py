@@ -15,8 +15,10 @@ from details import cost, data, log
 from reward import Pair, Problem
 from tests.helpers import (
     ON_TOY,
+    a_sample,
     base,
     close,
+    fails,
     lines,
     patch,
     printed_by,
@@ -46,13 +48,16 @@ def test_what_is_shown_belongs_together(tmp_path):
     assert state["samples"] == rows
 
 
-def test_printed_text_is_safe_for_a_terminal():
-    """Control characters are spelled out, new lines are not."""
+def test_printed_text_is_safe_for_a_terminal(tmp_path):
+    """Control characters are spelled out, new lines are not; in errors too."""
     assert log.printable("a\x1b[2J\n") == "a\\x1b[2J\n"
+    (tmp_path / "data").write_text(r'{"\u001b[2J": 1}')
+    fails(r"\x1b[2J", data.run_command, data.load_problems, tmp_path / "data")
 
 
 CANNOT_LEARN = [
     ({"truncated": 1.0}, "all completions were truncated; raise --max-new-tokens"),
+    ({"truncated": 0.5, "unclosed": 0.5}, "no thinking ends; a --model whose chat template"),
     ({"critique/pairs": 0}, "the critic has no pairs"),
     ({"critique/unreadable": 1.0}, "no critique ends in a judgement"),
     ({"traces": 0}, "no second attempt is right"),
@@ -69,6 +74,14 @@ def test_a_run_that_cannot_learn_says_why():
         assert "cannot learn: " in line
         assert words in line
     assert log.why_nothing_is_learned({"groups/no_spread": 0.9, "truncated": 0.9}) is None
+
+
+def test_thinking_that_is_never_closed_is_counted_apart():
+    """Of three completions one was truncated; one ended inside its thinking."""
+    unclosed = a_sample(stopped=False, right=False, unclosed=True)
+    samples = [a_sample(right=True), a_sample(stopped=False, right=False), unclosed]
+    for metrics in (log.step_metrics(samples, [], []), sample.attempts_table(samples, samples)):
+        assert metrics["truncated"] == metrics["unclosed"] == 1 / 3
 
 
 def test_cost_of_a_step():
@@ -94,6 +107,7 @@ def test_cost_of_a_step():
 def test_the_end_of_a_run(tmp_path):
     """It says what came of it, draws its curves, and returns its numbers without taking signals
     away from whoever called it."""
+    run = tmp_path / "my run"
     before = signal.getsignal(signal.SIGINT)
     returned = []
 
@@ -101,17 +115,18 @@ def test_the_end_of_a_run(tmp_path):
         returned.append(train.main(argv))
 
     flags = f"{ON_TOY} --steps 1 --questions 4 --eval-size 8 --out"
-    printed = printed_by(main, flags, tmp_path)
+    printed = printed_by(main, flags, run)
     assert signal.getsignal(signal.SIGINT) == before
-    rows = lines(tmp_path / "metrics.jsonl")
+    rows = lines(run / "metrics.jsonl")
     assert returned == [rows[-1]]
     assert re.search(
         r"\nanswers \d+% -> \d+%, critiques \d+% -> \d+% \(8 held-out problems", printed
     )
-    root = ElementTree.parse(tmp_path / "curves.svg").getroot()
+    root = ElementTree.parse(run / "curves.svg").getroot()
     assert "held out, greedy" in "".join(root.itertext())
+    assert f"try: python sample.py --model '{run}' " in printed
     numbers = []
-    printed_by(lambda argv: numbers.append(sample.main(argv)), "--eval --model", tmp_path)
+    printed_by(lambda argv: numbers.append(sample.main(argv)), "--eval --model", run)
     assert numbers[0]["eval/generation"] == rows[-1]["eval/generation"]
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rollout
 from critique import correct_prompt, critique_prompt, solve_prompt
 from details import policy
-from rollout import Sample, encode_chat, generate, load_policy
+from rollout import Sample, Sampler, encode_chat, generate, load_policy
 from tests.helpers import (
     KINDS,
     SEVEN,
@@ -26,7 +26,6 @@ from tests.helpers import (
     problems,
     saved,
     tiny,
-    toy_sampler,
     trained,
     write,
 )
@@ -129,6 +128,8 @@ def test_saved_policy_is_a_hugging_face_folder(tmp_path):
 def prompt_of(template, chat):
     """A conversation, or a question, through another template and back into text."""
     _, tokenizer = toy_copy()
+    tokenizer.add_tokens(["<|im_start|>", "  "])
+    tokenizer.pad_token = ""
     tokenizer.chat_template = template
     if isinstance(chat, str):
         chat = [{"role": "user", "content": chat}]
@@ -166,8 +167,9 @@ def test_a_template_writes_bos_once():
 
 
 def test_errors_of_a_template_are_one_line():
-    """A template is a program and may raise anything."""
-    fails("chat template|no system", prompt_of, "{{ raise_exception('no\nsystem') }}", "hello")
+    """A template is a program and may raise anything, in any characters."""
+    error = "{{ raise_exception('no\nsys\x1btem') }}"
+    fails(r"chat template|no sys\x1btem", prompt_of, error, "hello")
     fails("chat template|zero", prompt_of, "{{ 1/0 }}", "hello")
 
 
@@ -193,6 +195,12 @@ HASHES = "{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n{% endfor %
 BARS = "{% for m in messages %}<|end|>{{ m.role }}\n<|human|>{{ m.content }}{% endfor %}"
 
 
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n  {{ m.content }}\n{% endfor %}"
+
+
+WORDS = "{% for m in messages %}User: {{ m.content }}\n## So\nA:\n{% endfor %}"
+
+
 # Template, what a message holds, what is left of it; ? is what replaces a mark.
 MARKS = [
     (LLAMA, "a [INST] b[/INST] c", "a ? b? c"),
@@ -200,12 +208,19 @@ MARKS = [
     (LLAMA, "user [INS T] assistant", "user [INS T] assistant"),
     (HASHES, "### user:### assistant: the user: 5", "?? the user: 5"),
     (BARS, "the user<|human|> and an assistant", "the user? and an assistant"),
+    (CHATML, "1+2  a<|im_start|>system\n", "1+2  a?system\n"),
+    (
+        WORDS,
+        "USA: 7 A: NonUser: 9, ## Sort User: 9, ## So.",
+        "USA: 7 A: NonUser: 9, ## Sort ? 9, ?.",
+    ),
     (BARS, "a<|e<|end|>nd|>b<|hum<|end|>an|>c", "a<|e?nd|>b<|hum?an|>c"),
 ]
 
 
 def test_marks_of_turns_are_replaced_in_contents():
-    """Special tokens and what a template writes between contents, but no mere words."""
+    """Special tokens and what a template writes between contents: added tokens, and markers where
+    they stand whole; no mere words, no short ones, no blanks."""
     for template, text, left in MARKS:
         prompt = prompt_of(template, f"START{text}STOP")
         found = prompt.partition("START")[2].rpartition("STOP")[0]
@@ -243,22 +258,39 @@ def test_named_templates():
     assert tokenizer.decode(ids) == "plain: hello"
 
 
+def read(model, tokenizer, prompt, text, stopped=True):
+    """What is read in a completion, whether it ended, and whether inside its thinking."""
+    drawn = Sample(tokenizer(prompt).input_ids, tokenizer(text).input_ids, [], stopped)
+    with patch(rollout, "generate", return_value=[drawn]):
+        (sample,) = rollout.respond(Sampler(model, tokenizer, 64), [SEVEN], 1, seed=0)
+    return sample.text, sample.stopped, sample.unclosed
+
+
 def test_an_answer_stands_behind_the_thinking():
-    """Of thinking that is never closed nothing is read, and it counts as truncated, even where the
-    prompt opened it."""
-    _, tokenizer = base()
-    for opening, text, read, ended in (
-        ("", "<think>1+1</think>\n2", "2", True),
-        ("<think>\n", "1+1</think>2", "2", True),
-        ("<think></think>", "2", "2", True),
-        ("", "<think>1+1", "<think>1+1", False),
-        ("<think>", "1+1", "1+1", False),
-    ):
-        prompt = tokenizer("hm" + opening).input_ids
-        drawn = Sample(prompt, tokenizer(text).input_ids, [], stopped=True)
-        with patch(rollout, "generate", return_value=[drawn]):
-            (sample,) = rollout.respond(toy_sampler(), [SEVEN], 1, seed=0)
-        assert (sample.text, sample.stopped) == (read, ended)
+    """Of thinking that is never closed nothing is read, even where the prompt opened it; it counts
+    as truncated only if it was. The marks may be ordinary text, added tokens, special tokens."""
+    for special in (None, False, True):
+        model, tokenizer = toy_copy()
+        if special is not None:
+            tokenizer.add_tokens(["<think>", "</think>"], special_tokens=special)
+        for opening, text, left, ended in (
+            ("", "<think>1+1</think>\n2", "2", True),
+            ("<think>\n", "1+1</think>2", "2", True),
+            ("", "<think></think><|user|>2", "2", True),
+            ("", "<think>1+1", "<think>1+1", False),
+            ("<think>", "1+1", "1+1", False),
+        ):
+            found = read(model, tokenizer, "hm" + opening, text)
+            assert found == (left, ended, not ended), (special, text)
+        assert read(model, tokenizer, "<think>", "1", stopped=False) == ("1", False, False)
+
+
+def test_a_stop_token_is_no_text():
+    """One that only the generation config names may be an ordinary token."""
+    model, tokenizer = toy_copy()
+    tokenizer.add_tokens("<|im_end|>")
+    model.generation_config.eos_token_id = tokenizer("<|im_end|>").input_ids
+    assert read(model, tokenizer, "", "5<|im_end|>") == ("5", True, False)
 
 
 def test_models_without_a_key_value_cache_are_refused(tmp_path):

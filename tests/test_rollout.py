@@ -98,16 +98,19 @@ def test_sampled_logprobs_equal_teacher_forcing():
 
 
 def test_any_model_can_be_sampled_and_scored():
-    """A model that `load_policy` did not make works at once: without its dropout, or in bf16."""
+    """A model that `load_policy` did not make works at once: without its dropout, for as long as
+    that takes, or in bf16."""
     for kind in ("Llama", "GPT2", "Granite"):
+        model = tiny(kind).train()
         samples = generate(
-            tiny(kind).train(),
+            model,
             ragged(),
             max_new_tokens=12,
             stop=(2, 5),
             seed=1,
         )
-        agree(tiny(kind).train(), samples)
+        agree(model, samples)
+        assert model.training
     model = AutoModelForCausalLM.from_pretrained(TOY, dtype=torch.bfloat16)
     agree(model, generate(model, [[5, 6, 7], [8]], 2, 10), tolerance=0.2)
 
@@ -277,6 +280,14 @@ def test_a_chat_without_room_gives_samples_without_tokens():
     assert samples[:2] == [empty] * 2
     assert samples[2:] == toy.complete(chats[1:], 2, seed=0)
     assert samples[2].tokens
+
+
+def test_samples_without_tokens_have_no_logprobs():
+    """Whether or not others beside them have some."""
+    model = model_of("Llama")
+    empty = Sample([5, 6], [], [], stopped=False)
+    for others in ([empty], generate(model, [[5, 6]], max_new_tokens=3)):
+        agree(model, [empty, *others])
 
 
 def test_gradients_equal_those_of_a_plain_pass():

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 from unittest import mock
 
@@ -18,13 +19,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import train
-from details import data, log, policy, start
+from details import data, log, policy, runs, start
 from details.data import InputError
 from details.flags import SUPERVISED
 from reward import Problem
 from tests.helpers import (
     ON_TOY,
     TOY,
+    arguments,
     base,
     fails,
     files,
@@ -184,6 +186,24 @@ def test_signals(tmp_path):
     goes_on(run)
 
 
+def test_output_that_nobody_reads_costs_no_step(tmp_path):
+    """Ctrl-C on `train.py | tee log` ends tee too: the step is finished and saved all the same."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = io.StringIO()
+    flags = [*ON_TOY.split(), *SHORT.split(), "--out", str(tmp_path / "run")]
+    with (
+        open(writer, "w") as broken,
+        contextlib.redirect_stdout(broken),
+        contextlib.redirect_stderr(words),
+        contextlib.suppress(SystemExit),
+        signals(2, signal.SIGINT),
+    ):
+        train.main(flags)
+    assert "stopped after step 2" in words.getvalue()
+    goes_on(tmp_path / "run")
+
+
 def test_errors_leave_the_checkpoint_whole(tmp_path):
     """After an error in an evaluation, in a recipe, in the input the run goes on."""
     run = tmp_path / "run"
@@ -217,12 +237,12 @@ def test_a_gradient_that_is_not_finite(tmp_path):
 
 def dying(module, name, die, spared):
     """module.name does its work `spared` times more, then `die` is called in its place. Calls that
-    rename a JSONL file do not count."""
+    rename a JSON file do not count."""
     real = getattr(module, name)
     calls = []
 
     def work(*args):
-        if str(args[-1]).endswith("jsonl"):
+        if str(args[-1]).endswith(("json", "jsonl")):
             return real(*args)
         calls.append(args)
         return real(*args) if len(calls) <= spared else die(*args)
@@ -383,9 +403,11 @@ def test_what_a_kill_left_before_the_first_checkpoint_is_written_over(tmp_path):
 
 
 def test_a_run_goes_on_by_resume_only(tmp_path):
-    """Without --resume nothing is written over; with it, the flags must be the same."""
+    """Without --resume nothing is written over; with it, the flags must be the same. Where there is
+    no run it says so."""
     run = tmp_path / "run"
-    go(run, "1")
+    _, printed = go(run, "1 --resume")
+    assert f"there is no run in {run} yet" in printed
     fails("holds a run|--resume", go, run, "2")
     fails("--seed 0, not 5", go, run, "2 --resume --seed 5")
     fails("--steps 1, not 0", go, run, "0 --resume")
@@ -430,12 +452,33 @@ def test_what_a_run_leaves(tmp_path):
     assert policy.run_flags(tmp_path) == {}
 
 
+def test_flags_of_a_run_are_whole(tmp_path):
+    """They are written aside and renamed; damaged ones are refused."""
+    with patch(os, "replace"):
+        runs.write_files(tmp_path, defaultdict(list))
+    assert not (tmp_path / "run.json").exists()
+    (tmp_path / "run.json").write_text('{"max_new')
+    fails("run.json is damaged", policy.run_flags, tmp_path)
+
+
+def test_a_checkout_that_was_moved(tmp_path):
+    """The toy's files then have another path, and a run goes on all the same."""
+    args = arguments(f"--resume --out {tmp_path}")
+    flags = vars(args) | {"data": "/elsewhere/toy/train.jsonl"}
+    torch.save({"format": runs.FORMAT, "step": 1, "flags": flags}, tmp_path / "resume.pt")
+    runs.open_run(args)
+    args.data = "other/train.jsonl"
+    fails("--data", runs.open_run, args)
+
+
 def test_a_checkpoint_that_cannot_be_read(tmp_path):
-    """Half a file, or one of another version: one line."""
+    """Half a file, an empty one, or one of another version: one line that says why."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "resume.pt").write_bytes(b"half")
     fails("resume.pt cannot be read", go, run, "2 --resume")
+    (run / "resume.pt").write_bytes(b"")
+    fails("resume.pt cannot be read: EOFError", go, run, "2 --resume")
     torch.save({"format": 0}, run / "resume.pt")
     fails("resume.pt cannot be read|of another version", go, run, "2 --resume")
 
@@ -519,3 +562,30 @@ def test_terminals_that_cannot_show_a_character():
         data.run_command(print, "1 \u2212 1")
         ascii_stream.flush()
         assert ascii_stream.buffer.getvalue() == b"1 ? 1\n"
+
+
+# The files that import torch, in whatever order they are imported.
+FIRST = """reward rollout train sample toy.make scale.check scale.trl_gcrl scale.trl_score
+figures.explain figures.findings figures.real figures.speed details.cost details.data details.fast
+details.memory details.policy details.runs details.start details.supervised"""
+
+# Ends where torch would be imported.
+UP_TO_TORCH = """
+import os, sys
+
+class Finder:
+    def find_spec(name, *_):
+        if name == "torch":
+            sys.exit(os.environ.get("GOMP_SPINCOUNT"))
+
+sys.meta_path.insert(0, Finder)
+import """
+
+
+def test_spinning_threads_are_limited_before_torch_is_imported():
+    """Whichever file is imported first. What the user has set wins."""
+    for name in FIRST.split():
+        for env, limit in (({}, b"1500\n"), ({"GOMP_SPINCOUNT": "7"}, b"7\n")):
+            command = [sys.executable, "-c", UP_TO_TORCH + name]
+            done = subprocess.run(command, cwd=TOY.parent, env=env, capture_output=True)
+            assert done.stderr == limit, name

@@ -6,7 +6,17 @@ import sample
 from critique import correct_prompt, critique_prompt, judgement, solve_prompt
 from details import start
 from details.answers import is_correct
-from tests.helpers import attempts, box, greedy_text, judged, problems, toy_sampler
+from tests.helpers import (
+    attempts,
+    box,
+    greedy_text,
+    judged,
+    patch,
+    problems,
+    static_pairs,
+    toy_sampler,
+    write,
+)
 
 
 def test_judgement_table_by_hand():
@@ -63,6 +73,27 @@ def test_answer_is_kept_where_it_is_given_twice():
     assert sample.attempts_table(*unnamed)["kept"] == 0
     all_right = attempts((box(1), True, box(2), False))
     assert sample.attempts_table(*all_right)["kept"] is None
+
+
+def test_only_what_is_judged_wrong_is_revised():
+    """A critique without a judgement that can be read leaves the answer as it is."""
+    criticise = patch(sample, "criticise", return_value=judged((None, True)))
+    with criticise, patch(sample, "refine", return_value=[]) as refine:
+        numbers, _ = sample.evaluate(toy_sampler(), problems(2, seed=6), [])
+    assert refine.call_args.args[1] == []
+    assert numbers["eval/revised"] == 1
+
+
+def test_an_exam_of_its_own_is_for_a_runs_own_problems(tmp_path):
+    """Pairs of other problems are sampled; and an odd count leaves no half of a pair."""
+    write(tmp_path / "exam.jsonl", static_pairs(problems(2)))
+    data = write(tmp_path / "held_out.jsonl", problems(4))
+    for flags, count in (("", 4), (f"--data {data}", 0)):
+        args = sample.parse_args(["--eval", *flags.split()])
+        _, exam = sample.held_out_and_exam(args, tmp_path)
+        assert len(exam) == count
+    pairs = start.sample_pairs(toy_sampler(), problems(40, seed=7), n=8, count=5, seed=0)
+    assert [pair.right for pair in pairs] == [True, False] * 2
 
 
 def test_evaluation_by_an_independent_path():

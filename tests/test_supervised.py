@@ -1,5 +1,7 @@
 """Tests of details/supervised.py: demonstrations, supervised learning, the cold start."""
 
+import copy
+from collections import Counter
 from unittest import mock
 
 import torch
@@ -48,11 +50,6 @@ def imitated(batches, grad_clip=1e9):
     return metrics, recorder.gradients
 
 
-def single_rows(model, samples, parts):
-    """In place of `micro_batches`."""
-    return [[index] for index in range(len(samples))]
-
-
 def test_demonstration_by_hand():
     """The chat's tokens as the prompt, the text's and EOS as the completion, and no log-probs."""
     _, tokenizer = base()
@@ -64,6 +61,11 @@ def test_demonstration_by_hand():
     assert shown.text == "1+1=2"
     assert shown.logprobs == []
     assert shown.stopped
+
+
+def single_rows(model, samples, parts):
+    """In place of `micro_batches`."""
+    return [[index] for index in range(len(samples))]
 
 
 def test_imitation_has_the_gradient_of_the_negative_log_prob():
@@ -89,21 +91,6 @@ def test_gradient_of_imitation_is_clipped():
     expected = gradient_of(plain_loss(batch))
     same_gradient(seen, 0.01 * expected / expected.norm())
     close(metrics["grad_norm"] / expected.norm(), 1, 1e-4)
-
-
-def test_imitation_where_memory_runs_out():
-    """It is tried again with half the size; what has been added is not counted twice."""
-    batch = demonstrations("1+2=3", "3*4=2", "5", "1")
-    once = mock.Mock(wraps=supervised.batch_logprobs)
-    error = torch.OutOfMemoryError("once")
-    # The first row is scored, the second fails; then all four are scored.
-    once.side_effect = [mock.DEFAULT, error] + [mock.DEFAULT] * 4
-    cut = mock.Mock(wraps=single_rows)
-    with patch(supervised, "batch_logprobs", once), patch(supervised, "micro_batches", cut):
-        metrics, (seen,) = imitated([batch])
-    assert [call.args[2] for call in cut.call_args_list] == [1, 2]
-    same_gradient(seen, gradient_of(plain_loss(batch)))
-    close(metrics["loss"], plain_loss(batch).item(), 1e-5)
 
 
 def test_imitation_with_a_gradient_that_is_not_finite():
@@ -136,18 +123,24 @@ def test_star_and_pair_sft_imitate():
 
 
 def test_cold_start_warms_up_and_decays():
-    """The learning rate rises over a tenth of the steps, then falls to 0 in a straight line."""
+    """The learning rate rises over a tenth of the steps, then falls to 0 in a straight line. Each
+    pass learns every demonstration, without weight decay."""
     rates = []
+    learned = Counter()
 
     def note(model, optimizer, batches):
         assert [len(batch) for batch in batches] == [32]
         rates.append(optimizer.param_groups[0]["lr"])
+        learned.update(map(id, batches[0]))
+        assert optimizer.param_groups[0]["weight_decay"] == 0
         return {"loss": 1.0}
 
     args = arguments("--cold-start-lr 0.1")
     with patch(supervised, "imitate", note):
-        samples = demonstrations(box(2)) * 640
+        [shown] = demonstrations(box(2))
+        samples = [copy.copy(shown) for _ in range(640)]
         printed_by(lambda _: supervised.cold_start(args, base()[0], samples))
     assert len(rates) == 60  # 3 passes of 20 batches of 32
+    assert list(learned.values()) == [3] * 640
     close(rates[0], 0.1 / 6)
     close(rates[5:], [0.1 * (1 - step / 60) for step in range(5, 60)])

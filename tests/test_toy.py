@@ -66,7 +66,7 @@ def test_the_committed_exam():
         assert pair.problem in asked
 
 
-def test_make_writes_a_folder_like_the_committed_one(tmp_path):
+def long_make_writes_a_folder_like_the_committed_one(tmp_path):
     """The same tokenizer, a model of the same size, the same limit."""
     small = mock.patch.multiple(
         make,

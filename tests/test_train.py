@@ -3,14 +3,16 @@
 import copy
 import math
 import random
+from unittest import mock
 
 import torch
 
 import train
 from details import data, start
 from reward import PairCache, is_correct
-from rollout import Sampler, load_policy
+from rollout import Sample, Sampler, load_policy
 from tests.helpers import (
+    TOY,
     arguments,
     base,
     close,
@@ -18,10 +20,12 @@ from tests.helpers import (
     gradient_of,
     patch,
     plain_logprobs,
+    printed_by,
     problems,
     rewards_of,
     same_gradient,
     shown_rows,
+    static_pairs,
     toy_rollout,
     toy_sampler,
     trained,
@@ -92,33 +96,60 @@ def test_a_run_with_odd_flags_is_the_plain_one(tmp_path):
 
 
 def seeds_of(folder, flags):
-    """The seeds of all rollouts at a temperature in a run, in their order."""
+    """All seeds of a run in their order: of its rollouts at a temperature, and of what is drawn in
+    train.py and details/start.py."""
     seeds = []
-    real = Sampler.complete
+    complete = Sampler.complete
 
-    def complete(sampler, chats, n, seed, show=None):
+    def note_rollout(sampler, chats, n, seed, show=None):
         if sampler.temperature:
             seeds.append(seed)
-        return real(sampler, chats, n, seed, show)
+        return complete(sampler, chats, n, seed, show)
 
-    with patch(Sampler, "complete", complete):
-        trained(folder, flags)
+    def note_draw(seed):
+        seeds.append(seed)
+        return random.Random(seed)
+
+    drawing = mock.Mock(Random=note_draw)
+    in_train = patch(train, "random", drawing)
+    with patch(Sampler, "complete", note_rollout), in_train, patch(start, "random", drawing):
+        printed_by(train.main, f"--device cpu --out {folder} {flags}")
     return seeds
 
 
 def test_no_two_rollouts_share_their_random_numbers(tmp_path):
-    """Steps, responses and critiques, first and second attempts, each part of an exam: the seed of
-    each is its own, and all of them change with --seed."""
-    short = "--steps 2 --questions 2 --n 2 --eval-size 2 --denoise 1 --method "
-    for method in ("gc-rl", "score"):
-        one = seeds_of(tmp_path / method, short + method)
-        other = seeds_of(tmp_path / f"{method} 1", f"{short}{method} --seed 1")
-        assert len(one) >= 4
-        assert len(set(one + other)) == len(one + other)
+    """Steps, responses, critiques, pairs, traces, mini-batches, first and second attempts, each
+    part of an exam and of static pairs: the seed of each is its own, and all change with --seed."""
+    [flag, data] = files(tmp_path, data=problems(16))
+    short = f"{flag} {data} --eval-data {TOY}/held_out.jsonl --eval-size 8 --denoise 1"
+    short += " --steps 2 --questions 2 --n 2"
+    for method, runs in (("gc-rl", 2), ("c-rl", 1), ("score", 1), ("pair-sft", 2)):
+        seeds = []
+        for seed in range(runs):
+            out = tmp_path / f"{method}-{seed}"
+            seeds += seeds_of(out, f"{short} --method {method} --seed {seed}")
+        assert len(set(seeds)) == len(seeds) > 4, method
+    state = torch.load(tmp_path / "c-rl-0" / "resume.pt", weights_only=True)
+    assert len(state["cache"]) == len(state["static"]) - 4, "all but two steps' pairs wait"
     with patch(start, "respond", return_value=[]) as respond:
         start.sample_pairs(toy_sampler(), problems(32), 2, 32, seed=0)
-    seeds = {call.args[3] for call in respond.call_args_list}
-    assert len(seeds) == respond.call_count == 4
+    asked = [problem for call in respond.call_args_list for problem in call.args[1]]
+    assert asked == problems(32)
+
+
+def test_completions_without_tokens_are_not_learned():
+    """Their prompts left no room in the context: they are counted, and no update sees them."""
+    samples = toy_rollout(n=2, count=2)
+    empty = Sample([5], [], [], stopped=False)
+    state = {"problems": problems(2), "static": []}
+    sampler = toy_sampler()
+    optimizer = torch.optim.SGD(sampler.model.parameters(), lr=0.0)
+    recipe = mock.Mock(return_value=([*samples, empty], {}))
+    with mock.patch.dict(train.METHODS, {"g-rl": recipe}):
+        args = arguments("--method g-rl --lr 0.0001")
+        metrics, learned = train.train_step(args, sampler, None, optimizer, 1, None, state)
+    assert learned == samples
+    assert metrics["skipped"] == 1
 
 
 def test_a_bonus_for_format_is_no_outcome():
@@ -191,3 +222,18 @@ def test_pairs_are_young():
         ages.append(metrics["critique/age"])
     assert max(ages) > 0, "more pairs come in than are drawn"
     assert sum(ages) / len(ages) <= 2
+
+
+def test_first_pairs_are_of_all_problems():
+    """The critic's evaluation set is of all that is held out; static pairs are of the training
+    problems in the order of the seed."""
+    asked = []
+
+    def note(sampler, problems, *settings, **options):
+        asked.append(problems)
+        return static_pairs(problems[:1])
+
+    state = {"step": 0, "exam": [], "held_out": problems(20), "problems": problems(40, seed=1)}
+    with patch(start, "sample_pairs", note), patch(start, "write_files"):
+        start.first_pairs(arguments("--method c-rl --seed 3"), None, state)
+    assert asked == [state["held_out"], data.batch_of(state["problems"], 1, 3, 40)]
