@@ -335,7 +335,7 @@ def answer_key(response):
     return read(rewrite(final_answer(response), AROUND)).value
 
 
-@functools.lru_cache(4096)  # The same few references are asked for at every step.
+@functools.lru_cache(4096)  # The same few at each step.
 def reference(answer):
     """The Answer of a reference."""
     answer = answer[-REACH:].strip()
@@ -356,6 +356,7 @@ def to_number(text):
     return found and found[0]
 
 
+@functools.lru_cache(4096)
 def is_correct(response, answer):
     """Does a response end in the reference answer? It is read as it stands, without what is around
     it, and as a list: `5,100` as `5, 100`."""
