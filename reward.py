@@ -107,8 +107,8 @@ def pairs_by_question(responses, n, step=0):
     response earns 0, but the critic is not shown it, and it does not count in the accuracy: it is
     unfinished. step: the step whose policy gave them.
 
-    Only for eq. 3: the accuracy is the share of right responses that `random_pairs` is expected to
-    draw, the mean over questions, each with the weight of the pairs it gives.
+    The rest is for eq. 3 only: the accuracy is the share of right responses that `random_pairs` is
+    expected to draw, the mean over questions, each with the weight of the pairs it gives.
     """
     groups = []
     drawn = 0

@@ -152,10 +152,11 @@ def repeat(items, n):
 #                                   4 2 .      give the next one; a row that has drawn EOS
 #                                   3 3 3      leaves; the last row is truncated
 #   scoring    fed: the prompts as above, then each row's tokens but the last; so the position of
-#              a token's log-prob is the one before the token:
-#                  taken from   6    4    4    |    6    4    |    9    3    3
-#                  log-prob of  4    4    2    |    4    2    |    3    3    3
-#   loss       the mean over these 8 log-probs (3 + 2 + 3) of what train.grpo_loss makes of them
+#              a token's log-prob is the one before the token (`batch_logprobs`):
+#                               row 0           |  row 1    |  row 2
+#                  taken from   6    4    4     |  6    4   |  9    3    3
+#                  log-prob of  4    4    2     |  4    2   |  3    3    3
+#   loss       in train.py: the mean over these 8 log-probs (3 + 2 + 3) of what becomes of them
 
 
 @dataclass

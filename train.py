@@ -204,9 +204,10 @@ def score(args, sampler, step, problems, cache, static):
 
     Each attempt is credited with its own reward. r(y1) is known when y2 is drawn, so the baseline
     may depend on it: second attempts are compared with those after the same r(y1). There -alpha
-    r(y1), which would be noise, drops out, and the shaping is a weight of 1 + alpha, which a
-    division by the standard deviation would cancel. The penalty is k3, whose gradient is that of
-    KL(reference || policy), where the paper writes KL(policy || reference).
+    r(y1), which would be noise, drops out: with r1 the same for all, r2 + alpha (r2 - r1) minus its
+    mean is (1 + alpha) (r2 - mean of r2). A division by the standard deviation would cancel that.
+    The penalty is k3, whose gradient is that of KL(reference || policy), where the paper writes
+    KL(policy || reference).
     """
     first, second, metrics = rewarded_attempts(args, sampler, step, problems)
     if step <= args.stage1_steps:
