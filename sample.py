@@ -109,6 +109,7 @@ def judgement_table(critiques):
     # The share of right responses that are judged right, of wrong ones that are judged wrong.
     on_right = [critique.says_right for critique in critiques if critique.pair.right]
     on_wrong = [critique.says_right for critique in critiques if not critique.pair.right]
+    # p1 is the recall of "right" as well.
     p1 = mean(says_right is True for says_right in on_right)
     return {
         "accuracy": mean(c.says_right is c.pair.right for c in critiques),
@@ -134,6 +135,7 @@ def attempts_table(first, second):
         "t1": t1,
         "t2": t2,
         "delta": t2 - t1,
+        # Incorrect to correct, and the reverse.
         "i_to_c": mean(b.right and not a.right for a, b in both),
         "c_to_i": mean(a.right and not b.right for a, b in both),
         "unchanged": mean(a.text == b.text for a, b in both),
@@ -146,6 +148,7 @@ def same_answer(a, b):
     # A truncated one has no answer to give again.
     if not (a.stopped and b.stopped):
         return False
+    # Compared as answers and not as texts: 0.5 and 1/2 are the same.
     answer = answer_key(a.text)
     return answer is not None and answer == answer_key(b.text)
 

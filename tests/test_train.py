@@ -235,5 +235,8 @@ def test_first_pairs_are_of_all_problems():
 
     state = {"step": 0, "exam": [], "held_out": problems(20), "problems": problems(40, seed=1)}
     with patch(start, "sample_pairs", note), patch(start, "write_files"):
-        start.first_pairs(arguments("--method c-rl --seed 3"), None, state)
-    assert asked == [state["held_out"], data.batch_of(state["problems"], 1, 3, 40)]
+        args = arguments("--method c-rl --seed 3")
+        start.first_pairs(args, None, state)
+    held_out, trained_on = asked
+    assert held_out == state["held_out"]
+    assert trained_on == data.batch_of(state["problems"], 1, 3, 40)
