@@ -5,7 +5,7 @@ Equations 1 to 6 are those of GC-RL (arXiv 2602.22765), the shaped reward is tha
 """
 
 from collections import defaultdict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from details import threads  # noqa: F401  # isort: skip (before torch)
 
@@ -29,8 +29,8 @@ class Pair:
     problem: Problem
     response: str
     right: bool  # its outcome, R(r) = 1
-    accuracy: float = 0.5  # for eq. 3: the expected share of right responses among those drawn
     step: int = 0  # the step whose policy gave the response, for the log
+    accuracy: float = 0.5  # for eq. 3: the share of right responses among such pairs
 
 
 # ------------------------------------------------------------------------- outcomes and rewards
@@ -69,7 +69,7 @@ def reweighted_reward(says_right, is_right, accuracy):
     wrong one wrong, else 0. Where half of the responses are right this is eq. 2's 0.7.
 
     For use without the filter: both labels then carry about the same total weight, however rare one
-    of them is. accuracy: E[R(r)] over the pairs that may be drawn (see `pairs_by_question`).
+    of them is. accuracy: E[R(r)] over the pairs that may be drawn (see `random_pairs`).
     """
     if says_right is not is_right:
         return 0.0
@@ -104,23 +104,14 @@ def shaped_reward(reward1, reward2, alpha):
 
 def pairs_by_question(responses, n, step=0):
     """n responses to each question, Samples, as [[Pair, ...], ...] for the critic. A truncated
-    response earns 0, but the critic is not shown it, and it does not count in the accuracy: it is
-    unfinished. step: the step whose policy gave them.
-
-    The rest is for eq. 3 only: the accuracy is the share of right responses that `random_pairs` is
-    expected to draw, the mean over questions, each with the weight of the pairs it gives.
+    response earns 0, but the critic is not shown it: it is unfinished. step: the step whose policy
+    gave them.
     """
     groups = []
-    drawn = 0
-    expected_right = 0.0
     for start in range(0, len(responses), n):
         ended = [sample for sample in responses[start : start + n] if sample.stopped]
-        count = min(2, len(ended))
-        drawn += count
-        expected_right += count * sum(sample.right for sample in ended) / max(1, len(ended))
-        groups.append(ended)
-    accuracy = expected_right / max(1, drawn)
-    return [[Pair(s.problem, s.text, s.right, accuracy, step) for s in ended] for ended in groups]
+        groups.append([Pair(s.problem, s.text, s.right, step) for s in ended])
+    return groups
 
 
 def filter_pairs(groups, rng):
@@ -140,11 +131,16 @@ def filter_pairs(groups, rng):
 
 
 def random_pairs(groups, rng):
-    """Without the filter: any two responses to each question."""
+    """Without the filter: any two responses to each question. How many of them are right is up to
+    the policy; the share that is expected, before the draw, is written onto each pair for eq. 3."""
     chosen = []
+    expected_right = 0.0
     for pairs in groups:
-        chosen += rng.sample(pairs, min(2, len(pairs)))
-    return chosen
+        count = min(2, len(pairs))
+        chosen += rng.sample(pairs, count)
+        expected_right += count * sum(pair.right for pair in pairs) / max(1, len(pairs))
+    accuracy = expected_right / max(1, len(chosen))
+    return [replace(pair, accuracy=accuracy) for pair in chosen]
 
 
 class PairCache(deque):

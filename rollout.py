@@ -4,15 +4,14 @@ Everything that RL trains on is a `Sample`: a prompt, the tokens that the policy
 the log-prob of each of them at the moment it was drawn. Responses (first-order rollout), critiques
 (second-order rollout), refinements and second attempts are all made by the one function `generate`;
 they differ in the prompt only. If you want to know what is trained, and not how sampling works,
-stop after the rollouts and the worked trace behind them: the rest, sampling, scoring and loading,
-may be taken on trust.
+stop after the rollouts and the trace behind them: the rest, sampling, scoring and loading, may be
+taken on trust.
 """
 
 import functools
-import math
 from dataclasses import dataclass, replace
 
-from details.data import InputError, one_line  # isort: skip (before torch)
+from details.data import InputError  # isort: skip (before torch)
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -22,14 +21,13 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from critique import correct_prompt, critique_prompt, judgement, solve_prompt
 from details import cost
-from details.fast import SharedLayer, left_pad, packed, shares_prompts
+from details.fast import SharedLayer, left_pad, packed, settle_attention, shares_prompts
 from details.log import BAR_OFF
 from details.memory import LOGITS, halved_if_memory_runs_out, micro_batches, sampling_batches
 from details.policy import (
     autocast,
     context_length,
     decode,
-    dtype_of,
     encode_chat,
     load_folder,
     stop_set,
@@ -139,24 +137,27 @@ def repeat(items, n):
     return [item for item in items for _ in range(n)]
 
 
+# ------------------------------------------------------------------- from ids to log-probs: a trace
+#
+# The prompts [5, 6] and [7, 8, 9]; two completions of the first and one of the second, of up to
+# three tokens. EOS is 2, a dot is padding.
+#
+#   prefill        ids [2 prompts, 3]    . 5 6    each distinct prompt once, padded on the left
+#                                        7 8 9
+#   to_logits      [3 rows, vocabulary]  of the prompts' last positions, for rows of prompt 0, 0, 1
+#   choose         tokens [3 rows, 3]    4 4 2    a column at a time; the logits after a token give
+#                                        4 2 .    the next one; a row that has drawn EOS leaves
+#                                        3 3 3    truncated
+#   batch_logprobs is fed the prompts as above, then each row's tokens but the last. A token's
+#                  log-prob is found at the position before it:
+#                                 row 0           |  row 1    |  row 2
+#                    taken from   6    4    4     |  6    4   |  9    3    3
+#                    log-prob of  4    4    2     |  4    2   |  3    3    3
+#   grpo_loss      the mean over what becomes of these 8 log-probs (3 + 2 + 3), in train.py
+#
 # -------------------------------------------------------------------------- sampling and log-probs
 #
-# From here on a reader may take things on trust, but for this worked trace: the prompts [5, 6] and
-# [7, 8, 9]; two completions of the first and one of the second are sampled, of up to three tokens.
-# EOS is 2, a dot is padding.
-#
-#   prefill    ids [2 prompts, 3]   . 5 6      each distinct prompt once, padded on the left
-#                                   7 8 9
-#   logits     [3 rows, vocabulary] the last position's, of prompt 0, 0, 1: what comes first
-#   decoding   tokens [3 rows, 3]   4 4 2      a column at a time; the logits after a token
-#                                   4 2 .      give the next one; a row that has drawn EOS
-#                                   3 3 3      leaves; the last row is truncated
-#   scoring    fed: the prompts as above, then each row's tokens but the last; so the position of
-#              a token's log-prob is the one before the token (`batch_logprobs`):
-#                               row 0           |  row 1    |  row 2
-#                  taken from   6    4    4     |  6    4   |  9    3    3
-#                  log-prob of  4    4    2     |  4    2   |  3    3    3
-#   loss       in train.py: the mean over these 8 log-probs (3 + 2 + 3) of what becomes of them
+# From here to the end of the file a reader may take things on trust.
 
 
 @dataclass
@@ -468,57 +469,5 @@ def load_policy(name, device=None, precision=None):
     `model.generate` sample another policy than the one trained. Raises InputError.
     """
     model, tokenizer = load_folder(name, device, precision)
-    if not share_prompts(model, name):
-        [error], reason = sampling_errors(model, [model.config._attn_implementation])
-        if not error < 0.1:  # Mamba and its like keep another state
-            raise InputError(f"model {name}: no sampling with a key-value cache: {reason}")
+    settle_attention(model, name, generate, logprobs)
     return model, tokenizer
-
-
-def share_prompts(model, name):
-    """Let rows share the keys of their prompts in sampling, if that finds the same log-probs as the
-    library's attention with the same compute dtype. If not, one line says so."""
-    library = model.config._attn_implementation
-    if library != "sdpa" or not model._supports_attention_backend:
-        return False
-    if dtype_of(model) == torch.float32:
-        [error], reason = sampling_errors(model, ["shared_prompts"])
-        bound = 1e-3
-    else:
-        # Both on the same tokens.
-        errors, reason = sampling_errors(model, ["shared_prompts", library])
-        error, of_library = errors
-        bound = 1.3 * of_library + 1e-3
-    if error <= bound < math.inf:
-        model.set_attn_implementation("shared_prompts")
-        return True
-    print(f"note: {name}: each row copies its prompt ({reason})")
-    return False
-
-
-def sampling_errors(model, attentions):
-    """How far sampling with each attention is from scoring, in which the library's is at work: the
-    mean |log ratio| over the completions that all of them draw; and the first one's in words."""
-    library = model.config._attn_implementation
-    prompts = [list(range(length)) for length in range(5, 9)]
-    drawn = []
-    try:
-        for attention in attentions:
-            model.set_attn_implementation(attention)
-            samples = generate(model, prompts, 2, max_new_tokens=4, stop=())
-            drawn.append(samples)
-        with torch.no_grad():
-            scored = logprobs(model, drawn[0])
-        distances = [[] for _ in attentions]
-        for row, *samples in zip(scored, *drawn):
-            if any(sample.tokens != samples[0].tokens for sample in samples):
-                continue
-            for distance, sample in zip(distances, samples):
-                away = row.cpu() - torch.tensor(sample.logprobs)
-                distance.append(away.abs())
-        errors = [torch.cat(distance).mean().item() for distance in distances]
-    except Exception as error:  # models differ in what caches and attention get
-        return [math.inf] * len(attentions), one_line(error)
-    finally:
-        model.set_attn_implementation(library)
-    return errors, f"mean |log ratio| {errors[0]:.2g}"

@@ -255,7 +255,8 @@ def test_without_the_filter_any_two_responses():
     groups = [answers_to("a", "110"), answers_to("b", "0")]
     draws = {tuple(reward.random_pairs(groups, random.Random(seed))[:2]) for seed in range(60)}
     assert len(draws) == 6, "any of three first, any other second"
-    assert reward.random_pairs(groups[1:], random.Random(0)) == groups[1]
+    [alone] = reward.random_pairs(groups[1:], random.Random(0))
+    assert alone.response == groups[1][0].response
 
 
 def test_cache_draws_without_replacement():
@@ -402,8 +403,6 @@ def test_truncated_response_is_not_right():
     rollout.judge([ended, truncated], [SEVEN, SEVEN], "response")
     assert ended.right is True
     assert truncated.right is False
-    assert train.outcome_reward(ended) == 1
-    assert train.outcome_reward(truncated) == 0
 
 
 def test_truncated_critique_has_no_judgement():

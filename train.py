@@ -128,16 +128,11 @@ def rewarded_responses(args, sampler, step, problems):
     """First-order rollout: n responses to each question. Eq. 1: is the answer right?"""
     responses = respond(sampler, problems, args.n, seed_of(args.seed, step, "responses"))
     for sample in responses:
-        sample.reward = outcome_reward(sample)
+        # Add bonuses here, not to `right`, which defines pairs and accuracies.
+        sample.reward = float(sample.right)
         sample.group = baseline_group(args.group, sample)
         sample.kl = args.kl
     return responses, response_metrics(responses)
-
-
-def outcome_reward(sample):
-    """Eq. 1, of a response or an attempt. Add bonuses here, not to `right`, which defines pairs and
-    accuracies."""
-    return float(sample.right)
 
 
 def baseline_group(group, sample):
@@ -242,7 +237,7 @@ def rewarded_attempts(args, sampler, step, problems):
     for sample in first + second:
         first_outcome = sample.first.right if sample.first else None  # of the attempt before
         question = None if args.group == "batch" else sample.problem.question
-        sample.reward = outcome_reward(sample)
+        sample.reward = float(sample.right)
         sample.group = (sample.role, first_outcome, question)
         sample.wider = (sample.role, first_outcome)
         sample.kl = args.beta1

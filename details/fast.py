@@ -5,6 +5,7 @@
 """
 
 import functools
+import math
 import weakref
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -17,6 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from details.data import InputError, one_line
 from details.policy import dtype_of
 
 LARGE = 1 << 16  # numbers in a weight; a larger one is packed
@@ -226,3 +228,58 @@ def left_pad(rows, device):
     ids = pad_sequence(rows, batch_first=True, padding_side="left")
     mask = pad_sequence(masks, batch_first=True, padding_side="left")
     return ids.to(device), mask.to(device)
+
+
+# ------------------------------------------------------------- which attention a model is left with
+
+
+def settle_attention(model, name, generate, logprobs):
+    """Let rows share the keys of their prompts in sampling, if that finds the same log-probs as the
+    library's attention with the same compute dtype. If not, one line says so. Raises InputError for
+    a model that no key-value cache can sample. generate, logprobs: those of rollout.py."""
+    library = model.config._attn_implementation
+    errors_of = functools.partial(sampling_errors, model, generate, logprobs)
+    if library == "sdpa" and model._supports_attention_backend:
+        if dtype_of(model) == torch.float32:
+            [error], reason = errors_of(["shared_prompts"])
+            bound = 1e-3
+        else:
+            # Both on the same tokens.
+            errors, reason = errors_of(["shared_prompts", library])
+            error, of_library = errors
+            bound = 1.3 * of_library + 1e-3
+        if error <= bound < math.inf:
+            model.set_attn_implementation("shared_prompts")
+            return
+        print(f"note: {name}: each row copies its prompt ({reason})")
+    [error], reason = errors_of([library])
+    if not error < 0.1:  # Mamba and its like keep another state
+        raise InputError(f"model {name}: no sampling with a key-value cache: {reason}")
+
+
+def sampling_errors(model, generate, logprobs, attentions):
+    """How far sampling with each attention is from scoring, in which the library's is at work: the
+    mean |log ratio| over the completions that all of them draw; and the first one's in words."""
+    library = model.config._attn_implementation
+    prompts = [list(range(length)) for length in range(5, 9)]
+    drawn = []
+    try:
+        for attention in attentions:
+            model.set_attn_implementation(attention)
+            samples = generate(model, prompts, 2, max_new_tokens=4, stop=())
+            drawn.append(samples)
+        with torch.no_grad():
+            scored = logprobs(model, drawn[0])
+        distances = [[] for _ in attentions]
+        for row, *samples in zip(scored, *drawn):
+            if any(sample.tokens != samples[0].tokens for sample in samples):
+                continue
+            for distance, sample in zip(distances, samples):
+                away = row.cpu() - torch.tensor(sample.logprobs)
+                distance.append(away.abs())
+        errors = [torch.cat(distance).mean().item() for distance in distances]
+    except Exception as error:  # models differ in what caches and attention get
+        return [math.inf] * len(attentions), one_line(error)
+    finally:
+        model.set_attn_implementation(library)
+    return errors, f"mean |log ratio| {errors[0]:.2g}"

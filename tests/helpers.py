@@ -354,7 +354,7 @@ def sharing(kind, dtype=torch.float32):
     """A `tiny` model whose rows share their prompts, as `load_policy` sets it up."""
     model = tiny(kind)
     policy.setup_of(model).dtype = dtype
-    rollout.share_prompts(model, kind)
+    fast.settle_attention(model, kind, generate, rollout.logprobs)
     return model
 
 

@@ -8,7 +8,6 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-import rollout
 from details import fast, policy
 from rollout import generate, load_policy, logprobs
 from tests.helpers import KINDS, fails, model_of, patch, printed_by, ragged, sharing
@@ -35,7 +34,7 @@ def test_large_weights_are_packed_while_sampling():
 
 
 def set_up(kind, dtype=torch.float32):
-    """The attention that `share_prompts` leaves a model with, and what it prints."""
+    """The attention that `settle_attention` leaves a model with, and what it prints."""
     models = []
     printed = printed_by(lambda _: models.append(sharing(kind, dtype)))
     return models[0].config._attn_implementation, printed
@@ -75,8 +74,7 @@ def test_bf16_models_that_disagree_keep_the_librarys():
 
 def test_a_sampler_that_is_not_the_learner_is_refused():
     """Log-probs that are half a nat apart would be another policy's."""
-    apart = patch(rollout, "sampling_errors", return_value=([0.5], "half a nat"))
-    with apart, patch(rollout, "share_prompts", return_value=False):
+    with patch(fast, "sampling_errors", return_value=([0.5], "half a nat")):
         fails("no sampling|half a nat", load_policy, "toy", "cpu")
 
 

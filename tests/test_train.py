@@ -155,14 +155,17 @@ def test_completions_without_tokens_are_not_learned():
 def test_a_bonus_for_format_is_no_outcome():
     """Whoever adds 0.1 for responses that end by themselves still gets pairs, a trained critic and
     true accuracies: those go by the outcome."""
-    real = train.outcome_reward
+    real = train.rewarded_responses
 
-    def with_a_bonus(sample):
-        return real(sample) + 0.1 * sample.stopped
+    def with_a_bonus(*args):
+        responses, metrics = real(*args)
+        for sample in responses:
+            sample.reward += 0.1 * sample.stopped
+        return responses, metrics
 
     args = arguments("--questions 8 --n 4 --pairs 4")
     asked = problems(8, seed=8)
-    with patch(train, "outcome_reward", with_a_bonus):
+    with patch(train, "rewarded_responses", with_a_bonus):
         samples, metrics = train.gc_rl(args, toy_sampler(), 1, asked, PairCache(maxlen=8), [])
     responses = [sample for sample in samples if sample.role == "response"]
     assert set(rewards_of(responses)) == {0.1, 1.1}
