@@ -8,24 +8,34 @@ first-order rollout samples after `solve_prompt`, the second-order rollout after
 
 import re
 
-# The final answer is boxed: there the outcome is read.
-SOLVE = "{question}\nSolve it step by step. Put the final answer in \\boxed{{}}."
+# What is asked for, behind the question: an answer, which is read in its box; a program, which is
+# run; of a question that a grader of the user's judges, nothing more.
+SOLVE = {
+    False: "\nSolve it step by step. Put the final answer in \\boxed{}.",
+    True: "\nWrite the function in Python, in one block that begins with ```python.",
+    None: "",
+}
 
-# The line that ends it is the judgement: see `judgement`.
+# The critique's last line is its judgement: see `judgement`.
 CRITIQUE = (
     "Problem: {question}\n\nSolution:\n{response}\n\nCheck the solution step by step. "
     "End with the line Conclusion: right or the line Conclusion: wrong."
 )
 
 # SCoRe's instruction: it says neither whether there is an error nor where.
-REWRITE = "Write the full solution again, corrected. Put the final answer in \\boxed{{}}."
-CORRECT = "There may be an error above. " + REWRITE
-CORRECT_WITH = "A critique of the solution above:\n{critique}\n\n" + REWRITE
+CORRECT = "There may be an error above. "
+CORRECT_WITH = "A critique of the solution above:\n{critique}\n\n"
+REWRITE = {
+    False: "Write the full solution again, corrected. Put the final answer in \\boxed{}.",
+    True: "Write the function again, corrected, in one block that begins with ```python.",
+    None: "Write the full solution again, corrected.",
+}
 
 
-def solve_prompt(question):
-    """Chat messages that ask for a response to the question."""
-    return [{"role": "user", "content": SOLVE.format(question=question)}]
+def solve_prompt(question, program=False):
+    """Chat messages that ask for a response to the question. program: True asks for a program,
+    False for an answer in a box, None as the question stands."""
+    return [{"role": "user", "content": question + SOLVE[program]}]
 
 
 def critique_prompt(question, response):
@@ -37,21 +47,21 @@ def critique_prompt(question, response):
     return [{"role": "user", "content": CRITIQUE.format(question=question, response=response)}]
 
 
-def correct_prompt(question, response, critique=None):
+def correct_prompt(question, response, critique=None, program=False):
     """Chat messages that ask for a refined response: the real conversation, plus the critique, if
-    there is one."""
+    there is one. program: as of `solve_prompt`."""
     template = CORRECT if critique is None else CORRECT_WITH
-    request = template.format(critique=critique)
+    request = template.format(critique=critique) + REWRITE[program]
     return [
-        *solve_prompt(question),
+        *solve_prompt(question, program),
         {"role": "assistant", "content": response},
         {"role": "user", "content": request},
     ]
 
 
-# The judgement ends a line, as `**Conclusion:** Right. [END]`, alone or behind a sentence. Only so
-# does it count: RL teaches the format. Other prose and quoted lines are ignored. Every repetition
-# is bounded, so that reading takes linear time.
+# The judgement is the last thing on its line, as in `**Conclusion:** Right. [END]`. Before it there
+# stands nothing on the line, or a whole sentence. Only so does it count: RL teaches the format.
+# Quoted lines are ignored. Every repetition is bounded, so that reading takes linear time.
 JUDGEMENT = re.compile(
     r"""
     ^ (?! [ \t]{0,20} [>"'“] )      # no quotation

@@ -5,21 +5,28 @@ Equations 1 to 6 are those of GC-RL (arXiv 2602.22765), the shaped reward is tha
 """
 
 from collections import defaultdict, deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from details import threads  # noqa: F401  # isort: skip (before torch)
 
 import torch
 
 from details.answers import is_correct
+from details.grader import graded
+from details.programs import passed, program_of
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A question and how a response to it is judged."""
+    """A question and how a response to it is judged: by an answer, by tests, or by a grader of the
+    user's."""
 
     question: str
-    answer: str  # a number, an expression or text; `... #### 42` is understood
+    answer: str = ""  # a number, an expression or text; `... #### 42` is understood
+    program: bool | None = False  # True: a program is asked for; None: whatever the grader judges
+    tests: tuple = ()  # a call and what it must return, as (("f(2)", "4"), ...)
+    setup: str = ""  # Python that runs between the program and the calls
+    row: str = field(default="", compare=False)  # the line of the data file, JSON
 
 
 @dataclass(frozen=True)
@@ -30,20 +37,31 @@ class Pair:
     response: str
     right: bool  # its outcome, R(r) = 1
     step: int = 0  # the step whose policy gave the response, for the log
-    accuracy: float = 0.5  # for eq. 3: the share of right responses among such pairs
+    accuracy: float = 0.5  # for eq. 3: the share of right responses, expected before the draw
 
 
 # ------------------------------------------------------------------------- outcomes and rewards
 
 
 def outcomes(problems, texts) -> list[bool]:
-    """Is each response right? One call judges all responses of a rollout: problems[i] is the one
-    that texts[i] responds to."""
-    return [response_reward(text, problem.answer) == 1 for problem, text in zip(problems, texts)]
+    """Is each response right? One call judges all responses of a rollout, and runs their programs
+    in parallel: problems[i] is the one that texts[i] responds to."""
+    both = list(zip(problems, texts))
+    programs = [(program_of(text), p.tests, p.setup) for p, text in both if p.program]
+    ran = iter(passed(programs))
+    right = []
+    for problem, text in both:
+        if problem.program:
+            right.append(next(ran))
+        elif problem.program is None:
+            right.append(graded(problem.row, text))
+        else:
+            right.append(is_correct(text, problem.answer))
+    return right
 
 
 def response_reward(response, answer):
-    """Eq. 1: R(r) = 1 if the response ends in the right answer, else 0."""
+    """Eq. 1 for an answer: R(r) = 1 if the response ends in the right one, else 0."""
     return float(is_correct(response, answer))
 
 
@@ -69,7 +87,8 @@ def reweighted_reward(says_right, is_right, accuracy):
     wrong one wrong, else 0. Where half of the responses are right this is eq. 2's 0.7.
 
     For use without the filter: both labels then carry about the same total weight, however rare one
-    of them is. accuracy: E[R(r)] over the pairs that may be drawn (see `random_pairs`).
+    of them is. accuracy: E[R(r)], the share of right responses among the step's pairs, as it is
+    expected before they are drawn (see `random_pairs`).
     """
     if says_right is not is_right:
         return 0.0
@@ -78,17 +97,17 @@ def reweighted_reward(says_right, is_right, accuracy):
     return 0.35 / (1 - accuracy)
 
 
-def denoising_reward(says_right, outcomes):
+def denoising_reward(says_right, refined_right):
     """Eq. 4, added to eq. 2 or 3: with k of m refined responses right, 0.1 k/m if the critique says
     right, 0.7 k/m if it says wrong. A critique that says wrong must help to correct the response;
     one that says right leaves nothing to correct, so it earns little. (This is the paper's formula;
     it also pays up to 0.7 for calling a right response wrong.)
 
-    outcomes: of the m responses that were sampled with the critique in view.
+    refined_right: the outcomes of the m responses that were sampled with the critique in view.
     """
     if says_right is None:
         return 0.0
-    share = sum(outcomes) / len(outcomes)  # k/m
+    share = sum(refined_right) / len(refined_right)  # k/m
     if says_right:
         return 0.1 * share
     return 0.7 * share
@@ -136,9 +155,10 @@ def random_pairs(groups, rng):
     chosen = []
     expected_right = 0.0
     for pairs in groups:
-        count = min(2, len(pairs))
-        chosen += rng.sample(pairs, count)
-        expected_right += count * sum(pair.right for pair in pairs) / max(1, len(pairs))
+        drawn = rng.sample(pairs, min(2, len(pairs)))
+        share = sum(pair.right for pair in pairs) / max(1, len(pairs))
+        expected_right += share * len(drawn)
+        chosen += drawn
     accuracy = expected_right / max(1, len(chosen))
     return [replace(pair, accuracy=accuracy) for pair in chosen]
 
@@ -200,12 +220,12 @@ def leave_one_out(rewards, groups, wider):
     wider_members = members_of(wider)
     result = torch.zeros(len(rewards))
     for index, reward in enumerate(rewards):
-        others = members[groups[index]]
-        if len(others) == 1:
-            others = wider_members[wider[index]]
-        # Differences, so that equal rewards give an exact zero. The sample's own is zero.
+        others = [i for i in members[groups[index]] if i != index]
+        if not others:
+            others = [i for i in wider_members[wider[index]] if i != index]
+        # Differences, so that equal rewards give an exact zero.
         ahead = [reward - rewards[other] for other in others]
-        result[index] = sum(ahead) / max(1, len(others) - 1)
+        result[index] = sum(ahead) / max(1, len(others))
     return result
 
 

@@ -2,8 +2,8 @@
 
 Everything that RL trains on is a `Sample`: a prompt, the tokens that the policy added to it, and
 the log-prob of each of them at the moment it was drawn. Responses (first-order rollout), critiques
-(second-order rollout), refinements and second attempts are all made by the one function `generate`;
-they differ in the prompt only. If you want to know what is trained, and not how sampling works,
+(second-order rollout), refinements and second attempts are all made by `Sampler.complete`; they
+differ in the prompt only. If you want to know what is trained, and not how sampling works,
 stop after the rollouts and the trace behind them: the rest, sampling, scoring and loading, may be
 taken on trust.
 """
@@ -11,7 +11,7 @@ taken on trust.
 import functools
 from dataclasses import dataclass, replace
 
-from details.data import InputError  # isort: skip (before torch)
+from details import threads  # noqa: F401  # isort: skip (before torch)
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from critique import correct_prompt, critique_prompt, judgement, solve_prompt
 from details import cost
+from details.errors import InputError
 from details.fast import SharedLayer, left_pad, packed, settle_attention, shares_prompts
 from details.log import BAR_OFF
 from details.memory import LOGITS, halved_if_memory_runs_out, micro_batches, sampling_batches
@@ -52,18 +53,18 @@ class Sample:
     first: "Sample | None" = None  # of a second attempt: the first
     right: bool | None = None  # the outcome of a response or an attempt; a critique has none
     says_right: bool | None = None  # of a critique: its judgement, None if none can be read
-    unclosed: bool = False  # it ended inside its thinking; `stopped` is False then
+    unclosed: bool = False  # it ended inside a <think> block; `stopped` is False then
     # Set by the recipe.
     reward: float = 0.0
-    group: object = None  # samples with the same group share one baseline; as (7, 12, 9), a prompt
-    wider: object = None  # SCoRe's fallback for a sample that is alone in its group
+    group: object = None  # samples with the same group share one baseline; mostly the prompt's ids
+    wider: object = None  # SCoRe's: the group of a sample that is alone in `group`
     kl: float = 0.0  # weight of the KL to the reference on its tokens
     # Set by `train.update`.
     advantage: float = 0.0  # the reward, compared inside the group
     # One number per token, None where the sample gave no gradient.
     log_ratios: list[float] | None = None  # learner against sampler
     clipped: list[bool] | None = None  # did the clip take away the gradient?
-    k3: list[float] | None = None  # distance to the reference, if there is one
+    k3: list[float] | None = None  # distance to the reference, if there is one: see train.py
 
 
 # -------------------------------------------------------------------------------------- rollouts
@@ -71,7 +72,7 @@ class Sample:
 
 def respond(sampler, problems, n, seed, show=None):
     """First-order rollout: n responses to each problem; the n of a problem stand together."""
-    chats = [solve_prompt(problem.question) for problem in problems]
+    chats = [solve_prompt(problem.question, problem.program) for problem in problems]
     responses = sampler.complete(chats, n, seed, show)
     judge(responses, repeat(problems, n), "response")
     return responses
@@ -101,7 +102,9 @@ def two_attempts(sampler, problems, n, seed, show=None):
     chats = []
     for sample in first:
         sample.role = "attempt 1"
-        chats.append(correct_prompt(sample.problem.question, sample.text))
+        question = sample.problem.question
+        chat = correct_prompt(question, sample.text, program=sample.problem.program)
+        chats.append(chat)
     second = sampler.complete(chats, 1, seed + 1, show)
     judge(second, repeat(problems, n), "attempt 2")
     for before, after in zip(first, second):
@@ -113,8 +116,10 @@ def refine(sampler, critiques, n, seed):
     """n refined responses for each critique, sampled with it in view."""
     chats = []
     for sample in critiques:
-        question = sample.problem.question
-        chats.append(correct_prompt(question, sample.pair.response, sample.text))
+        response = sample.pair.response
+        problem = sample.problem
+        chat = correct_prompt(problem.question, response, sample.text, problem.program)
+        chats.append(chat)
     refined = sampler.complete(chats, n, seed)
     problems = [sample.problem for sample in critiques]
     judge(refined, repeat(problems, n), "refinement")
@@ -122,14 +127,18 @@ def refine(sampler, critiques, n, seed):
 
 
 def judge(responses, problems, role):
-    """Write onto each response what it responds to, and whether it is right. A truncated one has no
-    final answer, whatever number it stopped at."""
+    """Write onto each response what it responds to, and whether it is right: eq. 1. A truncated one
+    has no final answer, whatever number it stopped at."""
     assert len(responses) == len(problems)
-    found = outcomes(problems, [sample.text for sample in responses])
-    for sample, problem, right in zip(responses, problems, found):
+    for sample, problem in zip(responses, problems):
         sample.role = role
         sample.problem = problem
-        sample.right = right and sample.stopped
+        sample.right = False
+    ended = [sample for sample in responses if sample.stopped]
+    with cost.timed("outcomes"):
+        found = outcomes([sample.problem for sample in ended], [sample.text for sample in ended])
+    for sample, right in zip(ended, found):
+        sample.right = right
 
 
 def repeat(items, n):
@@ -142,18 +151,20 @@ def repeat(items, n):
 # The prompts [5, 6] and [7, 8, 9]; two completions of the first and one of the second, of up to
 # three tokens. EOS is 2, a dot is padding.
 #
-#   prefill        ids [2 prompts, 3]    . 5 6    each distinct prompt once, padded on the left
-#                                        7 8 9
-#   to_logits      [3 rows, vocabulary]  of the prompts' last positions, for rows of prompt 0, 0, 1
-#   choose         tokens [3 rows, 3]    4 4 2    a column at a time; the logits after a token give
-#                                        4 2 .    the next one; a row that has drawn EOS leaves
-#                                        3 3 3    truncated
-#   batch_logprobs is fed the prompts as above, then each row's tokens but the last. A token's
-#                  log-prob is found at the position before it:
-#                                 row 0           |  row 1    |  row 2
-#                    taken from   6    4    4     |  6    4   |  9    3    3
-#                    log-prob of  4    4    2     |  4    2   |  3    3    3
-#   grpo_loss      the mean over what becomes of these 8 log-probs (3 + 2 + 3), in train.py
+# 1. The model reads each distinct prompt once, padded on the left: ids [2 prompts, 3].
+#        . 5 6
+#        7 8 9
+# 2. Its logits at the last position, [3 rows, vocabulary], give the first token of each row. Each
+#    token is fed back and gives the next one, so tokens [3 rows, 3] are drawn column by column.
+#        4 4 2     ends with EOS
+#        4 2 .     ends with EOS, and leaves
+#        3 3 3     is truncated
+# 3. To score them, the model is fed the prompts as above, then each row's tokens but the last. The
+#    log-prob of a token stands at the position before it.
+#                      row 0      row 1    row 2
+#        taken from    6  4  4    6  4     9  3  3
+#        log-prob of   4  4  2    4  2     3  3  3
+# 4. The loss, in train.py, is the mean over what becomes of these 8 log-probs (3 + 2 + 3).
 #
 # -------------------------------------------------------------------------- sampling and log-probs
 #

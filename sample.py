@@ -11,34 +11,28 @@ from pathlib import Path
 
 from critique import correct_prompt, solve_prompt
 from details.answers import answer_key
-from details.data import (
-    InputError,
-    load_problems,
-    mean,
-    read_jsonl,
-    run_command,
-    seed_of,
-    to_pair,
-)
+from details.data import kind_of, load_problems, mean, read_jsonl, run_command, seed_of, to_pair
+from details.errors import InputError, printable
 from details.flags import check_numbers, refuse
-from details.log import printable, without_an_end
+from details.log import without_an_end
 from details.policy import TOY, run_flags
-from details.start import check_lengths, sample_pairs
+from details.start import check_lengths, check_outcomes, sample_pairs, settle_outcomes
 from figures.explain import explain, problem_of
 from figures.tables import print_table
 from reward import Pair, Problem
 from rollout import Sampler, criticise, load_policy, refine, two_attempts
 
 
-def show_question(sampler, question, n, seed):
+def show_question(sampler, problem, n, seed):
     """Print an answer, n critiques and their judgements, and what is answered in the end: the
     answer, or the corrected one if its greedy critique calls it wrong."""
     # The answer is greedy; its critiques are drawn, so that they differ.
     greedy = sampler.greedy()
-    [answer] = greedy.complete([solve_prompt(question)], 1, seed=0)
+    question = problem.question
+    [answer] = greedy.complete([solve_prompt(question, problem.program)], 1, seed=0)
     print(f"QUESTION\n{printable(question)}\n\nANSWER\n{printable(answer.text)}")
-    # Whether the answer is right is not known here; `right` is not used.
-    pair = Pair(Problem(question, ""), answer.text, right=False)
+    # Whether the answer is right is not known here: `right` is not used.
+    pair = Pair(problem, answer.text, right=False)
     critiques = criticise(sampler, [pair], n, seed)
     # They need not agree: each is a sample.
     for number, critique in enumerate(critiques, 1):
@@ -50,7 +44,7 @@ def show_question(sampler, question, n, seed):
     # takes little longer than one of them.
     chats = []
     for text in (critiques[number].text, None, sure.text):
-        chats.append(correct_prompt(question, answer.text, text))
+        chats.append(correct_prompt(question, answer.text, text, problem.program))
     helped, unaided, revised = greedy.complete(chats, 1, seed=0)
     print(f"\nCORRECTED, with critique {number + 1}\n{printable(helped.text)}")
     print(f"\nCORRECTED, without a critique\n{printable(unaided.text)}")
@@ -75,17 +69,17 @@ def evaluate(sampler, problems, exam):
     attempts = attempts_table(first, second)
     judgements = judgement_table(critiques)
     # Selective revision: it criticises its own answers, and corrects those that it judges wrong.
-    own = [Pair(answer.problem, answer.text, answer.right) for answer in first]
-    own = criticise(sampler, own, 1, seed=0, show="own critiques")
+    own_pairs = [Pair(answer.problem, answer.text, answer.right) for answer in first]
+    own = criticise(sampler, own_pairs, 1, seed=0, show="own critiques")
     doubted = [critique for critique in own if critique.says_right is False]
-    trusted = [critique.pair.right for critique in own if critique.says_right is not False]
+    trusted_right = [critique.pair.right for critique in own if critique.says_right is not False]
     refined = refine(sampler, doubted, 1, seed=0)
     numbers = {
         "eval/generation": attempts["t1"],
         "eval/critique": judgements.pop("accuracy"),
         "eval/size": len(problems),
         "eval/pairs": len(exam),
-        "eval/revised": mean(trusted + [sample.right for sample in refined]),
+        "eval/revised": mean(trusted_right + [sample.right for sample in refined]),
         "eval/self_critique": judgement_table(own)["accuracy"],
     }
     for name, value in attempts.items():
@@ -128,7 +122,8 @@ def attempts_table(first, second):
     the second attempt gives again, in whatever words (`kept`)."""
     # A problem's two attempts belong together.
     both = list(zip(first, second))
-    wrong_first = [(a, b) for a, b in both if not a.right]
+    # Answers can be compared, programs cannot.
+    wrong_first = [(a, b) for a, b in both if not a.right and a.problem.program is False]
     t1 = mean(a.right for a in first)
     t2 = mean(b.right for b in second)
     return {
@@ -172,6 +167,17 @@ def held_out_and_exam(args, folder):
     return problems, pairs
 
 
+def asked_problem(args, folder, flags):
+    """The question of the command line; it asks for what the run's problems ask for."""
+    program = False
+    held_out = folder / "held_out.jsonl"
+    if args.grader or flags.get("grader"):
+        program = None
+    elif held_out.exists():
+        program = read_jsonl(held_out, kind_of)[0]
+    return Problem(args.question or "", program=program)
+
+
 def parse_args(argv):
     """The command line of sample.py."""
     parser = argparse.ArgumentParser(
@@ -185,8 +191,10 @@ def parse_args(argv):
     add("--explain", action="store_true", help="a step of GC-RL on the question in slow motion")
     add("--answer", help="the right answer, for --explain [that of MODEL's data files]")
     add("--eval", action="store_true", help="evaluate: answers, second attempts, critiques")
-    add("--data", help="gsm8k (its test file) or a JSONL file [MODEL/held_out.jsonl]")
+    add("--data", help="JSONL file, gsm8k, mbpp or humaneval [MODEL/held_out.jsonl]")
     add("--exam", help="JSONL file of critique pairs for --eval [MODEL's own; of --data: sampled]")
+    add("--grader", help="FILE.py:function that judges responses, as that of train.py")
+    add("--unsafe-code", action="store_true", help="run programs without a sandbox")
     add("--size", type=int, help="use the first N problems", metavar="N")
     add("--n", type=int, help="critiques of a question [4]; samples per prompt of --explain [8]")
     add("--temperature", type=float, default=1.0, help="of what is sampled [1.0]")
@@ -212,10 +220,12 @@ def use(argv):
     # All input is read and refused before the model is loaded.
     folder = TOY if args.model == "toy" else Path(args.model)
     problems = exam = []
+    settle_outcomes(args)
     if args.explain:
         problem = problem_of(args, folder)
     if args.eval:
         problems, exam = held_out_and_exam(args, folder)
+        check_outcomes(problems)
     # A run's folder knows its compute dtype, and how long completions may be.
     flags = run_flags(folder)
     model, tokenizer = load_policy(
@@ -230,12 +240,13 @@ def use(argv):
         args.temperature,
     )
     # A question that leaves no room for an answer is refused before anything is sampled.
-    check_lengths(sampler, [*problems, Problem(args.question or "", "")])
+    asked = asked_problem(args, folder, flags)
+    check_lengths(sampler, [*problems, asked])
     numbers = {}
     if args.explain:
         explain(sampler, problem, args.n, args.seed)
     elif args.question:
-        show_question(sampler, args.question, args.n, args.seed)
+        show_question(sampler, asked, args.n, args.seed)
     if args.eval:
         if not exam:
             # Its own responses: of two policies these sets then differ.

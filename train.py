@@ -1,18 +1,19 @@
 """Train a policy to answer, to criticise answers and to correct itself, by GRPO on outcome rewards.
 
-What is maximised, over all tokens of all completions that the policy samples:
+What an optimizer step maximises, over all tokens of its completions:
 
     mean of  min(ratio A, clip(ratio, 1 - clip, 1 + clip) A)  -  kl k3        (grpo_loss)
     A      = (reward - mean of its group) / standard deviation of its group   (reward.advantages)
     ratio  = p(token) now / p(token) when it was sampled
     k3     = exp(d) - d - 1,  d = log p(token) of the starting policy - log p(token) now
 
-k3 measures the distance to the starting policy, which is called the reference. The methods differ
-in what is sampled and how it is rewarded. With R for a reward and D(x) for the mean k3 of what is
-sampled after the prompt x:
+k3 estimates the KL divergence to the starting policy, which is called the reference. It is a term
+of the loss, and no part of the reward that A compares. The methods differ in what is sampled and
+how it is rewarded. With r for a reward and D(x) for the mean k3 of what is sampled after the prompt
+x, in short:
 
-    GC-RL     a response y to a question x    R(y) - kl D(x)                  (eq. 1)
-              a critique c of x and y         R(c) - kl D(x, y)               (eq. 2)
+    GC-RL     a response y to a question x    r(y) - kl D(x)                  (eq. 1)
+              a critique c of x and y         r(c) - kl D(x, y)               (eq. 2)
     SCoRe     a first attempt y1 at x1 = x, then a second one, y2, at
               x2 = [x1, y1, "There may be an error above ..."]; r = 1 for a right answer, else 0
       Stage I   y1      - (beta1 + beta2) D(x1)
@@ -27,11 +28,11 @@ methods. What departs from GRPO as published (arXiv 2402.03300), and why:
 
 - The mean is over all tokens and not first within each completion, as in DAPO and verl: otherwise a
   token of a long completion would count less than one of a short completion.
-- Completions without an advantage and without a KL give no gradient and are not computed; their
-  tokens count in the mean.
+- Completions without an advantage and without a KL give no gradient and are left out of the
+  computation; their tokens stay in the denominator of the mean.
 - SCoRe's advantages are not divided by the standard deviation, and a sample is left out of its own
   baseline (see `rewarded_attempts`).
-- In k3, d is at most MAX_AWAY: its gradient is exponential in d, and one token could dominate it.
+- In k3, d is at most MAX_AWAY: the gradient is exponential in d, and one token could dominate it.
 
     python train.py                        GC-RL on the embedded toy model, minutes on two cores
     python train.py --method score         SCoRe on the toy
@@ -153,7 +154,8 @@ def pairs_to_criticise(args, step, responses, cache, static):
         # Data filter: of each question that has both, one right and one wrong response.
         choose = filter_pairs if args.balance == "filter" else random_pairs
         cache.extend(choose(pairs_by_question(responses, args.n, step), rng))
-    elif len(cache) < args.pairs:  # another pass over the static pairs
+    elif len(cache) < args.pairs:
+        # Fewer are left than a step needs: another pass over the static pairs, in random order.
         cache.extend(rng.sample(static, len(static)))
     return cache.draw(args.pairs, rng)
 
@@ -189,20 +191,21 @@ def rewarded_critiques(args, sampler, step, pairs):
         refined = refine(sampler, readable, args.denoise, seed + 1)
         for index, sample in enumerate(readable):
             own = refined[index * args.denoise : (index + 1) * args.denoise]
-            outcomes = [response.right for response in own]
-            sample.reward += denoising_reward(sample.says_right, outcomes)
+            refined_right = [response.right for response in own]
+            sample.reward += denoising_reward(sample.says_right, refined_right)
     return critiques, critique_metrics(step, pairs, critiques, refined)
 
 
 def score(args, sampler, step, problems, cache, static):
     """SCoRe (2409.12917): Stage I teaches the second attempt alone, Stage II both.
 
-    Each attempt is credited with its own reward. r(y1) is known when y2 is drawn, so the baseline
-    may depend on it: second attempts are compared with those after the same r(y1). There -alpha
-    r(y1), which would be noise, drops out: with r1 the same for all, r2 + alpha (r2 - r1) minus its
-    mean is (1 + alpha) (r2 - mean of r2). A division by the standard deviation would cancel that.
-    The penalty is k3, whose gradient is that of KL(reference || policy), where the paper writes
-    KL(policy || reference).
+    Each attempt is credited with its own reward. Second attempts are compared with those whose
+    first attempt had the same outcome. In such a group r1 is one number, so it drops out:
+
+        r2 + alpha (r2 - r1) - mean of that = (1 + alpha) (r2 - mean of r2)
+
+    What is left of the shaping is the factor 1 + alpha on second attempts. To divide by the
+    standard deviation would cancel it.
     """
     first, second, metrics = rewarded_attempts(args, sampler, step, problems)
     if step <= args.stage1_steps:
@@ -235,11 +238,12 @@ def rewarded_attempts(args, sampler, step, problems):
     seed = seed_of(args.seed, step, "attempts")
     first, second = two_attempts(sampler, problems, args.n, seed)
     for sample in first + second:
-        first_outcome = sample.first.right if sample.first else None  # of the attempt before
         question = None if args.group == "batch" else sample.problem.question
         sample.reward = float(sample.right)
-        sample.group = (sample.role, first_outcome, question)
-        sample.wider = (sample.role, first_outcome)
+        sample.wider = (sample.role, None)
+        if sample.first:
+            sample.wider = (sample.role, sample.first.right)
+        sample.group = (*sample.wider, question)  # as ("attempt 2", False, "Compute 7-6 ...")
         sample.kl = args.beta1
     return first, second, attempt_metrics(first, second)
 
@@ -268,7 +272,11 @@ def pair_sft(args, sampler, step, problems, cache, static):
     for right, wrong in rng.sample(couples, min(args.pairs, len(couples))):
         sample = demonstration(
             sampler.tokenizer,
-            correct_prompt(right.problem.question, wrong.response),
+            correct_prompt(
+                right.problem.question,
+                wrong.response,
+                program=right.problem.program,
+            ),
             right.response,
         )
         sample.role = "attempt 2"
@@ -375,8 +383,7 @@ def update(args, sampler, reference, optimizer, samples, rng):
     batches = []
     norms = []
     for batch in mini_batches(samples, args.updates, rng):
-        # What gives no gradient is not computed but counts in the token mean: the gradient is the
-        # same, the time is not.
+        # Samples without a gradient are left out of the computation; their tokens stay in the mean.
         token_count = sum(len(sample.tokens) for sample in batch)
         with_gradient = [s for s in batch if s.advantage != 0 or s.kl > 0]
         if not with_gradient:
@@ -401,9 +408,9 @@ def mini_batches(samples, updates, rng):
         members.setdefault(tuple(sample.prompt), []).append(sample)
     prompts = rng.sample(list(members), len(members))
     batches = []
-    for first in range(min(updates, len(prompts))):
+    for start in range(min(updates, len(prompts))):
         batch = []
-        for prompt in prompts[first::updates]:
+        for prompt in prompts[start::updates]:
             # Together, so that their prompt may be computed once.
             batch += members[prompt]
         batches.append(batch)
@@ -413,8 +420,9 @@ def mini_batches(samples, updates, rng):
 @smaller_if_memory_runs_out
 def add_gradient(model, samples, reference, token_count, args, parts=1):
     """Loss and backward: adds the gradient of a mini-batch of `token_count` tokens to the model's,
-    one micro-batch after the other. Writes onto each sample what its tokens were like. parts:
-    raised by the decorator where memory runs out; micro-batches are then so many times smaller."""
+    one micro-batch after the other. Writes the log-ratios, clips and k3 of its tokens onto each
+    sample. parts: raised by the decorator where memory runs out; micro-batches are then `parts`
+    times smaller."""
     for indices in micro_batches(model, samples, parts):
         batch = [samples[index] for index in indices]
         lengths = [len(sample.tokens) for sample in batch]
@@ -426,7 +434,8 @@ def add_gradient(model, samples, reference, token_count, args, parts=1):
         if reference is not None:
             with torch.no_grad():
                 ref = torch.cat(batch_logprobs(reference, batch, args.temperature))
-            # With `detach` k3's gradient beyond the bound is that at the bound; without it 0.
+            # The bound moves with `new` and has no gradient: beyond it the pull towards the
+            # reference stays what it is at the bound, and does not vanish.
             ref = torch.minimum(ref, new.detach() + MAX_AWAY)
         # One advantage and one weight of the KL for all tokens of a completion.
         advantage = repeated([sample.advantage for sample in batch], lengths, new)
@@ -434,7 +443,7 @@ def add_gradient(model, samples, reference, token_count, args, parts=1):
         assert new.shape == old.shape == advantage.shape == kl.shape == (sum(lengths),)
         mask = torch.ones_like(new)  # [tokens] have no padding
         loss, clipped, k3 = grpo_loss(new, old, advantage, mask, args.clip, ref, kl)
-        # The loss is the mean over this micro-batch; its share in the mean over the mini-batch:
+        # The sum over these tokens, divided by the tokens of the whole mini-batch.
         (loss * (len(new) / token_count)).backward()
 
         # For the log: one number a token.
@@ -456,11 +465,13 @@ def repeated(values, lengths, like):
 def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=None, kl=0.0):
     """GRPO's loss: -min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) + kl k3 for each token.
 
-    ratio = exp(logprobs - old_logprobs); k3 = exp(ref - logprobs) - (ref - logprobs) - 1 is never
-    negative. Over samples of the policy as it is, its value estimates KL(policy || reference)
-    without bias, where ref is not bounded; its gradient, in expectation, is that of KL(reference ||
-    policy). All tensors have one shape, [tokens] or a padded [batch, length], or broadcast to it.
-    Where the mask is 0 they may hold anything.
+    ratio = exp(logprobs - old_logprobs); k3 = exp(ref - logprobs) - (ref - logprobs) - 1, which is
+    never negative. For tokens that the policy has just sampled the mean of k3 is KL(policy ||
+    reference), the papers' penalty, but the mean of its gradient is that of KL(reference ||
+    policy). Both pull towards the reference.
+
+    All tensors have one shape, [tokens] or a padded [batch, length], or broadcast to it. Where the
+    mask is 0 they may hold anything.
 
     Returns the mean over all unmasked tokens, which tokens the clip leaves without a gradient, and
     k3, both zero where masked.
@@ -478,8 +489,8 @@ def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=N
         away = (ref_logprobs - logprobs).masked_fill(~mask, 0.0)
         k3 = away.exp() - away - 1
         loss = loss + kl * k3
-    mean = loss.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
-    return mean, clipped, k3.detach()
+    loss = loss.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+    return loss, clipped, k3.detach()
 
 
 # --------------------------------------------------------------------------------------- the run
@@ -489,24 +500,20 @@ def train(args):
     """One run, from the flags to the final table; meanwhile no other process gets into --out.
     Returns the last row of metrics."""
     begin = time.time()
+    # state: what resume.pt keeps, as problems, metrics and the next step (`first_state`).
     sampler, reference, optimizer, state, lock = begin_run(args)
     begin -= state["seconds"]  # of a resumed run: as if it had not paused
     out = Path(args.out)
-    # Stage I is half of the steps that are planned when training starts; a later --steps does not
-    # change it.
-    if state["step"] <= 1:
-        state["flags"]["steps"] = args.steps
-    if args.stage1_steps is None:
-        args.stage1_steps = state["flags"]["steps"] // 2
-    with lock, signals_caught() as stop:
+    with lock, signals_caught() as signals:
         first_pairs(args, sampler, state)
         size = f"{sampler.model.num_parameters():,} parameters on {sampler.model.device}"
         count = f"{len(state['problems'])} problems, {len(state['held_out'])} held out"
         say(f"{args.method} on {args.model}: {size}; {count}; {out}")
-        cache = PairCache(state["cache"], max(args.cache, len(state["static"]) + args.pairs))
+        room = max(args.cache, len(state["static"]) + args.pairs)
+        cache = PairCache(state["cache"], maxlen=room)
         done = max(0, state["step"] - 1)
         bar = tqdm(desc=args.method, total=args.steps, initial=done, disable=BAR_OFF)
-        # Step 0 is the evaluation before the first.
+        # Step 0 only evaluates.
         for step in range(state["step"], args.steps + 1):
             row = {"step": step}
             due = step == args.steps or step % args.eval_every == 0
@@ -532,15 +539,15 @@ def train(args):
             log_row(out, state, row)
             # Save.
             state |= {"step": step + 1, "seconds": row["seconds"], "cache": list(cache)}
-            if due or stop:
+            if due or signals:
                 save_state(out, state, sampler.model, optimizer)
                 draw_curves(out / "curves.svg", state["metrics"])
-            if stop and step < args.steps:
+            if signals and step < args.steps:
                 print(
                     f"stopped after step {step}; go on with the same command and --resume",
                     file=sys.stderr,
                 )
-                sys.exit(128 + stop[0])
+                sys.exit(128 + signals[0])
         bar.close()
         save_policy(sampler.model, sampler.tokenizer, out)
         draw_curves(out / "curves.svg", state["metrics"])

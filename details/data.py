@@ -1,9 +1,12 @@
 """What programs read and write: JSONL files of problems and pairs; and how they are dealt out.
 
-A line of a data file is one JSON object, as `{"question": "What is 6 * 7?", "answer": "42"}`. What
-cannot be used is an `InputError` that names the file and the line.
+A line of a data file is one JSON object, as `{"question": "What is 6 * 7?", "answer": "42"}` or
+`{"question": "Write twice(n), which returns 2 n.", "tests": ["assert twice(4) == 8"]}`. What cannot
+be used is an `InputError` that names the file and the line.
 """
 
+import functools
+import gzip
 import http.client
 import json
 import os
@@ -12,7 +15,6 @@ import re
 import sys
 import unicodedata
 import zlib
-from dataclasses import asdict
 from pathlib import Path
 
 from details import threads  # noqa: F401  # isort: skip (before torch)
@@ -20,15 +22,14 @@ from details import threads  # noqa: F401  # isort: skip (before torch)
 import torch
 
 from details.answers import is_correct, reference_key
+from details.errors import InputError, one_line
+from details.grader import GRADER
+from details.programs import NotJudged, setup_error, take_apart
 from reward import Pair, Problem
 
 
-class InputError(ValueError):
-    """What the user gave cannot be used. The message is one line that says what is wrong, where."""
-
-
 class Unreachable(InputError):
-    """A reference answer that no response can reach."""
+    """A problem whose responses cannot be judged, as one whose answer no response can reach."""
 
 
 def run_command(program, *args):
@@ -59,16 +60,6 @@ def mean(values):
     return sum(values) / len(values) if values else None
 
 
-def one_line(error, longest=300):
-    """An exception's message, or its kind if it has none, on one line."""
-    return printable(" ".join(str(error).split()))[:longest] or type(error).__name__
-
-
-def printable(text):
-    """Any text, safe for a terminal: control characters and escapes are spelled out."""
-    return re.sub(r"[^\n\t\x20-\x7e\u00a0-\U0010ffff]", lambda c: repr(c[0])[1:-1], text)
-
-
 # ----------------------------------------------------------------------------------- JSONL files
 
 
@@ -97,10 +88,10 @@ def read_jsonl(path, check):
                 rows.append(check(row))
         except Unreachable:
             left_out += 1
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError, SyntaxError) as error:
             raise InputError(f"{path}:{number}: {ADVICE.get(type(error), '')}{error}") from error
     if left_out:
-        print(f"{path}: {left_out} lines left out: no response can reach their answers")
+        print(f"{path}: {left_out} lines left out: no response to them can be judged right")
     if not rows:
         raise InputError(f"{path}: the file is empty, or no line is left")
     return rows
@@ -113,6 +104,7 @@ OTHER_FORMAT = re.compile(
     rb"|(?P<UTF16>\xff\xfe|\xfe\xff|\{\x00|\x00\{))"
 )
 ADVICE = {
+    SyntaxError: "a test is not Python: ",
     json.JSONDecodeError: "one JSON object a line is expected, and this is not: ",
     UnicodeDecodeError: "text in GBK or Latin-1, perhaps: convert it by iconv -f GBK -t UTF-8; ",
 }
@@ -140,10 +132,26 @@ def text_field(row, name, by_a_person=True):
     return value
 
 
+def kind_of(row):
+    """What a JSON object's question asks for, as `program` of `critique.solve_prompt`."""
+    if GRADER:
+        return None
+    return "tests" in row or "test_list" in row or "entry_point" in row
+
+
 def to_problem(row):
-    """A JSON object's problem. The answer may be a number; some response must reach it."""
-    name = "problem" if "problem" in row and "question" not in row else "question"
-    question = text_field(row, name)
+    """A JSON object's problem. It is judged by the user's grader, if there is one; else by tests,
+    if it has any; else by its answer, which may be a number, and which some response must reach."""
+    program = kind_of(row)
+    names = ["question", "problem"]
+    if program:
+        names += ["text", "prompt"]
+    question = text_field(row, next((name for name in names if name in row), "question"))
+    line = json.dumps(row)
+    if program is None:
+        return Problem(question, program=None, row=line)
+    if program:
+        return to_program(row, question, line)
     answer = row.get("answer")
     if type(answer) in (int, float):
         if answer - answer != 0:  # NaN, Infinity
@@ -153,7 +161,7 @@ def to_problem(row):
     unread = NO_ANSWER.search(answer) and not is_correct(answer, answer)
     if unread or reference_key(answer) is None:
         raise Unreachable(f"field 'answer': no response can reach {answer[:60]!r}")
-    return Problem(question, answer)
+    return Problem(question, answer, row=line)
 
 
 # What stands in NuminaMath where there is no answer; and sentences, which do not come twice in the
@@ -162,7 +170,36 @@ def to_problem(row):
 NO_ANSWER = re.compile(r"(?i)^\W*(?:proof|not ?found)\W*$|[a-z]:\s(?!.*:)|\b(?:[a-z]+\s+){7}[a-z]")
 
 
-from_problem = asdict  # the JSON object again
+def to_program(row, question, line):
+    """A problem that asks for a program. Its tests stand in `tests`; in MBPP's `test_list`, which
+    the question then shows, as is usual; or in HumanEval's `test`."""
+    tests = row.get("tests", row.get("test_list", row.get("test")))
+    sources = [tests] if isinstance(tests, str) else tests
+    if not isinstance(sources, list) or not sources:
+        raise ValueError("no test that can be judged")
+    setup = [*row.get("test_imports", []), row.get("test_setup_code", ""), row.get("setup", "")]
+    if not all(isinstance(source, str) for source in sources + setup):
+        raise ValueError("tests and their setup must be texts")
+    try:
+        calls = take_apart(sources, row.get("entry_point"))
+    except NotJudged as error:
+        raise Unreachable(str(error)) from error
+    setup = "\n".join(setup).strip()
+    if setup and failure_of(setup):
+        raise ValueError(f"the setup fails: {failure_of(setup)}")
+    if "test_list" in row:
+        question = "\n".join([question, "It must pass these tests:", *tests])
+    return Problem(question, program=True, tests=calls, setup=setup, row=line)
+
+
+failure_of = functools.cache(setup_error)
+
+
+def from_problem(problem):
+    """The JSON object again."""
+    if problem.row:
+        return json.loads(problem.row)
+    return {"question": problem.question, "answer": problem.answer}
 
 
 def to_pair(row):
@@ -180,34 +217,58 @@ def from_pair(pair):
 
 # ------------------------------------------------------------------------------ sets of problems
 
-GSM8K = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/"
+GITHUB = "https://raw.githubusercontent.com/"
+GSM8K = "openai/grade-school-math/master/grade_school_math/data/"
+MBPP = "google-research/google-research/master/mbpp/mbpp.jsonl"
+SETS = {  # {name: {split: where it is}}
+    "gsm8k": {"train": GSM8K + "train.jsonl", "test": GSM8K + "test.jsonl"},
+    "mbpp": {"train": MBPP, "test": MBPP},
+    "humaneval": {"test": "openai/human-eval/master/data/HumanEval.jsonl.gz"},
+}
+# MBPP is one file: the tasks of each split, as published.
+MBPP_TASKS = {"train": range(601, 975), "test": range(11, 511)}
 
 
 def load_problems(name, split="train"):
-    """Problems from a JSONL file with `question` and `answer` on every line, or from `gsm8k`,
-    which is downloaded once (5 MB) to torch's hub folder."""
-    if name != "gsm8k":
+    """Problems from a JSONL file, or from one of SETS, which is downloaded once to torch's hub
+    folder."""
+    if name not in SETS:
         return read_jsonl(name, to_problem)
-    path = Path(torch.hub.get_dir()) / "gsm8k" / f"{split}.jsonl"
-    url = f"{GSM8K}{split}.jsonl"
+    source = SETS[name].get(split)
+    if not source:
+        raise InputError(f"{name}: it has no {split} set: it is for --eval-data")
+    path = Path(torch.hub.get_dir()) / name / Path(source).name.removesuffix(".gz")
     if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), progress=False)
-        except (OSError, http.client.HTTPException) as error:
-            remedy = "fetch the file by hand and name it in place of gsm8k"
-            raise InputError(f"gsm8k: cannot download {url} ({error}); {remedy}") from error
-    return read_jsonl(path, to_problem)
+        download(name, GITHUB + source, path)
+    problems = read_jsonl(path, to_problem)
+    if name == "mbpp":
+        tasks = MBPP_TASKS[split]
+        problems = [p for p in problems if from_problem(p)["task_id"] in tasks]
+    return problems
+
+
+def download(name, url, path):
+    """Fetch a file; one that is compressed is unpacked. It stands there whole or not at all."""
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(partial), progress=False)
+        if url.endswith(".gz"):
+            partial.write_bytes(gzip.decompress(partial.read_bytes()))
+        os.replace(partial, path)
+    except (OSError, EOFError, http.client.HTTPException) as error:
+        remedy = f"fetch the file by hand and name it in place of {name}"
+        raise InputError(f"{name}: cannot download {url} ({error}); {remedy}") from error
 
 
 def load_split(data, eval_data=None):
     """(training problems, held-out problems); no question is in both, and none is held out twice.
 
-    Without `eval_data`: gsm8k has a test file, of other files the last tenth of the different
-    questions is held out.
+    Without `eval_data`: gsm8k and mbpp have a test set, of other files the last tenth of the
+    different questions is held out.
     """
     problems = load_problems(data)
-    if eval_data or data == "gsm8k":
+    if eval_data or data in SETS:
         held_out = different(load_problems(eval_data or data, "test"))
     else:
         held_out = different(problems)

@@ -1,7 +1,7 @@
 """Demonstrations for a cold start: questions with a response, a critique of it, or both."""
 
 from critique import critique_prompt, judgement, solve_prompt
-from details.data import read_jsonl, text_field, without
+from details.data import kind_of, read_jsonl, text_field, without
 
 
 def load_demonstrations(path, held_out=()):
@@ -41,7 +41,7 @@ def to_examples(row):
         is_right = says_right
         examples.append((critique_prompt(question, response), text))
     if is_right is not False and not critique_only:
-        examples.append((solve_prompt(question), response))
+        examples.append((solve_prompt(question, kind_of(row)), response))
     if not examples:
         raise ValueError("nothing to learn: not a right response, and no critique of it")
     return question, examples

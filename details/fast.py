@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from details.data import InputError, one_line
+from details.errors import InputError, one_line
 from details.policy import dtype_of
 
 LARGE = 1 << 16  # numbers in a weight; a larger one is packed

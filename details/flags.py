@@ -4,7 +4,7 @@ import argparse
 import math
 import sys
 
-from details.data import InputError
+from details.errors import InputError
 from details.policy import TOY
 
 SUPERVISED = ("star", "pair-sft")  # methods that learn texts as they stand, without advantages
@@ -31,9 +31,11 @@ FLAGS = {
     "what is run, and where": [
         ("method", "gc-rl", "what is trained, see the README"),
         ("model", "toy", "toy, a model folder or a hub id"),
-        ("data", str, "JSONL file with question and answer, or gsm8k [gsm8k; toy: its own]"),
-        ("eval-data", str, "held-out problems (else gsm8k's test file, or --data's last tenth)"),
+        ("data", str, "JSONL file, gsm8k or mbpp [gsm8k; toy: its own]"),
+        ("eval-data", str, "held-out: a file, humaneval (else --data's test set or last tenth)"),
         ("exam", str, "JSONL file of pairs, the critic's evaluation set (else sampled)"),
+        ("grader", str, "FILE.py:function(row, response) -> bool, in place of answers or tests"),
+        ("unsafe-code", False, "run programs without a sandbox, where the system has none"),
         ("cold-start", str, "JSONL file of demonstrations to be learned before RL"),
         ("cold-start-lr", 2e-5, "learning rate of the cold start"),
         ("seed", 0, "of data order and sampling"),

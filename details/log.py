@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from details.data import InputError, lose_output, mean, printable, write_jsonl
+from details.data import lose_output, mean, write_jsonl
+from details.errors import InputError, printable
 
 # For tqdm's `disable`: bars are for terminals, and for notebooks, which are no terminals.
 BAR_OFF = False if "ipykernel" in sys.modules else None

@@ -7,10 +7,11 @@ where the memory runs out all the same (`halved_if_memory_runs_out`, `smaller_if
 import functools
 import os
 
-from details.data import InputError  # isort: skip (before torch)
+from details import threads  # noqa: F401  # isort: skip (before torch)
 
 import torch
 
+from details.errors import InputError
 from details.flags import largest_kl
 from details.policy import context_length, device_of, dtype_of, without_weights
 

@@ -12,12 +12,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from details.data import InputError, one_line  # isort: skip (before torch)
+from details import threads  # noqa: F401  # isort: skip (before torch)
 
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.modeling_outputs import MoeModelOutputWithPast
+
+from details.errors import InputError, one_line
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

@@ -18,14 +18,15 @@ from reward import Pair, Problem  # isort: skip (before torch)
 
 import torch
 
-from details.data import InputError, from_pair, from_problem, one_line, write_jsonl
+from details.data import from_pair, from_problem, write_jsonl
+from details.errors import InputError, one_line
 
 if os.name == "nt":
     import msvcrt
 else:
     import fcntl
 
-FORMAT = 5  # of resume.pt
+FORMAT = 6  # of resume.pt
 BEFORE_CHECKPOINT = {
     "start",
     "lock",

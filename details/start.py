@@ -13,16 +13,10 @@ from details.flags import largest_kl  # isort: skip (before torch)
 import torch
 
 from critique import correct_prompt
-from details.data import (
-    InputError,
-    batch_of,
-    load_split,
-    read_jsonl,
-    seed_of,
-    to_pair,
-    without,
-)
+from details import grader, programs
+from details.data import batch_of, load_split, read_jsonl, seed_of, to_pair, without
 from details.demonstrations import load_demonstrations
+from details.errors import InputError
 from details.memory import check_memory
 from details.policy import context_length, encode_chat, save_policy
 from details.runs import FORMAT, lock_folder, open_run, save_state, write_files
@@ -41,6 +35,7 @@ def begin_run(args):
     reference: the policy that RL starts from, for the KL; None if no KL has a weight.
     """
     out = Path(args.out)
+    settle_outcomes(args)
     saved, lock = open_run(args)
     check_memory(args)
     if not saved:
@@ -51,6 +46,7 @@ def begin_run(args):
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0, fused=True)
     if saved:
         state = saved
+        check_outcomes(state["problems"])
         model.load_state_dict(state.pop("weights"))
         optimizer.load_state_dict(state.pop("optimizer"))
     else:
@@ -63,6 +59,12 @@ def begin_run(args):
         save_policy(model, tokenizer, out / "start")
         state = first_state(args, problems, held_out, exam)
         save_state(out, state, model, optimizer)
+    # Stage I is half of the steps that are planned when training starts, whatever --steps a run
+    # that goes on has.
+    if state["step"] <= 1:
+        state["flags"]["steps"] = args.steps
+    if args.stage1_steps is None:
+        args.stage1_steps = state["flags"]["steps"] // 2
     reference = None
     if largest_kl(args) > 0:
         # Without gradients autocast keeps no copy of it in bf16.
@@ -100,6 +102,7 @@ def load_data(args):
     unseen = [problem.question for problem in held_out]
     exam = []
     examples = []
+    check_outcomes(problems + held_out)
     if args.exam:
         # Of trained questions the critic has seen the answers.
         trained = [problem.question for problem in problems]
@@ -117,6 +120,23 @@ def load_data(args):
     return problems, held_out[: args.eval_size], exam[: args.eval_size // 2 * 2], examples
 
 
+def settle_outcomes(args):
+    """What train.py and sample.py were given to judge responses by, for the whole process."""
+    if args.unsafe_code:
+        programs.allow_unsafe()
+    if args.grader:
+        grader.load(args.grader)
+
+
+def check_outcomes(problems):
+    """Refuse, before any work is done, programs where there is no sandbox, and a grader that cannot
+    judge the first of the problems."""
+    if any(problem.program for problem in problems):
+        programs.find_layer()
+    if problems[0].program is None:
+        grader.verdict(problems[0].row, "")
+
+
 def check_lengths(sampler, problems, demonstrations=()):
     """Refuse problems that leave no room for an answer in the model's context, and conversations
     that its chat template refuses, before the first token is sampled (of the 50 longest);
@@ -125,7 +145,7 @@ def check_lengths(sampler, problems, demonstrations=()):
     # Characters stand for tokens here: whichever is longest in tokens is among these.
     longest = sorted(problems, key=lambda problem: -len(problem.question))[:50]
     for problem in longest:
-        chat = correct_prompt(problem.question, "0")
+        chat = correct_prompt(problem.question, "0", program=problem.program)
         size = len(encode_chat(sampler.tokenizer, chat))
         if size + sampler.max_new_tokens > room:
             limit = f"--max-new-tokens {sampler.max_new_tokens}"

@@ -6,12 +6,12 @@ in place of RL's update.
 
 import math
 
-from details.data import InputError, batch_of, mean  # isort: skip (before torch)
-
+from details.data import batch_of, mean  # isort: skip (before torch)
 import torch
 from tqdm import tqdm
 
 from details import cost
+from details.errors import InputError
 from details.log import BAR_OFF, say
 from details.memory import micro_batches, smaller_if_memory_runs_out
 from details.policy import encode_chat

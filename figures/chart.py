@@ -7,7 +7,7 @@ from collections import namedtuple
 from html import escape
 from pathlib import Path
 
-from details.data import InputError
+from details.errors import InputError
 
 # The plotted area of a chart, and what stands to its left and above it.
 WIDE = 296

@@ -27,7 +27,8 @@ import os
 import re
 from pathlib import Path
 
-from details.data import InputError, mean, run_command
+from details.data import mean, run_command
+from details.errors import InputError
 from figures.chart import command, line_charts
 from figures.tables import print_table
 

@@ -7,8 +7,8 @@ from details import threads  # noqa: F401  # isort: skip (before torch)
 import torch
 
 from critique import solve_prompt
-from details.data import InputError, load_problems, to_problem
-from details.log import printable
+from details.data import load_problems, to_problem
+from details.errors import InputError, printable
 from details.policy import encode_chat
 from reward import advantages, critique_reward, filter_pairs, pairs_by_question
 from rollout import criticise, respond
@@ -17,7 +17,7 @@ from rollout import criticise, respond
 def explain(sampler, problem, n, seed):
     """Print what a step of GC-RL would do with one question. No weights are changed."""
     # What the model sees, with the marks of its chat template.
-    prompt = encode_chat(sampler.tokenizer, solve_prompt(problem.question))
+    prompt = encode_chat(sampler.tokenizer, solve_prompt(problem.question, problem.program))
     print(f"PROMPT, {len(prompt)} tokens\n{printable(sampler.tokenizer.decode(prompt))}\n")
     responses = respond(sampler, [problem], n, seed)
     print(f"{n} RESPONSES; a right one earns 1")

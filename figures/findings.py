@@ -29,7 +29,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from details.data import InputError, mean, run_command
+from details.data import mean, run_command
+from details.errors import InputError
 from figures.chart import forest, line_charts
 
 FOLDER = Path(__file__).parent

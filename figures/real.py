@@ -1,14 +1,14 @@
-"""What RL lifts in a real model: whole-number arithmetic, from two starts, by three methods.
+"""What RL lifts in a real model, from two starts, by three methods: programs, or arithmetic.
 
-    python -m figures.real          tables and picture, from figures/real.jsonl alone
-    python -m figures.real --run    first the runs that are missing, one after another: hours on a
-                                    CPU, and it goes on where it was stopped
+    python -m figures.real programs          tables and picture, from figures/programs.jsonl alone
+    python -m figures.real programs --run    first the runs that are missing, one after another:
+                                             hours on a CPU, and it goes on where it was stopped
 
 One start is the model as it is. The other has learned from 128 critiques how a critique is written;
-answering was not trained, though each critique states the right result of a task that is in no
-other file. All runs share that one start, the held-out problems, and an exam of responses of the
-model as it is; so the intervals are about the seeds of RL alone. On another machine another start
-comes out: to run it all there, first move figures/real.jsonl away.
+answering was not trained, though a critique of arithmetic states the right result of a task that is
+in no other file. All runs share that one start, the held-out problems, and an exam of responses of
+the model as it is; so the intervals are about the seeds of RL alone. On another machine another
+start comes out: to run it all there, first move figures/programs.jsonl away.
 """
 
 import functools
@@ -28,16 +28,17 @@ import torch
 from tqdm import tqdm
 
 from critique import solve_prompt
-from details.data import InputError, load_problems, mean, read_jsonl, run_command, write_jsonl
+from details.data import load_problems, mean, read_jsonl, run_command, write_jsonl
+from details.errors import InputError
 from details.policy import decode, encode_chat
 from details.runs import signals_caught
 from figures.chart import line_charts
 from figures.findings import evaluated, interval, processor
 from rollout import generate, load_policy
-from toy import arithmetic
+from toy import arithmetic, programs
 
 FOLDER = Path(__file__).parent
-LINES = FOLDER / "real.jsonl"
+TASKS = {"programs": programs.make, "arithmetic": arithmetic.make}
 
 # ---------------------------------------------------------------------------------- the protocol
 #
@@ -46,7 +47,7 @@ LINES = FOLDER / "real.jsonl"
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHERE = {"cpu": "--device cpu", "cuda": "--device cuda --precision fp32"}
-ALL = "--kl 0 --lr 2e-5 --updates 2 --max-new-tokens 64 --eval-size 200"
+ALL = "--kl 0 --lr 2e-5 --updates 2 --max-new-tokens 64 --eval-size 200"  # of both tasks
 AS_IT_IS = "g-rl-as-it-is"
 RUNS = {  # {name: (flags, seeds)}; all but the first begin from the second start
     AS_IT_IS: ("--method g-rl --steps 20 --questions 16", 5),
@@ -91,6 +92,11 @@ def train(out, flags, **files):
         raise InputError(f"{out}: the run has stopped; --run goes on with it if it can")
 
 
+def lines_of(task):
+    """The file of a task's runs."""
+    return FOLDER / f"{task}.jsonl"
+
+
 @functools.cache
 def continued(model, file, device):
     """The share of a file's problems that a model gets right, greedily, when it goes on from the
@@ -110,13 +116,13 @@ def continued(model, file, device):
     return mean(right)
 
 
-def prepare(model, folder, device):
+def prepare(task, model, folder, device):
     """What all runs share: the files of --data, --eval-data and --exam, which the model as it is
     writes; and the second start."""
     data = folder / "data"
     files = {"data": data / "train.jsonl", "eval_data": data / "held_out.jsonl"}
     if not (data / "critiques.jsonl").exists():
-        arithmetic.make(data)
+        TASKS[task](data)
     flags = f"{WHERE[device]} {ALL} --method g-rl --steps 0"
     exam = folder / "as-it-is" / "exam.jsonl"
     if not exam.exists():
@@ -132,10 +138,10 @@ def processor_of(device):
     return torch.cuda.get_device_name() if device == "cuda" else processor()
 
 
-def carry_out(model, folder, device, wanted):
+def carry_out(task, model, folder, device, wanted):
     """Those of the wanted runs [(name, seed)] that are missing; each is a line as soon as it has
     ended."""
-    done = {(line["run"], line["flags"], line["seed"]) for line in read_lines(LINES)}
+    done = {(line["run"], line["flags"], line["seed"]) for line in read_lines(lines_of(task))}
     todo = []
     for name, seed in wanted:
         flags = flags_of(name, device)
@@ -143,7 +149,7 @@ def carry_out(model, folder, device, wanted):
             todo.append((name, flags, seed))
     if not todo:
         return
-    files = prepare(model, folder, device)
+    files = prepare(task, model, folder, device)
     for name, flags, seed in tqdm(todo, "runs"):
         begun = model if name == AS_IT_IS else folder / "start"
         out = folder / f"{name}-{seed}"
@@ -154,8 +160,9 @@ def carry_out(model, folder, device, wanted):
             if "eval/generation" in row:
                 numbers = {"step": row["step"], "seconds": round(row["seconds"], 1)}
                 evaluations.append(numbers | evaluated(row))
-        evaluations[0]["continued"] = continued(begun, files["eval_data"], device)
-        evaluations[-1]["continued"] = continued(out, files["eval_data"], device)
+        if task == "arithmetic":
+            evaluations[0]["continued"] = continued(begun, files["eval_data"], device)
+            evaluations[-1]["continued"] = continued(out, files["eval_data"], device)
         line = {
             "run": name,
             "seed": seed,
@@ -169,7 +176,7 @@ def carry_out(model, folder, device, wanted):
             "samples": sum(row["samples"] for row in steps),
             "evaluations": evaluations,
         }
-        write_jsonl(LINES, [line], "a")
+        write_jsonl(lines_of(task), [line], "a")
         (out / "resume.pt").unlink()  # 1.6 GB; the trained model stays
         shutil.rmtree(out / "start")
 
@@ -208,7 +215,7 @@ def print_table(heads, rows):
         print(f"| {' | '.join(row)} |")
 
 
-def show(lines):
+def show(task, lines):
     """Print the tables, and draw the curves."""
     runs = {}  # {(name, device): {seed: line}}
     for name, device in itertools.product(RUNS, WHERE):
@@ -219,7 +226,9 @@ def show(lines):
 
     print("From the start to the end, means over seeds (of samples and minutes medians); then the")
     print("change with its 95% interval.\n")
-    heads = ["run", "on", "seeds", "sampled in step 1: right, pass@8", *NAMES.values()]
+    names = [metric for metric in NAMES if metric in lines[0]["evaluations"][0]]
+    heads = ["run", "on", "seeds", "sampled in step 1: right, pass@8"]
+    heads += [NAMES[metric] for metric in names]
     heads += ["answers, seed by seed", "samples", "minutes"]
     rows = []
     charts = {metric: {} for metric in ("generation", "critique", "t2", "delta")}
@@ -229,7 +238,7 @@ def show(lines):
             continue
         room = [f"{mean(line[key] for line in found):.2f}" for key in ("accuracy", "pass@n")]
         cells = [name, device, str(len(found)), ", ".join(room)]
-        for metric in NAMES:
+        for metric in names:
             starts = [number(line, 0, metric) for line in found]
             ends = [number(line, -1, metric) for line in found]
             changes = np.subtract(ends, starts).tolist()
@@ -260,18 +269,18 @@ def show(lines):
         print("\nAt the end, paired by seed.\n")
         print_table(["difference", "on", "seeds", "mean"], rows)
     pictures = [(NAMES[metric], "step", series) for metric, series in charts.items()]
-    line_charts(FOLDER / "real.svg", pictures, "On 200 held-out problems and 130 pairs, greedy")
+    line_charts(FOLDER / f"{task}.svg", pictures, "On 200 held-out problems and an exam, greedy")
 
 
 def main(argv=None):
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
+    add("task", choices=TASKS)
     add("--run", action="store_true", help="first run what is missing")
     add("--model", default=MODEL, help="or a copy of it [%(default)s]")
     add(
         "--folder",
-        default="runs/real",
-        help="of the data, the second start and the runs; one for each device [%(default)s]",
+        help="of the data, the second start and the runs; one for each device [runs/TASK]",
     )
     add("--device", choices=WHERE, default="cpu", help="of the runs [cpu]")
     add("--only", choices=RUNS, help="with --run: one of the runs")
@@ -283,8 +292,9 @@ def main(argv=None):
             if seed < seeds and args.only in (None, name) and args.seed in (None, seed):
                 wanted.append((name, seed))
     if args.run:
-        carry_out(args.model, Path(args.folder), args.device, wanted)
-    show_all(LINES, show)
+        folder = Path(args.folder or f"runs/{args.task}")
+        carry_out(args.task, args.model, folder, args.device, wanted)
+    show_all(lines_of(args.task), functools.partial(show, args.task))
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def main(argv=None):
     problems = load_problems(args.data or flags.data)[: args.questions]
 
     responses = respond(sampler, problems, 1, 0)
-    chats = [solve_prompt(problem.question) for problem in problems]
+    chats = [solve_prompt(problem.question, problem.program) for problem in problems]
     sampling("responses", sampler, peer, chats, args)
     chats = [critique_prompt(e.problem.question, e.text) for e in responses]
     sampling("critiques", sampler, peer, chats, args)

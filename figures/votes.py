@@ -17,7 +17,8 @@ from pathlib import Path
 
 from critique import correct_prompt
 from details.answers import answer_key
-from details.data import InputError, load_problems, mean, run_command, seed_of
+from details.data import load_problems, mean, run_command, seed_of
+from details.errors import InputError
 from details.flags import check_numbers
 from details.policy import TOY, run_flags
 from details.start import check_lengths
@@ -140,6 +141,8 @@ def main(argv=None):
     if not args.data and not data.exists():
         raise InputError(f"{folder} has no held_out.jsonl: name the problems by --data FILE")
     problems = load_problems(data, "test")[: args.size]
+    if problems[0].program is not False:
+        raise InputError(f"{data}: programs have no answers that could be voted for")
     longest = args.max_new_tokens or run_flags(folder).get("max_new_tokens", 512)
     sampler = Sampler(*load_policy(args.model, args.device), longest, args.temperature)
     check_lengths(sampler, problems)

@@ -24,7 +24,8 @@ from accelerate.utils import gather_object
 from transformers import PrinterCallback, TrainerCallback
 
 import train
-from details.data import InputError, from_problem, load_problems, write_jsonl
+from details.data import from_problem, load_problems, write_jsonl
+from details.errors import InputError
 from details.flags import train_flags
 from reward import advantages, leave_one_out
 from rollout import Sample, load_policy, logprobs

@@ -24,15 +24,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 import train
 from critique import critique_prompt, solve_prompt
-from details.data import (
-    InputError,
-    batch_of,
-    load_problems,
-    read_jsonl,
-    run_command,
-    seed_of,
-    to_pair,
-)
+from details.data import batch_of, load_problems, read_jsonl, run_command, seed_of, to_pair
+from details.errors import InputError
 from details.flags import train_flags
 from details.policy import TOY, decode, encode_chat, stop_set
 from reward import Pair, PairCache
@@ -140,7 +133,7 @@ def ask(item):
     """Chat messages: solve the problem, or criticise the pair."""
     if isinstance(item, Pair):
         return critique_prompt(item.problem.question, item.response)
-    return solve_prompt(item.question)
+    return solve_prompt(item.question, item.program)
 
 
 def columns(samples):

@@ -20,7 +20,8 @@ from accelerate.utils import gather_object
 from trl import GRPOTrainer
 
 import train
-from details.data import InputError, run_command
+from details.data import run_command
+from details.errors import InputError
 from reward import leave_one_out
 from scale.trl_gcrl import (
     SETTINGS,

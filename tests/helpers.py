@@ -5,7 +5,6 @@ import functools
 import io
 import json
 import random
-import signal
 from pathlib import Path
 from unittest import mock
 
@@ -51,7 +50,6 @@ def fails(words, call, *args, kind=InputError, **options):
             call(*args, **options)
     except (kind, SystemExit) as error:
         message = str(error)
-        assert message not in ("", "0", "None"), repr(message)
         assert "\n" not in message
         for word in words.split("|"):
             assert word in message, f"{word!r}: {message!r}"
@@ -93,15 +91,14 @@ def static_pairs(asked):
     """Of each problem a right and a wrong response."""
     pairs = []
     for problem in asked:
-        pairs.append(Pair(problem, solved(problem), True))
-        pairs.append(Pair(problem, box("x"), False))
+        pairs += [Pair(problem, solved(problem), True), Pair(problem, box("x"), False)]
     return pairs
 
 
 def write(path, rows):
     """A JSONL file of dicts, problems or pairs; its path."""
-    to_row = {Problem: from_problem, Pair: from_pair}
-    data.write_jsonl(path, [to_row.get(type(row), lambda row: row)(row) for row in rows])
+    to_row = {Problem: from_problem, Pair: from_pair, dict: dict}
+    data.write_jsonl(path, [to_row[type(row)](row) for row in rows])
     return path
 
 
@@ -110,16 +107,16 @@ def lines(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
+def rows_of(table):
+    """The columns of each row of a table, with -> between them."""
+    return [row.split(" -> ") for row in table.strip("\n").split("\n")]
+
+
 def printed_by(main, text="", *more):
     """Call a command line in this process; what it printed."""
     printed = io.StringIO()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
-            main([*text.split(), *map(str, more)])
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
+        main([*text.split(), *map(str, more)])
     return printed.getvalue()
 
 
@@ -170,8 +167,7 @@ def attempts(*rows, second_stopped=True):
     second = []
     for first_text, first_right, second_text, second_right in rows:
         a = a_sample(first_text, "attempt 1", right=first_right)
-        b = a_sample(second_text, "attempt 2", right=second_right, stopped=second_stopped)
-        b.first = a
+        b = a_sample(second_text, "attempt 2", right=second_right, stopped=second_stopped, first=a)
         first.append(a)
         second.append(b)
     return first, second
@@ -251,11 +247,10 @@ def updated(samples, text="", reference=None, grad_clip=1e9):
 
 def judged(*judgements):
     """Critiques with (judgement, outcome of the response)."""
-    critiques = []
-    for says_right, is_right in judgements:
-        pair = Pair(SEVEN, "", is_right)
-        critiques.append(a_sample("", "critique", pair=pair, says_right=says_right))
-    return critiques
+    return [
+        a_sample(role="critique", pair=Pair(SEVEN, "", is_right), says_right=says_right)
+        for says_right, is_right in judgements
+    ]
 
 
 def greedy_text(chat):
@@ -282,19 +277,8 @@ def files(folder, **contents):
 
 def shown_rows(asked):
     """A demonstration of each problem, with a critique."""
-    rows = []
-    for problem in asked:
-        row = {"question": problem.question, "response": solved(problem)}
-        rows.append(row | {"critique": "Conclusion: right"})
-    return rows
-
-
-def shown(role, text, group, advantage, **fields):
-    """One that is shown: its reward does not matter here."""
-    made = a_sample(text, role, Problem("1+1?", "2"), **fields)
-    made.group = group
-    made.advantage = advantage
-    return made
+    right = {"critique": "Conclusion: right"}
+    return [{"question": p.question, "response": solved(p)} | right for p in asked]
 
 
 fast.MANY = 1  # weights are packed for a single row, too, so that the tests see them
@@ -316,7 +300,7 @@ KINDS = [
 ]
 
 
-def tiny(kind):
+def tiny(kind, std=0.3, **more):
     """A random decoder with 97 tokens; small windows, so that they matter."""
     torch.manual_seed(0)
     shape = {
@@ -330,9 +314,9 @@ def tiny(kind):
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 0,
+        "logits_scaling": 2.0,  # Granite's
+        **more,
     }
-    if kind in ("Granite", "GraniteMoe"):
-        shape["logits_scaling"] = 2.0
     if kind in ("Gemma2", "Gemma3", "Mistral"):
         shape["sliding_window"] = 8
     if kind in ("Qwen3", "Gemma3"):
@@ -344,8 +328,7 @@ def tiny(kind):
     config = getattr(transformers, f"{name}Config")(**shape)
     model = AutoModelForCausalLM.from_config(config).eval()
     for p in model.parameters():
-        std = 0.3 if p.dim() > 1 else 0.1
-        torch.nn.init.normal_(p, mean=p.mean().item(), std=std)
+        torch.nn.init.normal_(p, mean=p.mean().item(), std=std if p.dim() > 1 else 0.1)
     model.get_input_embeddings().weight.data[0] = 0.0  # as that of a padding token may be
     return model
 
@@ -368,7 +351,6 @@ def model_of(kind, dtype=torch.float32):
 def ragged(count=7, longest=30):
     """Prompts of different lengths, two of them equal."""
     rng = random.Random(1)
-    prompts = []
-    for length in [rng.randrange(1, longest) for _ in range(count)]:
-        prompts.append([rng.randrange(3, 97) for _ in range(length)])
+    lengths = [rng.randrange(1, longest) for _ in range(count)]
+    prompts = [rng.choices(range(3, 97), k=length) for length in lengths]
     return [*prompts, prompts[0]]

@@ -1,7 +1,6 @@
 """Tests of details/answers.py: what is read in answers; and random texts for all that reads."""
 
 import contextlib
-import functools
 import random
 import re
 import time
@@ -45,6 +44,8 @@ Then 30 - 12 = 18.¶¶The answer is: 18 == \boxed{18} | The answer is 18.
 #### 1200 == #### 1,200 miles | \boxed{1200}
 It falls from 2 by 6.¶#### -4 == The temperature is now #### -4
 \forall x>0, f(x)=0 == \boxed{f(x)=0}
+We proceed by induction. The base case is clear. So \boxed{7}. == 7
+No solution == \boxed{no solution}
 
 # An `=` is dropped behind a name or a calculation only, relations never.
 5 == \boxed{x = 5} | \boxed{x_1=5} | \boxed{f(3)=5} | \boxed{\angle ABC = 5^\circ} | x=5 | = 5
@@ -235,15 +236,12 @@ x + 1 == \boxed{x+1} ;; x+2 != \boxed{x+1} ;; - == \boxed{-} ;; ? == Answer: ? ;
 
 
 def test_answers_table():
-    """is_correct and answer_key: every kind of right and wrong answer has a row above."""
+    """Every kind of right and wrong answer has a row above."""
     rows = [row for row in ANSWERS.splitlines() if row and not row.startswith("# ")]
     for row in re.split("\n| ;; ", "\n".join(rows)):
-        answer, responses = re.split(" [=!]=(?: |$)", row)
-        answer = answer.replace("¶", "\n")
+        answer, responses = re.split(" [=!]=(?: |$)", row.replace("¶", "\n"))
         for response in re.split(r" \|(?: |$)", responses):
-            response = response.strip().replace("¶", "\n")
-            given = (answer, response, answer_key(response), reference_key(answer))
-            assert is_correct(response, answer) is (" == " in row), given
+            assert is_correct(response, answer) is (" == " in row), (answer, response)
 
 
 def test_answer_keys_by_hand():
@@ -255,27 +253,28 @@ def test_answer_keys_by_hand():
         assert answer_key(unreadable) is None, unreadable
 
 
+# ¶ is a new line.
+UNREACHABLE = (
+    r"|$|####|\boxed{}|NaN|Infinity|-Infinity|inf|1e400|Let n = 2k.¶¶we are done"
+    "|We proceed by induction. The base case is clear."
+)
+
+
 def test_references_that_no_response_can_reach():
     """A reference without a finite value or an answer is None, so that it is refused at load."""
-    for answer in ("", "$", "####", r"\boxed{}", "NaN", "Infinity", "-Infinity", "inf", "1e400"):
+    for answer in [*UNREACHABLE.replace("¶", "\n").split("|"), "a" * 2000]:
         assert reference_key(answer) is None, answer
-    proof = "We proceed by induction. The base case is clear."
-    assert reference_key(proof) is None
-    assert reference_key("Let n = 2k.\n\nwe are done") is None
-    assert reference_key(proof + r" So \boxed{7}.") == 7
-    assert reference_key("a" * 2000) is None
-    assert reference_key("No solution") == "nosolution"
+
+
+NUMBERS = """24=24|1,200=1200|.5=1/2|-3=-3|$2.50=5/2| 24 =24|24 apples=24|1/2=1/2|10%=10|1e3=1000
+|=None|a=None|5 6=None|1/0=None|5x=None|12 hours 30 minutes=None|2+3=None|(1,200)=None"""
 
 
 def test_to_number_by_hand():
     """to_number reads a text that holds one number, words allowed."""
-    numbers = "24=24|1,200=1200|.5=1/2|-3=-3|$2.50=5/2| 24 =24|24 apples=24|1/2=1/2|10%=10|1e3=1000"
-    for row in numbers.split("|"):
-        text, value = row.split("=")
-        assert to_number(text) == Fraction(value), text
-    others = "|a|5 6|1/0|5x|12 hours 30 minutes|2+3|(1,200)"
-    for text in others.split("|"):
-        assert to_number(text) is None, text
+    for row in NUMBERS.split("|"):
+        text, value = row.strip("\n").split("=")
+        assert str(to_number(text)) == value, text
 
 
 # Texts that are repeated, ¶ is a new line.
@@ -288,8 +287,8 @@ HOSTILE = (
 
 def test_hostile_text_takes_linear_time():
     """A million characters of anything are graded in less than two seconds."""
-    texts = HOSTILE.replace("¶", "\n").split("|")
-    texts = [text * (10**6 // len(text)) for text in texts]
+    units = HOSTILE.replace("¶", "\n").split("|")
+    texts = [unit * (10**6 // len(unit)) for unit in units]
     texts += ["\\boxed{" + "9" * 10**6 + "}", "the answer is " + "9" * 10**6, "9**9**9"]
     texts += ["\\boxed{" + "{" * 10**6, "\\frac" + " " * 10**6, "5" + " " * 10**6 + "/"]
     # as much as is read of an answer, so that no pattern takes its square
@@ -321,26 +320,19 @@ def random_text(rng):
 
 
 def fuzz(folder, count):
-    """Random texts: no exception but InputError, none over 50 ms of processor time (best of 3)."""
+    """Random texts: no exception but InputError, and no more than 0.2 s of processor time."""
     path = folder / "fuzz.jsonl"
-
-    def read(text):
-        path.write_bytes(text.encode("utf-8", "surrogatepass"))
-        with contextlib.suppress(InputError):
-            data.read_jsonl(path, data.to_problem)
-
-    as_response = functools.partial(is_correct, answer="7")
-    as_reference = functools.partial(is_correct, "7")
     rng = random.Random(0)
     for _ in range(count):
         text = random_text(rng)
-        for work in (judgement, read, as_response, as_reference):
-            spent = []
-            while not spent or (spent[-1] > 0.05 and len(spent) < 3):
-                start = time.process_time()
-                work(text)
-                spent.append(time.process_time() - start)
-            assert min(spent) < 0.05, (work, min(spent), text[:99])
+        start = time.process_time()
+        judgement(text)
+        is_correct(text, "7")
+        is_correct("7", text)
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        with contextlib.suppress(InputError):
+            data.read_jsonl(path, data.to_problem)
+        assert time.process_time() - start < 0.2, text[:99]
 
 
 def test_fuzz(tmp_path):

@@ -5,8 +5,8 @@ import torch
 import train
 from details import data
 from details.data import from_pair
-from reward import Pair, Problem, is_correct
-from tests.helpers import fails, patch, printed_by, write
+from reward import Pair, Problem
+from tests.helpers import fails, patch, printed_by, rows_of, write
 
 GOOD_FILE = """{"question": "1+1?", "answer": "so #### 2", "score": NaN}
 
@@ -37,34 +37,31 @@ question,answer -> one JSON object a line
 """
 
 
-BAD_FILES = [
-    (b"\x1f\x8b\x08\x00", "one JSON object a line|gzip"),
-    (b"PAR1\x15", "one JSON object a line|Parquet"),
-    (b"\x28\xb5\x2f\xfd\x24", "zstd: unpack"),
-    (b"\xfd7zXZ\x00", "xz: unpack"),
-    (b'\xff\xfe{\x00"\x00', "UTF-8 is expected|UTF16: unpack or convert"),
-    (b'{\x00"\x00', "UTF-8 is expected|UTF16: unpack or convert"),
-    (b'{"question": "\xcb\xe3"}', "GBK|convert it by iconv"),
-    (b'[{"question": "q", "answer": "1"}]', "one JSON object a line|array"),
-    (b'{\n"question": "q",\n"answer": "1"}', "one JSON object a line"),
-]
+# The bytes of a file, and the same.
+BAD_FILES = r"""
+\x1f\x8b\x08\x00 -> one JSON object a line|gzip
+PAR1\x15 -> one JSON object a line|Parquet
+\x28\xb5\x2f\xfd\x24 -> zstd: unpack
+\xfd7zXZ\x00 -> xz: unpack
+\xff\xfe{\x00"\x00 -> UTF-8 is expected|UTF16: unpack or convert
+{\x00"\x00 -> UTF-8 is expected|UTF16: unpack or convert
+{"question": "\xcb\xe3"} -> GBK|convert it by iconv
+{"question": "\xff", "answer": "1"} -> UTF-8
+[{"question": "q", "answer": "1"}] -> one JSON object a line|array
+{\n"question": "q",\n"answer": "1"} -> one JSON object a line
+"""
 
 
 def test_bad_lines_are_named(tmp_path):
-    """What cannot be read is refused with file, line and field."""
+    """What cannot be read is refused with file, line and field; of other formats one line says what
+    is expected and what was found."""
     good = GOOD_FILE.encode()
-    for row in BAD_ROWS.strip().split("\n"):
-        line, words = row.split(" -> ")
+    for line, words in rows_of(BAD_ROWS):
         fails("data.jsonl:4:|" + words, read_problems, tmp_path, good + line.encode())
-    fails("data.jsonl:4:", read_problems, tmp_path, good + b"[" * 10**5)
-    not_utf8 = b'{"question": "\xff", "answer": "1"}\n'
-    fails("data.jsonl:4:|UTF-8", read_problems, tmp_path, good + not_utf8)
-
-
-def test_files_in_other_formats_are_named(tmp_path):
-    """One line says what is expected and what was found."""
-    for content, words in BAD_FILES:
-        fails(f"data.jsonl:1:|{words}", read_problems, tmp_path, content)
+    for text, words in rows_of(BAD_FILES):
+        content = text.encode().decode("unicode_escape").encode("latin-1")
+        fails("data.jsonl:1:|" + words, read_problems, tmp_path, content)
+    fails("data.jsonl:1:", read_problems, tmp_path, b'{"":' * 10**5)
 
 
 def read_problems(folder, content):
@@ -108,11 +105,11 @@ Alice
 def test_problems_without_an_answer_are_left_out(tmp_path):
     """In data sets `proof` and prose stand where an answer is missing. A line counts the problems
     that are left out; a file that has no others is refused."""
-    good = [Problem(answer, answer) for answer in REACHABLE.strip().split("\n")]
-    bad = [Problem(answer, answer) for answer in UNREACHABLE.strip().split("\n")]
+    good = [Problem(answer, answer) for [answer] in rows_of(REACHABLE)]
+    bad = [Problem(answer, answer) for [answer] in rows_of(UNREACHABLE)]
     path = write(tmp_path / "data.jsonl", bad + good)
     printed = printed_by(lambda argv: print(data.load_problems(*argv) == good), "", path)
-    assert printed == f"{path}: 7 lines left out: no response can reach their answers\nTrue\n"
+    assert printed == f"{path}: 7 lines left out: no response to them can be judged right\nTrue\n"
     fails("data.jsonl|no line is left", data.load_problems, write(path, bad))
 
 
@@ -132,30 +129,24 @@ def test_files_of_pairs(tmp_path):
     fails("data.jsonl:2|label", data.read_jsonl, path, data.to_pair)
 
 
-def letters(path, questions):
-    """A data file with a problem for each letter."""
-    return write(path, [Problem(letter, "1") for letter in questions])
-
-
-def split(folder, questions, other=None):
-    """The letters that are trained on, and those held out."""
-    path = letters(folder / "data", questions)
-    if other:
-        other = letters(folder / "other", other)
-    trained_on, held_out = data.load_split(path, other)
-    return "".join(p.question for p in trained_on), "".join(p.question for p in held_out)
+def split(folder, *files):
+    """The letters that are trained on, and those held out, of files with a problem for each."""
+    paths = []
+    for letters in files:
+        paths.append(write(folder / letters, [Problem(letter, "1") for letter in letters]))
+    return ["".join(p.question for p in part) for part in data.load_split(*paths)]
 
 
 def test_the_last_tenth_is_held_out(tmp_path):
     """Without other data the last tenth of the different questions is held out, once, and they are
     nowhere trained on."""
-    assert split(tmp_path, "abcdeb" * 5) == ("abcdb" * 5, "e")
-    assert split(tmp_path, "abcdefghijklmnopqrst" * 3) == ("abcdefghijklmnopqr" * 3, "st")
+    assert split(tmp_path, "abcdeb" * 5) == ["abcdb" * 5, "e"]
+    assert split(tmp_path, "abcdefghijklmnopqrst" * 3) == ["abcdefghijklmnopqr" * 3, "st"]
 
 
 def test_held_out_questions_are_not_trained_on(tmp_path):
     """Of a file of held-out problems every question is taken out of the training problems."""
-    assert split(tmp_path, "abcdeb" * 5, "Bxyzb") == ("acde" * 5, "Bxyz")
+    assert split(tmp_path, "abcdeb" * 5, "Bxyzb") == ["acde" * 5, "Bxyz"]
     fails("no problem is left", split, tmp_path, "abcdeb" * 5, "abcde")
 
 
@@ -173,7 +164,7 @@ a5?
 def test_questions_are_compared_without_blanks_and_case():
     """What data sets write with other blanks, letters of another case or of full width is the same
     question; operators, signs and punctuation count."""
-    assert len({data.question_key(question) for question in ALIKE.strip().split("\n")}) == 4
+    assert len({data.question_key(question) for [question] in rows_of(ALIKE)}) == 4
 
 
 def test_gsm8k_without_a_network_fails_clearly(tmp_path):
@@ -186,12 +177,10 @@ def test_gsm8k_without_a_network_fails_clearly(tmp_path):
 
 
 def test_gsm8k_comes_from_the_cache(tmp_path):
-    """Its training file is trained on, its test file held out; answers are in its form."""
+    """Its training file is trained on, its test file held out."""
     (tmp_path / "gsm8k").mkdir()
     for name in ("train", "test"):
         write(tmp_path / f"gsm8k/{name}.jsonl", [Problem(name, "<<1+1=2>>\n#### 2")])
     with patch(torch.hub, "get_dir", return_value=str(tmp_path)):
-        (trained_on,), (held_out,) = data.load_split("gsm8k")
-    assert trained_on.question == "train"
-    assert held_out.question == "test"
-    assert is_correct("2", held_out.answer)
+        found = data.load_split("gsm8k")
+    assert [problem.question for (problem,) in found] == ["train", "test"]

@@ -5,80 +5,79 @@ import json
 
 import sample
 from critique import correct_prompt, critique_prompt, solve_prompt
-from details import flags, policy
+from details import flags
 from figures import votes
 from rollout import load_policy
 from tests.helpers import (
     arguments,
-    base,
     fails,
-    files,
     greedy_text,
     patch,
     printed_by,
     problems,
+    rows_of,
+    saved,
     static_pairs,
     trained,
     used,
     write,
 )
 
-
-def has_flags(text, **expected):
-    """The flags of a command line are these, among others."""
-    args = vars(arguments(text))
-    assert args | expected == args
-
-
-def test_defaults_of_the_toy():
-    """A tiny model on tiny problems learns faster."""
-    has_flags("", steps=30, lr=2e-4, kl=0.0, n=8, pairs=32, no_std=False)
-
-
-def test_files_of_the_toy_go_together():
-    """With other problems its held-out problems and its exam are not used, its settings are."""
-    has_flags("--data mine.jsonl", data="mine.jsonl", eval_data=None, exam=None, steps=30)
+# A command line, and some of its flags.
+DEFAULTS = """
+ -> {"steps": 30, "lr": 2e-4, "kl": 0.0, "n": 8, "pairs": 32, "no_std": false}
+--data mine.jsonl -> {"data": "mine.jsonl", "eval_data": null, "exam": null, "steps": 30}
+--model x -> {"steps": 200, "lr": 1e-6, "kl": 1e-3, "beta2": 0.1, "data": "gsm8k"}
+--method c-rl -> {"critique_data": "static"}
+--method gc-rl -> {"critique_data": "dynamic"}
+--method c-rl --n 1 --group batch -> {"critique_data": "static"}
+"""
 
 
-def test_defaults_of_other_models():
-    """Those of the papers, where two cores do not forbid it."""
-    has_flags("--model x", steps=200, lr=1e-6, kl=1e-3, beta2=0.1, data="gsm8k")
+def test_defaults():
+    """A tiny model on tiny problems learns faster. The files of the toy go together: with other
+    problems its held-out problems and its exam are not used, its settings are. Other models have
+    the defaults of the papers, where two cores do not forbid it. C-RL criticises static pairs
+    unless it is told otherwise, GC-RL its own responses."""
+    for text, expected in rows_of(DEFAULTS):
+        args = vars(arguments(text))
+        assert args | json.loads(expected) == args
 
 
-def test_where_pairs_come_from():
-    """C-RL criticises static pairs unless it is told otherwise, GC-RL its own responses."""
-    has_flags("--method c-rl", critique_data="static")
-    has_flags("--method gc-rl", critique_data="dynamic")
-    has_flags("--method c-rl --n 1 --group batch", critique_data="static")
+# A command line, and the largest weight; that of SCoRe is beta1 + beta2.
+LARGEST_KL = """
+ -> 0.0
+--kl 0.5 -> 0.5
+--method score --kl 0.5 -> 0.26
+--method multi-turn --kl 0.5 -> 0.01
+--method star --kl 0.5 -> 0.0
+--method pair-sft --kl 0.5 -> 0.0
+"""
 
 
 def test_largest_weight_of_a_kl():
     """0: no reference is needed, as on the toy, and where texts are learned as they stand."""
-    for text, weight in (
-        ("", 0),
-        ("--kl 0.5", 0.5),
-        ("--method score --kl 0.5", 0.26),  # beta1 + beta2
-        ("--method multi-turn --kl 0.5", 0.01),
-        ("--method star --kl 0.5", 0),
-        ("--method pair-sft --kl 0.5", 0),
-    ):
-        assert flags.largest_kl(arguments(text)) == weight, text
+    for text, weight in rows_of(LARGEST_KL):
+        assert flags.largest_kl(arguments(text)) == float(weight), text
+
+
+CANCEL = """
+ -> False
+--reward-right 0.6 -> True
+--reward-right 0.6 --no-std -> False
+--balance reweight -> True
+"""
 
 
 def test_constants_that_cancel_are_noted():
     """Divided by the standard deviation of one prompt's group, constants of rewards make no
     difference."""
-    for text, noted in [
-        ("", False),
-        ("--reward-right 0.6", True),
-        ("--reward-right 0.6 --no-std", False),
-        ("--balance reweight", True),
-    ]:
-        printed = printed_by(functools.partial(flags.train_flags, methods=["gc-rl"]), text)
-        assert ("cancel" in printed) == noted, text
+    for text, noted in rows_of(CANCEL):
+        printed = printed_by(lambda argv: flags.train_flags(argv, ["gc-rl"]), text)
+        assert str("cancel" in printed) == noted, text
 
 
-# Flags of train.py and what the error must name; a word with @ is a file, see `input_files`.
+# Flags of train.py and what the error must name; a word with @ is a file, see `refuses`.
 REFUSED = """
 --method grpo -> --method|grpo
 --frobnicate -> --frobnicate
@@ -88,6 +87,7 @@ REFUSED = """
 --data @long --eval-data @long --model @no -> no problem is left
 --data @long --eval-data @empty -> empty.jsonl
 --data @long --eval-data @good --model @no -> cannot load model|no.jsonl
+--data @long --eval-data @good -> context|9+9+9
 --data @no -> no.jsonl
 --data @bad -> bad.jsonl:2|answer
 --cold-start @bad -> bad.jsonl:1|response
@@ -99,7 +99,7 @@ REFUSED = """
 --temperature 0 -> --temperature
 --max-new-tokens 500 -> context|500
 --method score --steps 3 --stage1-steps 5 -> --stage1-steps 5|3
---device nonsense -> nonsense
+--device nonsense -> cannot load model|nonsense
 --steps many -> --steps|many
 --kl nan -> --kl
 --pairs 0 -> --pairs 0
@@ -143,8 +143,7 @@ def refuses(folder, table, call):
         "@good": write(folder / "good.jsonl", static_pairs(problems(3))),
         "@words": "x" * 5000,
     }
-    for row in table.strip().split("\n"):
-        text, words = row.split(" -> ")
+    for text, words in rows_of(table):
         fails(words, call, *[named.get(word, word) for word in text.split()])
         assert not (folder / "out").exists(), text
 
@@ -179,17 +178,6 @@ def test_a_question_on_the_command_line():
     assert texts == expected
 
 
-def test_a_runs_own_evaluation_again(tmp_path):
-    """sample.py --eval gives the last numbers of the run: its held-out problems, exam and limit,
-    by which some of the completions are truncated."""
-    short = "--steps 1 --questions 4 --n 4 --eval-size 16 --max-new-tokens 21"
-    rows, _ = trained(tmp_path / "run", short)
-    last = {name: value for name, value in rows[-1].items() if name.startswith("eval/")}
-    [*_, numbers] = used("--eval --json --model", tmp_path / "run").splitlines()
-    assert json.loads(numbers) == last
-    assert last["eval/truncated"] > 0
-
-
 def test_sample_py_evaluates_in_the_precision_of_the_run(tmp_path):
     """The run's folder knows its precision; --precision overrides it."""
     trained(tmp_path, "--precision bf16 --steps 0 --eval-size 2")
@@ -199,15 +187,12 @@ def test_sample_py_evaluates_in_the_precision_of_the_run(tmp_path):
     assert [call.args[2] for call in load.call_args_list] == ["bf16", "fp32"]
 
 
-def test_evaluations_of_other_problems(tmp_path):
-    """--data names other problems, of which --size takes the first."""
-    named = files(tmp_path, data=problems(5, 8))
-    assert '"eval/size": 4' in used("--eval --json --size 4", *named)
-
-
 def test_evaluations_without_an_exam(tmp_path):
-    """An exam without a pair, as a policy leaves that is always right, is sampled."""
-    policy.save_policy(*base(), tmp_path)
-    write(tmp_path / "held_out.jsonl", problems(8, 2, held_out=True))
+    """An exam without a pair, as a policy leaves that is always right, is sampled; of the problems
+    --size takes the first. The last line is JSON."""
+    write(saved(tmp_path) / "held_out.jsonl", problems(8, 2, held_out=True))
     (tmp_path / "exam.jsonl").write_text("")
-    assert "critique_p1" in used("--eval --size 4 --max-new-tokens 64 --model", tmp_path)
+    printed = used("--eval --json --size 4 --max-new-tokens 64 --model", tmp_path)
+    numbers = json.loads(printed.splitlines()[-1])
+    assert numbers["eval/size"] == 4
+    assert numbers["eval/pairs"] > 0

@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rollout
-from critique import correct_prompt, critique_prompt, solve_prompt
+from critique import correct_prompt, critique_prompt
 from details import policy
 from rollout import Sample, Sampler, encode_chat, generate, load_policy
 from tests.helpers import (
@@ -23,11 +23,9 @@ from tests.helpers import (
     fails,
     model_of,
     patch,
-    problems,
+    rows_of,
     saved,
     tiny,
-    trained,
-    write,
 )
 
 
@@ -42,10 +40,7 @@ def test_stop_set_is_the_union(tmp_path):
     repetition penalty model.generate would sample another policy than the one trained."""
     model, tokenizer = toy_copy()
     model.config.eos_token_id = 7
-    model.generation_config = transformers.GenerationConfig(
-        eos_token_id=[11, 12],
-        repetition_penalty=2.0,
-    )
+    model.generation_config.update(eos_token_id=[11, 12], repetition_penalty=2.0)
     tokenizer.chat_template = (
         "{% for m in messages %}<|user|>{{ m['content'] }}"
         "{% if m['role'] == 'assistant' %} ok<|assistant|><|user|>{% endif %}{% endfor %}"
@@ -53,7 +48,6 @@ def test_stop_set_is_the_union(tmp_path):
     loaded, _ = load_policy(saved(tmp_path, model, tokenizer), "cpu")
     end_of_turn = tokenizer.convert_tokens_to_ids("<|assistant|>")
     stops = {7, 11, 12, tokenizer.eos_token_id, end_of_turn}
-    assert len(stops) == 5
     assert loaded.generation_config.eos_token_id == sorted(stops)
     assert loaded.generation_config.repetition_penalty in (None, 1.0)
     samples = generate(loaded, [[20, 21]], n=50, max_new_tokens=60)
@@ -94,9 +88,9 @@ def test_a_model_without_eos_is_refused(tmp_path):
     refused("no EOS", tmp_path, model, tokenizer)
 
 
-def test_folders_and_devices_that_are_none_are_refused(tmp_path):
-    """An adapter, a folder without a tokenizer, weights that are not finite, no folder, no such
-    device: one line that names it."""
+def test_folders_that_are_no_policy_are_refused(tmp_path):
+    """An adapter, a folder without a tokenizer, weights that are not finite: one line that names
+    it."""
     (tmp_path / "adapter_config.json").write_text("{}")
     fails("an adapter|merge", load_policy, tmp_path, "cpu")
     base()[0].save_pretrained(tmp_path / "untold")
@@ -104,8 +98,6 @@ def test_folders_and_devices_that_are_none_are_refused(tmp_path):
     model, _ = toy_copy()
     model.model.norm.weight.data[3] = math.nan
     fails("model.norm.weight|not finite", load_policy, saved(tmp_path / "nan", model), "cpu")
-    fails("cannot load model|none", load_policy, tmp_path / "none", "cpu")
-    fails("cannot load model|nonsense", load_policy, "toy", "nonsense")
 
 
 def test_saved_policy_is_a_hugging_face_folder(tmp_path):
@@ -113,16 +105,11 @@ def test_saved_policy_is_a_hugging_face_folder(tmp_path):
     policy.save_policy(*base(), tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    question = "Compute 3*4+5-1 modulo 10."
-    for chat in (
-        solve_prompt(question),
-        critique_prompt(question, "3*4=2\n2+5=7\n7-1=6\n" + box(6)),
-    ):
-        ids = encode_chat(tokenizer, chat)
-        theirs = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=64)
-        (ours,) = generate(base()[0], [ids], max_new_tokens=64, temperature=0)
-        assert ours.prompt + ours.tokens == theirs[0].tolist()
-        assert ours.stopped
+    ids = encode_chat(tokenizer, critique_prompt("Compute 3*4+5-1 modulo 10.", "3*4=2"))
+    theirs = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=64)
+    (ours,) = generate(base()[0], [ids], max_new_tokens=64, temperature=0)
+    assert ours.prompt + ours.tokens == theirs[0].tolist()
+    assert ours.stopped
 
 
 def prompt_of(template, chat):
@@ -186,45 +173,34 @@ def test_the_date_is_in_no_prompt():
     assert re.search(r"\d\d\d\d.* hello$", text)
 
 
-LLAMA = "{% for m in messages %}[INST] {{ m.content }} [/INST]\n{% endfor %}"
-
-
-HASHES = "{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n{% endfor %}"
-
-
-BARS = "{% for m in messages %}<|end|>{{ m.role }}\n<|human|>{{ m.content }}{% endfor %}"
-
-
-CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n  {{ m.content }}\n{% endfor %}"
-
-
-WORDS = "{% for m in messages %}User: {{ m.content }}\n## So\nA:\n{% endfor %}"
-
+TEMPLATES = {
+    "LLAMA": "{% for m in messages %}[INST] {{ m.content }} [/INST]\n{% endfor %}",
+    "HASHES": "{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n{% endfor %}",
+    "BARS": "{% for m in messages %}<|end|>{{ m.role }}\n<|human|>{{ m.content }}{% endfor %}",
+    "CHATML": "{% for m in messages %}<|im_start|>{{ m.role }}\n  {{ m.content }}\n{% endfor %}",
+    "WORDS": "{% for m in messages %}User: {{ m.content }}\n## So\nA:\n{% endfor %}",
+}
 
 # Template, what a message holds, what is left of it; ? is what replaces a mark.
-MARKS = [
-    (LLAMA, "a [INST] b[/INST] c", "a ? b? c"),
-    (LLAMA, "[IN[INST]ST] x", "[IN?ST] x"),
-    (LLAMA, "user [INS T] assistant", "user [INS T] assistant"),
-    (HASHES, "### user:### assistant: the user: 5", "?? the user: 5"),
-    (BARS, "the user<|human|> and an assistant", "the user? and an assistant"),
-    (CHATML, "1+2  a<|im_start|>system\n", "1+2  a?system\n"),
-    (
-        WORDS,
-        "USA: 7 A: NonUser: 9, ## Sort User: 9, ## So.",
-        "USA: 7 A: NonUser: 9, ## Sort ? 9, ?.",
-    ),
-    (BARS, "a<|e<|end|>nd|>b<|hum<|end|>an|>c", "a<|e?nd|>b<|hum?an|>c"),
-]
+MARKS = """
+LLAMA -> a [INST] b[/INST] c -> a ? b? c
+LLAMA -> [IN[INST]ST] x -> [IN?ST] x
+LLAMA -> user [INS T] assistant -> user [INS T] assistant
+HASHES -> ### user:### assistant: the user: 5 -> ?? the user: 5
+BARS -> the user<|human|> and an assistant -> the user? and an assistant
+CHATML -> 1+2  a<|im_start|>system -> 1+2  a?system
+WORDS -> USA: 7 A: NonUser: 9, ## Sort User: 9, ## So. -> USA: 7 A: NonUser: 9, ## Sort ? 9, ?.
+BARS -> a<|e<|end|>nd|>b<|hum<|end|>an|>c -> a<|e?nd|>b<|hum?an|>c
+"""
 
 
 def test_marks_of_turns_are_replaced_in_contents():
     """Special tokens and what a template writes between contents: added tokens, and markers where
     they stand whole; no mere words, no short ones, no blanks."""
-    for template, text, left in MARKS:
-        prompt = prompt_of(template, f"START{text}STOP")
+    for name, text, left in rows_of(MARKS):
+        prompt = prompt_of(TEMPLATES[name], f"START{text}STOP")
         found = prompt.partition("START")[2].rpartition("STOP")[0]
-        assert found == left.replace("?", "\ufffd"), (template, text)
+        assert found == left.replace("?", "\ufffd"), (name, text)
 
 
 def test_marks_of_turns_take_linear_time():
@@ -237,25 +213,20 @@ def test_marks_of_turns_take_linear_time():
     assert ids.count(tokenizer.eos_token_id) == 0
 
 
-def test_end_of_turn_among_the_added_tokens_only(tmp_path):
+def test_end_of_turn_among_the_added_tokens_only():
     """A special token that the tokenizer does not list as one of its own still ends a turn."""
-    tokenizer = copy.deepcopy(base()[1])
+    model, tokenizer = toy_copy()
     tokenizer.add_tokens([transformers.AddedToken("<|eot_id|>", special=True)])
-    model = copy.deepcopy(base()[0])
-    model.resize_token_embeddings(len(tokenizer))
     turn = "{% for m in messages %}<|user|>{{ m.content }}<|eot_id|>{% endfor %}"
     tokenizer.chat_template = turn + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-    loaded, _ = load_policy(saved(tmp_path, model, tokenizer), "cpu")
     end_of_turn = tokenizer.convert_tokens_to_ids("<|eot_id|>")
-    assert end_of_turn in loaded.generation_config.eos_token_id
+    assert end_of_turn in policy.stop_set(model, tokenizer)
 
 
 def test_named_templates():
     """Of several chat templates the one that is named `default` is used."""
-    tokenizer = copy.deepcopy(base()[1])
-    tokenizer.chat_template = {"default": "plain: {{ messages[0].content }}", "tools": "{{ 1/0 }}"}
-    ids = encode_chat(tokenizer, [{"role": "user", "content": "hello"}])
-    assert tokenizer.decode(ids) == "plain: hello"
+    named = {"default": "plain: {{ messages[0].content }}", "tools": "{{ 1/0 }}"}
+    assert prompt_of(named, "hello") == "plain: hello"
 
 
 def read(model, tokenizer, prompt, text, stopped=True):
@@ -266,6 +237,16 @@ def read(model, tokenizer, prompt, text, stopped=True):
     return sample.text, sample.stopped, sample.unclosed
 
 
+# The end of a prompt, a completion, what is read in it, and whether it ended.
+THINKING = """
+hm -> <think>1+1</think> 2 -> 2 -> ended
+hm<think>  -> 1+1</think>2 -> 2 -> ended
+hm -> <think></think><|user|>2 -> 2 -> ended
+hm -> <think>1+1 -> <think>1+1 -> unclosed
+hm<think>  -> 1+1 -> 1+1 -> unclosed
+"""
+
+
 def test_an_answer_stands_behind_the_thinking():
     """Of thinking that is never closed nothing is read, even where the prompt opened it; it counts
     as truncated only if it was. The marks may be ordinary text, added tokens, special tokens."""
@@ -273,14 +254,9 @@ def test_an_answer_stands_behind_the_thinking():
         model, tokenizer = toy_copy()
         if special is not None:
             tokenizer.add_tokens(["<think>", "</think>"], special_tokens=special)
-        for opening, text, left, ended in (
-            ("", "<think>1+1</think>\n2", "2", True),
-            ("<think>\n", "1+1</think>2", "2", True),
-            ("", "<think></think><|user|>2", "2", True),
-            ("", "<think>1+1", "<think>1+1", False),
-            ("<think>", "1+1", "1+1", False),
-        ):
-            found = read(model, tokenizer, "hm" + opening, text)
+        for prompt, text, left, what in rows_of(THINKING):
+            ended = what == "ended"
+            found = read(model, tokenizer, prompt, text)
             assert found == (left, ended, not ended), (special, text)
         assert read(model, tokenizer, "<think>", "1", stopped=False) == ("1", False, False)
 
@@ -294,24 +270,18 @@ def test_a_stop_token_is_no_text():
 
 
 def test_models_without_a_key_value_cache_are_refused(tmp_path):
-    """Mamba keeps another state: one line at load, before the run's folder is touched."""
+    """Mamba keeps another state: one line at load."""
     config = transformers.MambaConfig(
         vocab_size=400, hidden_size=32, state_size=8, num_hidden_layers=2
     )
     model = AutoModelForCausalLM.from_config(config)
-    folder = saved(tmp_path / "mamba", model)
-    out = tmp_path / "out"
-    data_file = write(tmp_path / "data", problems(4))
-    fails("mamba|key-value cache", trained, out, "--model", folder, "--data", data_file)
-    assert not out.exists()
+    fails("mamba|key-value cache", load_policy, saved(tmp_path / "mamba", model), "cpu")
 
 
 def test_eos_in_a_part_of_the_config():
     """Multimodal models keep the EOS in the configuration of their text."""
-    model = copy.deepcopy(base()[0])
-    text = model.config
-    model.config = mock.Mock(spec=["get_text_config"], get_text_config=lambda: text)
-    model.config.get_text_config().eos_token_id = 7
+    model = mock.Mock(generation_config=None)
+    model.config.get_text_config.return_value.eos_token_id = 7
     assert 7 in policy.stop_set(model, base()[1])
 
 

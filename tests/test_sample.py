@@ -39,13 +39,9 @@ def test_judgement_table_by_hand():
     }
 
 
-FIVE_ATTEMPTS = [
-    (box(1), True, box(1), True),
-    (box(1), True, box(2), False),
-    (box(2), False, box(1), True),
-    (box(0.5), False, box(1), True),
-    (box(0.5), False, "so " + box("1/2"), False),
-]
+# First and second answers to a problem whose answer is 1.
+ANSWERS = [("1", "1"), ("1", "2"), ("2", "1"), ("0.5", "1"), ("0.5", "1/2")]
+FIVE_ATTEMPTS = [(box(a), a == "1", box(b), b == "1") for a, b in ANSWERS]
 
 
 def test_attempts_table_by_hand():
@@ -65,14 +61,14 @@ def test_attempts_table_by_hand():
 def test_answer_is_kept_where_it_is_given_twice():
     """A truncated attempt has no answer that could be kept, nor has a text that names none; and
     without a wrong first answer there is nothing to keep."""
-    truncated = attempts(*FIVE_ATTEMPTS, second_stopped=False)
-    table = sample.attempts_table(*truncated)
-    assert table["kept"] == 0
-    assert table["truncated"] == 0.5
-    unnamed = attempts(("no answer", False, "no answer", False))
-    assert sample.attempts_table(*unnamed)["kept"] == 0
-    all_right = attempts((box(1), True, box(2), False))
-    assert sample.attempts_table(*all_right)["kept"] is None
+    unnamed = ("no answer", False, "no answer", False)
+    for rows, stopped, kept in (
+        (FIVE_ATTEMPTS, False, 0),
+        ([unnamed], True, 0),
+        (FIVE_ATTEMPTS[:2], True, None),
+    ):
+        both = attempts(*rows, second_stopped=stopped)
+        assert sample.attempts_table(*both)["kept"] == kept
 
 
 def test_only_what_is_judged_wrong_is_revised():
@@ -87,11 +83,12 @@ def test_only_what_is_judged_wrong_is_revised():
 def test_an_exam_of_its_own_is_for_a_runs_own_problems(tmp_path):
     """Pairs of other problems are sampled; and an odd count leaves no half of a pair."""
     write(tmp_path / "exam.jsonl", static_pairs(problems(2)))
-    data = write(tmp_path / "held_out.jsonl", problems(4))
-    for flags, count in (("", 4), (f"--data {data}", 0)):
+    write(tmp_path / "held_out.jsonl", problems(4))
+    data = write(tmp_path / "data.jsonl", problems(5))
+    for flags, asked, pairs in (("", 4, 4), (f"--data {data}", 5, 0)):
         args = sample.parse_args(["--eval", *flags.split()])
-        _, exam = sample.held_out_and_exam(args, tmp_path)
-        assert len(exam) == count
+        found = sample.held_out_and_exam(args, tmp_path)
+        assert [len(part) for part in found] == [asked, pairs]
     pairs = start.sample_pairs(toy_sampler(), problems(40, seed=7), n=8, count=5, seed=0)
     assert [pair.right for pair in pairs] == [True, False] * 2
 
@@ -101,7 +98,6 @@ def test_evaluation_by_an_independent_path():
     and what is right once those that they call wrong are corrected; judgements of an exam."""
     asked = problems(12, seed=6)
     exam = start.sample_pairs(toy_sampler(), problems(40, seed=7), n=8, count=12, seed=0)
-    assert [pair.right for pair in exam] == [True, False] * 6
     found = Counter()
     for problem in asked:
         question = problem.question
@@ -111,10 +107,11 @@ def test_evaluation_by_an_independent_path():
         if judgement(check) is False:
             final = greedy_text(correct_prompt(question, first, check))
         second = greedy_text(correct_prompt(question, first))
-        found["generation"] += is_correct(first, problem.answer)
+        right = is_correct(first, problem.answer)
+        found["generation"] += right
         found["t2"] += is_correct(second, problem.answer)
         found["revised"] += is_correct(final, problem.answer)
-        found["self_critique"] += judgement(check) is is_correct(first, problem.answer)
+        found["self_critique"] += judgement(check) is right
     for pair in exam:
         assert pair.right == is_correct(pair.response, pair.problem.answer)
         text = greedy_text(critique_prompt(pair.problem.question, pair.response))

@@ -5,12 +5,10 @@ from unittest import mock
 
 import train
 from details import data, start, supervised
-from reward import Problem
 from rollout import load_policy
 from tests.helpers import (
     TOY,
     arguments,
-    fails,
     files,
     patch,
     printed_by,
@@ -38,22 +36,19 @@ def test_no_question_is_both_learned_and_examined(tmp_path):
     )
     flags = "--steps 0 --eval-size 2 --cold-start-lr 3e-4"
     with mock.patch.multiple(supervised, COLD_START_PASSES=12, COLD_START_BATCH=8):
-        rows, printed = trained(tmp_path / "run", flags, *argv)
+        _, printed = trained(tmp_path / "run", flags, *argv)
     assert "data.jsonl: 4 problems left out" in printed
     assert "exam.jsonl: 4 pairs left out" in printed
     assert "cold_start.jsonl: 8 demonstrations left out: held out" in printed
-    assert rows[0]["eval/size"] == rows[0]["eval/pairs"] == 2
     assert data.read_jsonl(tmp_path / "run/exam.jsonl", data.to_pair) == pairs[4:6]
     losses = [float(loss) for loss in re.findall(r"cold start .*loss ([\d.]+)", printed)]
     assert losses[-1] < losses[0]
-    one_label = files(tmp_path, exam=pairs[::2])
-    fails("--exam|no pair of a right and a wrong", trained, tmp_path / "none", "", *one_label)
 
 
 def test_stage_1_is_half_of_the_first_steps_that_are_trained(tmp_path):
     """Not of --steps 0, by which a run only shows its start; a run that is extended keeps it."""
     flags = "--method score --questions 2 --n 2 --eval-size 2 --steps"
-    for steps, stages in (("0", []), ("2 --resume", [1, 2]), ("6 --resume", [1, 2, 2, 2, 2, 2])):
+    for steps, stages in (("0", []), ("2 --resume", [1, 2]), ("6 --resume", [1] + [2] * 5)):
         rows, _ = trained(tmp_path / "out", f"{flags} {steps}")
         assert [row["stage"] for row in rows[1:]] == stages
 
@@ -73,13 +68,6 @@ def test_the_exam_is_of_the_starting_policy(tmp_path):
     assert exam == other
     assert [pair.right for pair in exam] == [True, False] * (len(exam) // 2)
     assert {pair.problem for pair in exam} <= set(held_out[:16])
-
-
-def test_problems_without_room_are_refused(tmp_path):
-    """Before anything is written, with the length that is needed and the problem."""
-    asked = files(tmp_path, data=[*problems(2), Problem("9+" * 300, "9")])
-    fails("context|9+9+9", trained, tmp_path / "run", "--max-new-tokens 3", *asked)
-    assert not (tmp_path / "run").exists()
 
 
 def test_static_pairs_follow_balance(tmp_path):
@@ -103,16 +91,13 @@ def test_static_pairs_follow_balance(tmp_path):
 def test_the_reference_is_loaded_once(tmp_path):
     """From OUT/start, when a run begins or goes on; with --beta1 0 too, where the first attempts of
     Stage I are still held to the start. The policy of a run that goes on is loaded from there as
-    well. Where no KL has a weight there is no reference."""
+    well."""
     flags = "--method score --beta1 0 --beta2 0.5 --stage1-steps 3 --lr 1e-3"
     flags += " --questions 4 --n 4 --eval-size 2 --steps"
     loading = mock.Mock(wraps=load_policy)
     with patch(start, "load_policy", loading):
         rows, _ = trained(tmp_path / "out", flags + " 3")
         trained(tmp_path / "out", flags + " 3 --resume")
-        trained(tmp_path / "no KL", "--steps 0 --eval-size 2")
     assert rows[2]["kl/attempt 1"] > 1e-6
     kept = tmp_path / "out/start"
-    begun = ["toy", kept]
-    gone_on = [kept, kept]
-    assert [call.args[0] for call in loading.call_args_list] == [*begun, *gone_on, "toy"]
+    assert [call.args[0] for call in loading.call_args_list] == ["toy", kept, kept, kept]

@@ -1,6 +1,5 @@
 """Tests of details/supervised.py: demonstrations, supervised learning, the cold start."""
 
-import copy
 from collections import Counter
 from unittest import mock
 
@@ -8,7 +7,7 @@ import torch
 
 import train
 from critique import solve_prompt
-from details import supervised
+from details import memory, supervised
 from details.supervised import demonstration
 from rollout import encode_chat
 from tests.helpers import (
@@ -56,16 +55,8 @@ def test_demonstration_by_hand():
     (shown,) = demonstrations("1+1=2")
     chat = solve_prompt("Compute 1+0 modulo 10.")
     assert shown.prompt == encode_chat(tokenizer, chat)
-    assert tokenizer.decode(shown.tokens[:-1]) == "1+1=2"
-    assert shown.tokens[-1] == tokenizer.eos_token_id
-    assert shown.text == "1+1=2"
-    assert shown.logprobs == []
-    assert shown.stopped
-
-
-def single_rows(model, samples, parts):
-    """In place of `micro_batches`."""
-    return [[index] for index in range(len(samples))]
+    assert tokenizer.decode(shown.tokens) == "1+1=2" + tokenizer.eos_token
+    assert (shown.text, shown.logprobs, shown.stopped) == ("1+1=2", [], True)
 
 
 def test_imitation_has_the_gradient_of_the_negative_log_prob():
@@ -74,8 +65,8 @@ def test_imitation_has_the_gradient_of_the_negative_log_prob():
     samples = demonstrations("1+2=3", "3*4=2\n" + box(2), "5", "1")
     batches = [samples[:3], samples[3:]]
     expected = [gradient_of(plain_loss(batch)) for batch in batches]
-    for cut in (supervised.micro_batches, single_rows):
-        with patch(supervised, "micro_batches", cut):
+    for room in (1, 1 << 40):  # with little memory each sample is a micro-batch
+        with patch(memory, "memory", return_value=room):
             metrics, seen = imitated(batches)
         assert metrics["updates"] == 2
         same_gradient(seen[0], expected[0])
@@ -114,12 +105,9 @@ def test_star_and_pair_sft_imitate():
         recipe = {method: lambda *_: (samples, {})}
         recorder = Recorder()
         with mock.patch.dict(train.METHODS, recipe), patch(supervised, "GRAD_CLIP", 1e9):
-            metrics, _ = train.train_step(args, toy_sampler(), None, recorder, 1, None, state)
+            train.train_step(args, toy_sampler(), None, recorder, 1, None, state)
         (seen,) = recorder.gradients
         same_gradient(seen, gradient_of(plain_loss(samples)))
-        close(metrics["loss"], plain_loss(samples).item(), 1e-5)
-        for name in metrics:
-            assert not name.startswith(("ratio/", "kl/"))
 
 
 def test_cold_start_warms_up_and_decays():
@@ -129,16 +117,16 @@ def test_cold_start_warms_up_and_decays():
     learned = Counter()
 
     def note(model, optimizer, batches):
-        assert [len(batch) for batch in batches] == [32]
-        rates.append(optimizer.param_groups[0]["lr"])
-        learned.update(map(id, batches[0]))
-        assert optimizer.param_groups[0]["weight_decay"] == 0
+        [group] = optimizer.param_groups
+        [batch] = batches
+        rates.append(group["lr"])
+        learned.update(batch)
+        assert group["weight_decay"] == 0
         return {"loss": 1.0}
 
     args = arguments("--cold-start-lr 0.1")
     with patch(supervised, "imitate", note):
-        [shown] = demonstrations(box(2))
-        samples = [copy.copy(shown) for _ in range(640)]
+        samples = list(range(640))  # what they hold does not matter here
         printed_by(lambda _: supervised.cold_start(args, base()[0], samples))
     assert len(rates) == 60  # 3 passes of 20 batches of 32
     assert list(learned.values()) == [3] * 640

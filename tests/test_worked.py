@@ -7,7 +7,7 @@ from critique import judgement
 from details import demonstrations
 from details.answers import is_correct
 from reward import Problem
-from tests.helpers import fails, printed_by, write
+from tests.helpers import fails, printed_by, rows_of, write
 from toy import worked
 
 
@@ -58,10 +58,8 @@ def test_two_demonstrations_of_a_worked_solution():
     assert len(rows) == 40
     seen = {}
     for right, wrong in rows:
-        assert right["label"] == "right"
         assert right["critique"] == WORK_CHECKED
         assert is_correct(right["response"], WORK)
-        assert wrong["label"] == "wrong"
         assert judgement(wrong["critique"]) is False
         assert not is_correct(wrong["response"], WORK)
         assert "<<" not in right["response"] + wrong["response"]
@@ -114,7 +112,7 @@ NOT_CARRIED_ON = """
 
 def test_no_check_contradicts_the_text():
     """A solution is not broken where an equation would be wrong that no check calls wrong."""
-    for work in NOT_CARRIED_ON.strip().split("\n"):
+    for [work] in rows_of(NOT_CARRIED_ON):
         for _, wrong in demonstrated(work, seeds=20):
             first, *_ = wrong["critique"].split("\n")
             assert first.endswith(": ok"), wrong
@@ -127,23 +125,23 @@ def test_numbers_without_a_leading_zero():
     assert any("4/10=1.4, 1.4*30=42\n" in response for response in wrong)
 
 
+NOT_EXACT = """
+none #### 3 -> empty range
+5-20 = <<5-20=-15>>-15 #### -15 -> 5-20 is not -15
+<<1/3=0.33>>0.33 #### 0.33 -> 1/3 is not 0.33
+"""
+
+
 def test_solutions_that_are_not_exact_make_no_demonstration():
     """No annotation, a negative step, a rounded one."""
-    for words, work in (
-        ("empty range", "none #### 3"),
-        ("5-20 is not -15", "5-20 = <<5-20=-15>>-15\n#### -15"),
-        ("1/3 is not 0.33", "<<1/3=0.33>>0.33 #### 0.33"),
-    ):
-        problem = Problem("q", work)
-        rng = random.Random(0)
-        fails(words, worked.demonstrate, problem, rng, kind=ValueError)
+    for work, words in rows_of(NOT_EXACT):
+        fails(words, worked.demonstrate, Problem("q", work), random.Random(0), kind=ValueError)
 
 
 def test_demonstrations_on_the_command_line(tmp_path):
     """A right response and two critiques of each worked solution, in the form that is loaded."""
-    asked = [Problem("no work", "#### 3")]
-    for number in range(19):
-        asked.append(Problem(f"{number} clips?", WORK))
+    asked = [Problem(f"{number} clips?", WORK) for number in range(19)]
+    asked.append(Problem("no work", "#### 3"))
     made = tmp_path / "made.jsonl"
     made.write_text(printed_by(worked.main, "", write(tmp_path / "data.jsonl", asked)))
     examples = demonstrations.load_demonstrations(made)

@@ -13,7 +13,8 @@ import random
 import sys
 from pathlib import Path
 
-from details.data import InputError, run_command, write_jsonl
+from details.data import run_command, write_jsonl
+from details.errors import InputError
 from toy.worked import SLIPS
 
 TRAIN = 500

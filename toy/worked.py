@@ -18,7 +18,8 @@ from fractions import Fraction
 from operator import add, mul, sub, truediv
 
 from details.answers import to_number
-from details.data import InputError, load_problems, run_command
+from details.data import load_problems, run_command
+from details.errors import InputError
 
 STEP = re.compile(r"<<([^<>=]{1,60})=([^<>=]{1,20})>>")
 PRINTED_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|\.\d+")  # 24, 1,200.5, .4

@@ -1,0 +1,68 @@
+"""A grader of your own: `--grader FILE.py:function`.
+
+Say each line of the data has a question and `words`, how many words a response may have:
+
+    def short(row, response):
+        return len(response.split()) <= row["words"]
+
+Unlike what a model writes, this file is the user's, so it is run as it is. It is given on the
+command line and never taken from a run's folder, which may come from elsewhere.
+"""
+
+import json
+import runpy
+import traceback
+from pathlib import Path
+
+from details.errors import InputError, one_line
+
+GRADER = {}  # file and function, for the whole process; empty if there is none
+TOLD = set()  # how it has failed
+
+
+def load(name):
+    """Load `FILE.py:function`. Raises InputError."""
+    file, _, function = name.rpartition(":")
+    if not Path(file).is_file():
+        raise InputError(f"--grader {name}: no such file; it is named as FILE.py:function")
+    GRADER["file"] = file
+    try:
+        GRADER["function"] = runpy.run_path(file).get(function)
+    except (Exception, SystemExit) as error:
+        raise failure(error) from error
+    if not callable(GRADER["function"]):
+        raise InputError(f"--grader {name}: {file} has no function {function!r}")
+
+
+def failure(error):
+    """The error as an InputError that names the grader's line."""
+    lines = []
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename == GRADER["file"]:
+            lines.append(f":{frame.lineno}")
+    kind = type(error).__name__
+    where = "".join(lines[-1:])
+    return InputError(f"--grader {GRADER['file']}{where}: {kind}: {one_line(error)}")
+
+
+def verdict(row, response):
+    """What the grader says of a response to a line of the data, JSON. Raises InputError where it
+    fails, or says neither True nor False."""
+    try:
+        found = GRADER["function"](json.loads(row), response)
+        if found not in (True, False):
+            raise ValueError(f"{found!r:.60} is returned, not True or False")
+    except Exception as error:
+        raise failure(error) from error
+    return bool(found)
+
+
+def graded(row, response):
+    """Is the response right? Where the grader fails on it, no; each failure is told once."""
+    try:
+        return verdict(row, response)
+    except InputError as error:
+        if str(error) not in TOLD:
+            print(f"note: {error}; the response counts as wrong")
+            TOLD.add(str(error))
+        return False
