@@ -13,7 +13,7 @@ import torch
 
 from details.answers import is_correct
 from details.grader import graded
-from details.programs import passed, program_of
+from details.programs import passed
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,12 @@ class Pair:
 def outcomes(problems, texts) -> list[bool]:
     """Is each response right? One call judges all responses of a rollout, and runs their programs
     in parallel: problems[i] is the one that texts[i] responds to."""
-    both = list(zip(problems, texts))
-    programs = [(program_of(text), p.tests, p.setup) for p, text in both if p.program]
-    ran = iter(passed(programs))
-    right = []
-    for problem, text in both:
-        if problem.program:
-            right.append(next(ran))
+    right = passed(problems, texts)
+    for index, problem in enumerate(problems):
+        if problem.program is False:
+            right[index] = is_correct(texts[index], problem.answer)
         elif problem.program is None:
-            right.append(graded(problem.row, text))
-        else:
-            right.append(is_correct(text, problem.answer))
+            right[index] = graded(problem.row, texts[index])
     return right
 
 

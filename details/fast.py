@@ -44,21 +44,17 @@ def rows_by_prompt(owner):
     rows = torch.arange(len(owner), device=owner.device)
     first_row = sizes.cumsum(0) - sizes  # of each prompt
     index = owner * widest + rows - first_row[owner]
-    table = owner.new_zeros(len(sizes) * widest).scatter(0, index, rows)
+    table = owner.new_zeros(len(sizes) * widest)
+    table[index] = rows
     return table, index
 
 
-def times_prompts(rows, prompts, table, index):
+def times_prompts(rows, prompts, layer):
     """`rows` [rows, heads, m, a] times their own prompt's matrix of `prompts` [prompts, heads, a,
     b]: one product for all rows of a prompt, whose matrix so is read once."""
-    count, heads, a, b = prompts.shape
-    m = rows.shape[2]
-    lines = rows[table].view(count, -1, heads, m, a)
-    lines = lines.transpose(1, 2)
-    product = lines.reshape(count, heads, -1, a) @ prompts
-    product = product.view(count, heads, -1, m, b)
-    product = product.transpose(1, 2)
-    return product.reshape(-1, heads, m, b)[index]
+    lines = rows[layer.table].unflatten(0, (len(prompts), -1))
+    product = torch.einsum("pwhma,phab->pwhmb", lines, prompts)  # w: widest
+    return product.flatten(0, 1)[layer.index]
 
 
 class SharedLayer(DynamicLayer):
@@ -71,49 +67,43 @@ class SharedLayer(DynamicLayer):
 
     def __init__(self, max_added):
         super().__init__()
-        self.prompts = None  # [keys, values] once the prefill is done
+        self.prompts = None  # keys and values, [2, ...], once the prefill is done
         self.max_added = max_added
-        self.added = 0
+        self.length = 0
 
     def update(self, keys, values, *args, **kwargs):
         # Rounded as the library's attention rounds them, but kept in fp32: see `attend`.
         self.kind = values.dtype
-        keys = rounded(keys, self.kind)
-        values = rounded(values, self.kind)
+        both = rounded(torch.stack([keys, values]), self.kind)
+        self.length += keys.shape[2]
         if self.prompts is None:
-            return super().update(keys, values)
-        self.room[0][self.added] = keys.squeeze(2)
-        self.room[1][self.added] = values.squeeze(2)
-        self.added += 1
-        keys, values = self.room
-        self.keys = keys[: self.added].permute(1, 2, 0, 3)
-        self.values = values[: self.added].permute(1, 2, 0, 3)
+            return super().update(*both)
+        added = self.length - self.prompts.shape[3]
+        self.room[:, added - 1] = both.squeeze(3)
+        self.keys, self.values = self.room[:, :added].permute(0, 2, 3, 1, 4)
         # `attend` gets the tensors only. A weak reference: no cycle that outlives the rollout.
         self.keys.layer = weakref.proxy(self)
         return self.keys, self.values
 
     def get_seq_length(self):
-        if self.prompts is None:
-            return super().get_seq_length()
-        return self.prompts[0].shape[2] + self.added
+        return self.length
 
     def batch_select_indices(self, rows):
         """After the prefill: row i goes on from prompt rows[i]. From then on: only these rows
         stay, and the prompts that they go on from."""
         if self.prompts is None:
             self.owner = rows
-            self.prompts = [self.keys.contiguous(), self.values.contiguous()]
+            self.prompts = torch.stack([self.keys, self.values])
             _, heads, _, width = self.keys.shape
-            shape = (self.max_added, len(rows), heads, width)
-            self.room = [self.keys.new_empty(shape), self.values.new_empty(shape)]
+            self.room = self.keys.new_empty(2, self.max_added, len(rows), heads, width)
         else:
             prompts, self.owner = self.owner[rows].unique(return_inverse=True)
-            self.prompts = [prompt[prompts] for prompt in self.prompts]
-            self.room = [room[:, rows] for room in self.room]
+            self.prompts = self.prompts[:, prompts]
+            self.room = self.room[:, :, rows]
         self.table, self.index = rows_by_prompt(self.owner)
 
 
-def attend(module, query, keys, values, attention_mask, scaling=None, **options):
+def attend(module, query, keys, values, attention_mask, scaling, **options):
     """Attention of transformers' models: in decoding over the prompt's keys, which its rows share,
     and over the row's own; else the library's. query [rows, query heads, 1, head_dim], keys and
     values [rows, heads, added, head_dim], mask [rows, 1, 1, length]: paddings, windows."""
@@ -132,11 +122,9 @@ def attend(module, query, keys, values, attention_mask, scaling=None, **options)
     prompt_keys, prompt_values = layer.prompts
     length = prompt_keys.shape[2]
     query = query.reshape(rows, heads, -1, width)  # by the head whose keys they read
-    if scaling is None:
-        scaling = width**-0.5
     query = scaling * rounded(query, layer.kind)
     with torch.autocast(query.device.type, enabled=False):  # it would round the scores to bf16
-        shared = times_prompts(query, prompt_keys.mT, layer.table, layer.index)
+        shared = times_prompts(query, prompt_keys.mT, layer)
         scores = torch.cat([shared, query @ keys.mT], -1)
         if attention_mask is not None:
             scores += torch.where(attention_mask, 0.0, -torch.inf)
@@ -145,12 +133,7 @@ def attend(module, query, keys, values, attention_mask, scaling=None, **options)
         weights = exponential(scores, layer.kind)
         total = weights.sum(-1, keepdim=True)
         weights = rounded(weights, layer.kind)
-        shared = times_prompts(
-            weights[..., :length],
-            prompt_values,
-            layer.table,
-            layer.index,
-        )
+        shared = times_prompts(weights[..., :length], prompt_values, layer)
         own = weights[..., length:] @ values
         result = (shared + own) / total
     return result.reshape(rows, 1, -1, width), None
@@ -235,51 +218,36 @@ def left_pad(rows, device):
 
 def settle_attention(model, name, generate, logprobs):
     """Let rows share the keys of their prompts in sampling, if that finds the same log-probs as the
-    library's attention with the same compute dtype. If not, one line says so. Raises InputError for
-    a model that no key-value cache can sample. generate, logprobs: those of rollout.py."""
+    library's attention. If not, one line says so. Raises InputError for a model that no key-value
+    cache can sample. generate, logprobs: those of rollout.py."""
     library = model.config._attn_implementation
-    errors_of = functools.partial(sampling_errors, model, generate, logprobs)
     if library == "sdpa" and model._supports_attention_backend:
-        if dtype_of(model) == torch.float32:
-            [error], reason = errors_of(["shared_prompts"])
-            bound = 1e-3
-        else:
-            # Both on the same tokens.
-            errors, reason = errors_of(["shared_prompts", library])
-            error, of_library = errors
-            bound = 1.3 * of_library + 1e-3
-        if error <= bound < math.inf:
-            model.set_attn_implementation("shared_prompts")
+        model.set_attn_implementation("shared_prompts")
+        away, reason = sampling_error(model, generate, logprobs)
+        if away < 1e-3:
             return
         print(f"note: {name}: each row copies its prompt ({reason})")
-    [error], reason = errors_of([library])
-    if not error < 0.1:  # Mamba and its like keep another state
+        model.set_attn_implementation(library)
+    away, reason = sampling_error(model, generate, logprobs)
+    if not away < 0.1:  # Mamba and its like keep another state
         raise InputError(f"model {name}: no sampling with a key-value cache: {reason}")
 
 
-def sampling_errors(model, generate, logprobs, attentions):
-    """How far sampling with each attention is from scoring, in which the library's is at work: the
-    mean |log ratio| over the completions that all of them draw; and the first one's in words."""
-    library = model.config._attn_implementation
+@torch.no_grad()
+def sampling_error(model, generate, logprobs):
+    """How far sampling is from scoring, in which the library's attention is at work: the mean |log
+    ratio|, and the same in words. In fp32, whatever the compute dtype: there only what a model
+    computes otherwise makes a difference, and no rounding."""
+    dtype = dtype_of(model)
+    model.compute_dtype = torch.float32
     prompts = [list(range(length)) for length in range(5, 9)]
-    drawn = []
     try:
-        for attention in attentions:
-            model.set_attn_implementation(attention)
-            samples = generate(model, prompts, 2, max_new_tokens=4, stop=())
-            drawn.append(samples)
-        with torch.no_grad():
-            scored = logprobs(model, drawn[0])
-        distances = [[] for _ in attentions]
-        for row, *samples in zip(scored, *drawn):
-            if any(sample.tokens != samples[0].tokens for sample in samples):
-                continue
-            for distance, sample in zip(distances, samples):
-                away = row.cpu() - torch.tensor(sample.logprobs)
-                distance.append(away.abs())
-        errors = [torch.cat(distance).mean().item() for distance in distances]
+        samples = generate(model, prompts, 2, max_new_tokens=4, stop=())
+        scored = torch.cat(logprobs(model, samples)).cpu()
+        drawn = torch.tensor([sample.logprobs for sample in samples])
+        away = (scored - drawn.flatten()).abs().mean().item()
     except Exception as error:  # models differ in what caches and attention get
-        return [math.inf] * len(attentions), one_line(error)
+        return math.inf, one_line(error)
     finally:
-        model.set_attn_implementation(library)
-    return errors, f"mean |log ratio| {errors[0]:.2g}"
+        model.compute_dtype = dtype
+    return away, f"mean |log ratio| {away:.2g}"

@@ -6,10 +6,7 @@
 import functools
 import json
 import re
-import weakref
-from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from details import threads  # noqa: F401  # isort: skip (before torch)
@@ -36,7 +33,6 @@ def load_folder(name, device, precision):
     part = "model"
     try:
         device = device_of(device)
-        torch.empty(0, device=device)
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=torch.float32,
@@ -46,6 +42,7 @@ def load_folder(name, device, precision):
         )
         part = "tokenizer of model"
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model.to(device)
     except Exception as error:  # whatever the library makes of a broken folder
         where = f"{part} {name!r} on device {str(device)!r}"
         if not Path(path).exists():
@@ -57,15 +54,13 @@ def load_folder(name, device, precision):
         raise InputError(f"model {name!r}: no EOS token, so no completion could ever end")
     if tokenizer.eos_token_id is None:  # demonstrations end with it
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stops[0])
-    pad = tokenizer.pad_token_id
     model.generation_config = GenerationConfig(
         eos_token_id=stops,
-        pad_token_id=stops[0] if pad is None else pad,
+        pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
-    model.to(device)
     precision = precision or ("bf16" if device.type == "cuda" else "fp32")
-    setup_of(model).dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    model.compute_dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     return model, tokenizer
 
 
@@ -148,27 +143,10 @@ def save_policy(model, tokenizer, folder):
 # ------------------------------------------------------------------------- how a model is called
 
 
-@dataclass
-class Setup:
-    """What has to be known of a model to run it."""
-
-    dtype: torch.dtype  # of its forward passes; bf16 is torch's autocast, the weights are fp32
-    head: Callable | None = None  # (model, states) -> logits, see `to_logits`
-
-
-SETUPS = weakref.WeakKeyDictionary()
-
-
-def setup_of(model):
-    """The Setup of any causal LM."""
-    if model not in SETUPS:
-        SETUPS[model] = Setup(model.dtype)
-    return SETUPS[model]
-
-
 def dtype_of(model):
-    """The compute dtype that the policy was loaded for."""
-    return setup_of(model).dtype
+    """The dtype of a model's forward passes, for which the policy was loaded: bf16 is torch's
+    autocast, the weights are fp32. Of a model that was not loaded here, its own."""
+    return getattr(model, "compute_dtype", model.dtype)
 
 
 @contextmanager
@@ -188,10 +166,10 @@ def to_logits(model, states):
     """Logits, fp32 [rows, vocabulary], of the last hidden states [rows, width]. They are computed
     in fp32 under autocast too: bf16 would double the distance between what sampler and learner take
     for a log-prob."""
-    setup = setup_of(model)
     with torch.autocast(states.device.type, enabled=False):
-        setup.head = setup.head or find_head(model)
-        return setup.head(model, states.to(model.dtype)).float()
+        if not hasattr(model, "logits_head"):
+            model.logits_head = find_head(model)
+        return model.logits_head(model, states.to(model.dtype)).float()
 
 
 @torch.no_grad()
@@ -249,10 +227,8 @@ FIXED_DATE = "{% macro strftime_now(form) %}01 Jan 2026{% endmacro %}"
 
 def render(tokenizer, messages, add_generation_prompt=False):
     """A conversation as text, through the chat template; a plain one where there is none."""
-    template = tokenizer.chat_template or PLAIN
-    if isinstance(template, dict):  # several, by name
-        template = template.get("default", PLAIN)
     try:
+        template = tokenizer.get_chat_template() if tokenizer.chat_template else PLAIN
         return tokenizer.apply_chat_template(
             messages,
             tokenize=False,
@@ -265,7 +241,7 @@ def render(tokenizer, messages, add_generation_prompt=False):
 
 
 @functools.lru_cache
-def turn_marks(tokenizer, template):
+def turn_marks(tokenizer):
     """A pattern that finds any text that marks a turn: the special tokens, and what the template
     writes between contents.
 
@@ -296,7 +272,7 @@ def encode_chat(tokenizer, messages):
     critique's prompt, and a policy that writes `<|im_end|>` letter by letter must not be able to
     close its own quotation. Raises InputError where the chat template raises anything.
     """
-    marks = turn_marks(tokenizer, str(tokenizer.chat_template))
+    marks = turn_marks(tokenizer)
     clean = []
     for message in messages:
         # Not taken out: what stands before and behind a mark could make a new one.

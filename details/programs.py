@@ -29,6 +29,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from details import child
+from details.errors import InputError
 
 # ---- first stage: take the tests apart
 
@@ -197,21 +198,19 @@ layer = None  # the script that is used; "" if none holds, None before they are 
 
 
 def find_layer():
-    """Does one of the layers hold? They are tried once."""
+    """Try the layers, once. Raises InputError where none holds."""
     global layer
     if layer is None:
+        layer = ""
         home = os.path.expanduser("~")
         with socket.create_server(("127.0.0.1", 0)) as server:
             calls = [f"escapes({__file__!r}, {home!r}, {server.getsockname()[1]})"]
-            layer = next(
-                (
-                    script
-                    for script in LAYERS
-                    if os.name == "posix" and reported(script, TRIAL, "", calls) == b"('tuple',0,)"
-                ),
-                "",
-            )
-    return layer != ""
+            for script in LAYERS:
+                if os.name == "posix" and reported(script, TRIAL, "", calls) == b"('tuple',0,)":
+                    layer = script
+                    break
+    if not layer:
+        raise InputError("no sandbox works here (bwrap, unshare); --unsafe-code does without one")
 
 
 def allow_unsafe():
@@ -222,8 +221,6 @@ def allow_unsafe():
 
 def reported(script, program, setup, calls):
     """What child.py writes, or b"" if the program did not let it come to that."""
-    if not script:
-        raise RuntimeError("no sandbox works here (bwrap, unshare); --unsafe-code does without one")
     with tempfile.TemporaryFile() as report:
         with subprocess.Popen(
             [
@@ -262,12 +259,14 @@ def same(found, expected):
     return found == expected and (len(kinds) == 1 or kinds == {int, float})
 
 
-def judged(job):
-    program, tests, setup = job
+def judged(problem, response):
+    if not problem.program:
+        return None
+    program = program_of(response)
     if program is None:
         return False
-    calls, values = zip(*tests)
-    report = reported(layer, program, setup, calls)
+    calls, values = zip(*problem.tests)
+    report = reported(layer, program, problem.setup, calls)
     expected = ast.literal_eval(child.written(tuple(map(ast.literal_eval, values))))
     began = time.thread_time()
     with contextlib.suppress(Exception):  # of any kind: the program may have written the report
@@ -275,13 +274,14 @@ def judged(job):
     return False
 
 
-def passed(jobs):
-    """For each (program or None, tests, setup): does every call return its value?"""
-    if jobs:
+def passed(problems, responses):
+    """Of each response: does every call in its problem's tests return its value? None where no
+    program is asked for."""
+    if any(problem.program for problem in problems):
         find_layer()
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     with ThreadPoolExecutor(cores) as pool:
-        return list(pool.map(judged, jobs))
+        return list(pool.map(judged, problems, responses))
 
 
 def setup_error(setup):

@@ -336,7 +336,7 @@ def tiny(kind, std=0.3, **more):
 def sharing(kind, dtype=torch.float32):
     """A `tiny` model whose rows share their prompts, as `load_policy` sets it up."""
     model = tiny(kind)
-    policy.setup_of(model).dtype = dtype
+    model.compute_dtype = dtype
     fast.settle_attention(model, kind, generate, rollout.logprobs)
     return model
 

@@ -295,7 +295,7 @@ def test_heads_give_the_models_own_logits():
         close(policy.to_logits(model, states).detach(), model(ids).logits[0].detach(), 1e-4)
         more = kind in ("Gemma2", "Granite", "GraniteMoe")
         head = policy.whole_head if more else policy.plain_head
-        assert policy.setup_of(model).head is head, kind
+        assert model.logits_head is head, kind
         assert "forward" not in vars(model.base_model)
 
 

@@ -7,7 +7,9 @@ import socket
 import time
 
 from details import child, programs
+from details.errors import InputError
 from details.programs import NotJudged, passed, program_of, setup_error, take_apart
+from reward import Problem
 from tests.helpers import fails, patch
 
 
@@ -18,9 +20,12 @@ def rows(table):
 
 def holds():
     """Is there a sandbox? A test that needs one ends where there is none."""
-    if not programs.find_layer():
-        print("skipped: no sandbox works here")
-    return programs.find_layer()
+    try:
+        programs.find_layer()
+    except InputError as error:
+        print(f"skipped: {error}")
+        return False
+    return True
 
 
 # ---- tests and responses
@@ -29,6 +34,7 @@ def holds():
 TESTS = r"""
 assert f(2, 3) == 5 => f(2, 3) => 5
 assert f('a == b is c', "'") == ' is (not = 1), ' => f('a == b is c', "'") => ' is (not = 1), '
+assert f(2) == 'a == b' => f(2) => 'a == b'
 assert 5 == f(2) => f(2) => 5
 assert f([], {2: -3.5}) == [(), {'a': {1}}], 'message' => f([], {2: -3.5}) => [(), {'a': {1}}]
 assert f(x=1) == 1e999 => f(x=1) => 1e309
@@ -94,7 +100,7 @@ def test_tests_are_taken_apart():
     """Into calls and values. If one could only be compared where the program is, none is judged."""
     for test, *expected in rows(TESTS):
         try:
-            assert sum(take_apart([test], "f"), ()) == tuple(expected), test
+            assert [*sum(take_apart([test], "f"), ())] == expected != [], test
         except NotJudged:
             assert not expected, test
     fails("syntax", take_apart, ["assert f(2) == 5", "assert f(2) =="], kind=SyntaxError)
@@ -162,12 +168,15 @@ def test_values_are_compared_by_type():
                 assert programs.same(*both) == expected, (value, literal)
 
 
+FIVE = Problem("", program=True, tests=(("f(2)", "5"),))
+
+
 def test_what_is_in_a_report_does_no_harm():
     """The program may have written it. To read it takes a second at most."""
     for seconds, report in rows(REPORTS):
         clock = patch(time, "thread_time", side_effect=[0, float(seconds)])
         with clock, patch(programs, "reported", return_value=eval(report)):
-            verdict = programs.judged(("", (("f(2)", "5"),), ""))
+            verdict = programs.judged(FIVE, "~~~\n~~~")
         assert verdict == (seconds == "0.5"), report
 
 
@@ -219,6 +228,12 @@ for module in (ast, builtins, json, marshal):
     for name in ("ascii", "repr", "type", "int", "str", "eval", "dumps", "literal_eval"):
         if hasattr(module, name): setattr(module, name, lambda *rest: "271828")
 def f(x): return 0
+----
+import builtins
+class Text:
+    def __repr__(self): return "271828"
+builtins.type = lambda value: int
+def f(x): return Text()
 ----
 import atexit, os, threading, time
 def late(seconds=0):
@@ -289,7 +304,7 @@ import os
 def f(x): return open(os.__file__, "a").write("") or 5
 ----
 import os
-def f(x): return os.mkdir("/usr/x") or 5
+def f(x): return os.mkdir("/usr/lib/x") or 5
 ----
 import os
 def f(x): return 5 if os.path.exists(HOME + "/.bashrc") or os.path.exists("/etc") else 0
@@ -310,7 +325,7 @@ def f(x): return x + 3
 ----
 import os
 def f(x):
-    alone = {*os.environ} <= {"PYTHONHASHSEED", "LC_CTYPE", "_"}
+    alone = {*os.environ} <= {"PYTHONHASHSEED", "LC_CTYPE", "PWD", "_"}
     return 5 if alone and hash("a") == 4644417185603328019 else 0
 ----
 from __future__ import annotations
@@ -345,7 +360,14 @@ while True: pass => it does not come to its end
 
 def verdicts(table, value, setup=""):
     """Whether f(2) returns the value, of programs that are judged in one call."""
-    return passed([(text, (("f(2)", value),), setup) for text in table.split("----\n")])
+    return judged(table.split("----\n"), (("f(2)", value),), setup)
+
+
+def judged(sources, tests, setup=""):
+    """Of each program: does it pass?"""
+    problem = Problem("", program=True, tests=tests, setup=setup)
+    responses = [f"~~~~\n{source}\n~~~~" for source in sources]
+    return passed([problem] * len(sources), responses)
 
 
 def test_right_value_is_what_earns(tmp_path):
@@ -383,8 +405,8 @@ def test_program_setup_and_calls_run_in_turn():
         program = "class Node: pass\nseen = []\ndef f(x): seen.append(x); return seen"
         tests = ("f(1)", "[1]"), ("f(node.x)", "[1, 1e999]")
         setup = "node = Node()\nnode.x = 1e999"
-        jobs = [(program, tests, setup), (program, tests[::-1], setup), (program, tests, "")]
-        assert passed([*jobs, (None, tests, setup)]) == [True, False, False, False]
+        assert judged([program], tests, setup) == [True]
+        assert judged([program], tests[::-1], setup) == judged([program], tests) == [False]
         for wrong, *expected in rows(SETUPS):
             assert setup_error(wrong) == (expected or [None])[0]
 
@@ -392,12 +414,11 @@ def test_program_setup_and_calls_run_in_turn():
 def test_layer_is_found_by_trying():
     """One that fails, or lets a program do what it should not, is none: then nothing is judged,
     unless it is asked for."""
-    fine = "def f(x): return x", (("f(2)", "2"), ("f(1)", "1")), ""
+    tests = ("f(2)", "2"), ("f(1)", "1")
+    fine = ["def f(x): return x", "x"]
     for script in ('"$0" "$@" 3>&1 >/dev/null 2>&1', "exit 1"):
         with patch(programs, "layer", None), patch(programs, "LAYERS", [script]):
-            fails("--unsafe-code", passed, [fine], kind=RuntimeError)
-            fails("--unsafe-code", setup_error, "", kind=RuntimeError)
-            assert not programs.find_layer()
-            assert passed([]) == []
+            fails("--unsafe-code", judged, fine, tests)
+            fails("--unsafe-code", setup_error, "")
             programs.allow_unsafe()
-            assert passed([fine, ("x", *fine[1:])]) == [True, False]
+            assert judged(fine, tests) == [True, False]

@@ -1,0 +1,34 @@
+"""Tests of toy/programs.py."""
+
+import ast
+
+from details.data import read_jsonl
+from details.demonstrations import load_demonstrations
+from toy import programs
+
+
+def passes(response, tests):
+    """Do the tests hold for code that toy/programs.py wrote itself?"""
+    names = {}
+    exec(response.strip("`").removeprefix("python"), names)
+    return all(eval(test.removeprefix("assert "), names) for test in tests)
+
+
+def test_functions_to_write(tmp_path):
+    """No function is in two files; tests compare with literals; right solutions pass, and those
+    with a slip do not."""
+    programs.make(tmp_path)
+    rows = read_jsonl(tmp_path / "train.jsonl", dict)
+    rows += read_jsonl(tmp_path / "held_out.jsonl", dict)
+    assert len({row["question"] for row in rows}) == len(rows) == 400
+    for row in rows:
+        for test in row["tests"]:
+            ast.literal_eval(test.rpartition(" == ")[2])
+    assert len(load_demonstrations(tmp_path / "critiques.jsonl")) == 128
+    for row in programs.rows(programs.ALONE):
+        function = programs.draw([row], programs.random.Random(1))
+        tests = programs.problem(function)["tests"]
+        for expression in (function.right, *function.wrong):
+            shown = programs.criticised(function, function.name, expression)
+            right = passes(shown["response"], tests)
+            assert right == (shown["label"] == "right")
