@@ -43,16 +43,17 @@ class Pair:
 # ------------------------------------------------------------------------- outcomes and rewards
 
 
-def outcomes(problems, texts) -> list[bool]:
-    """Is each response right? One call judges all responses of a rollout, and runs their programs
-    in parallel: problems[i] is the one that texts[i] responds to."""
-    right = passed(problems, texts)
-    for index, problem in enumerate(problems):
+def outcomes(problems, texts):
+    """Is each response right? A list of bools. One call judges all responses of a rollout, and runs
+    their programs side by side: problems[i] is the one that texts[i] responds to."""
+    outcomes = []
+    for problem, text, right in zip(problems, texts, passed(problems, texts)):
         if problem.program is False:
-            right[index] = is_correct(texts[index], problem.answer)
+            right = is_correct(text, problem.answer)
         elif problem.program is None:
-            right[index] = graded(problem.row, texts[index])
-    return right
+            right = graded(problem.row, text)
+        outcomes.append(right)
+    return outcomes
 
 
 def response_reward(response, answer):
@@ -72,9 +73,7 @@ def critique_reward(says_right, is_right, reward_on_right=0.7, reward_on_wrong=0
     """
     if says_right is not is_right:
         return 0.0
-    if is_right:
-        return reward_on_right
-    return reward_on_wrong
+    return reward_on_right if is_right else reward_on_wrong
 
 
 def reweighted_reward(says_right, is_right, accuracy):
@@ -87,9 +86,7 @@ def reweighted_reward(says_right, is_right, accuracy):
     """
     if says_right is not is_right:
         return 0.0
-    if is_right:
-        return 0.35 / accuracy
-    return 0.35 / (1 - accuracy)
+    return 0.35 / (accuracy if is_right else 1 - accuracy)
 
 
 def denoising_reward(says_right, refined_right):
@@ -123,8 +120,8 @@ def pairs_by_question(responses, n, step=0):
     """
     groups = []
     for start in range(0, len(responses), n):
-        ended = [sample for sample in responses[start : start + n] if sample.stopped]
-        groups.append([Pair(s.problem, s.text, s.right, step) for s in ended])
+        group = responses[start : start + n]
+        groups.append([Pair(s.problem, s.text, s.right, step) for s in group if s.stopped])
     return groups
 
 
@@ -189,9 +186,8 @@ def advantages(rewards, groups, std=True):
     0.935 of these at n = 8.
     """
     rewards = torch.as_tensor(rewards, dtype=torch.float64)
-    members = members_of(groups)
     result = torch.zeros(len(rewards))
-    for indices in members.values():
+    for indices in members_of(groups).values():
         group = rewards[indices]
         # A zero-variance group gets exact zeros: rounding must not become a gradient.
         if group.min() == group.max():
@@ -216,8 +212,7 @@ def leave_one_out(rewards, groups, wider):
     result = torch.zeros(len(rewards))
     for index, reward in enumerate(rewards):
         others = [i for i in members[groups[index]] if i != index]
-        if not others:
-            others = [i for i in wider_members[wider[index]] if i != index]
+        others = others or [i for i in wider_members[wider[index]] if i != index]
         # Differences, so that equal rewards give an exact zero.
         ahead = [reward - rewards[other] for other in others]
         result[index] = sum(ahead) / max(1, len(others))

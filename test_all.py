@@ -297,20 +297,23 @@ def test_prompt_to_criticise():
 
 
 def test_prompt_to_correct():
-    """It goes on with the conversation in which the response was given; a critique, where there is
-    one, stands in the request."""
+    """It goes on with the conversation in which the response was given, and asks for the same:
+    an answer in a box, a program, or what the question says. A critique, if there is one, stands in
+    the request."""
     question = "How many {x}?"
     response = "It is \\boxed{5} {"
     check = "No. {\nConclusion: wrong"
-    unaided = correct_prompt(question, response)
-    helped = correct_prompt(question, response, check)
-    for chat in (unaided, helped):
-        assert [message["role"] for message in chat] == ["user", "assistant", "user"]
-        assert chat[:1] == solve_prompt(question)
-        assert chat[1]["content"] == response
-        assert "\\boxed{}." in chat[2]["content"]
-    assert check not in unaided[2]["content"]
-    assert check in helped[2]["content"]
+    for program, end in ((False, "\\boxed{}."), (True, "```python."), (None, "{x}?")):
+        assert solve_prompt(question, program)[0]["content"].endswith(end)
+        unaided = correct_prompt(question, response, program=program)
+        helped = correct_prompt(question, response, check, program)
+        for chat in (unaided, helped):
+            assert [message["role"] for message in chat] == ["user", "assistant", "user"]
+            assert chat[:1] == solve_prompt(question, program)
+            assert chat[1]["content"] == response
+            assert chat[2]["content"].endswith("corrected." if program is None else end)
+        assert check not in unaided[2]["content"]
+        assert check in helped[2]["content"]
 
 
 # A judgement, or none, and a critique that has it; ¶ is a new line.

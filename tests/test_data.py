@@ -1,5 +1,8 @@
 """Tests of details/data.py: files of problems and pairs, held-out problems."""
 
+import contextlib
+import gzip
+
 import torch
 
 import train
@@ -167,20 +170,42 @@ def test_questions_are_compared_without_blanks_and_case():
     assert len({data.question_key(question) for [question] in rows_of(ALIKE)}) == 4
 
 
-def test_gsm8k_without_a_network_fails_clearly(tmp_path):
+def hub(folder, url):
+    """Data sets come from that address, into that folder."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(patch(torch.hub, "get_dir", return_value=str(folder)))
+    stack.enter_context(patch(data, "GITHUB", url))
+    return stack
+
+
+def test_data_sets_without_a_network_fail_clearly(tmp_path):
     """One line; nothing is written."""
-    hub = patch(torch.hub, "get_dir", return_value=str(tmp_path))
-    with hub, patch(data, "GSM8K", "http://127.0.0.1:9/"):
+    with hub(tmp_path, "http://127.0.0.1:9/"):
         fails("gsm8k|cannot download", train.main, ["--data", "gsm8k", "--out", f"{tmp_path}/out"])
+        fails("humaneval: it has no train set", data.load_split, "humaneval")
     assert not list(tmp_path.rglob("*.jsonl"))
     assert not (tmp_path / "out").exists()
 
 
-def test_gsm8k_comes_from_the_cache(tmp_path):
-    """Its training file is trained on, its test file held out."""
-    (tmp_path / "gsm8k").mkdir()
-    for name in ("train", "test"):
-        write(tmp_path / f"gsm8k/{name}.jsonl", [Problem(name, "<<1+1=2>>\n#### 2")])
-    with patch(torch.hub, "get_dir", return_value=str(tmp_path)):
-        found = data.load_split("gsm8k")
-    assert [problem.question for (problem,) in found] == ["train", "test"]
+def test_data_sets_by_name(tmp_path):
+    """They are fetched, unpacked and kept. Of MBPP the tasks from 601 on are trained on; without
+    --eval-data the test set is held out."""
+    task = {"text": "q", "test_list": ["assert f(2) == 4"]}
+    rows = {
+        "mbpp": [task | {"text": str(number), "task_id": number} for number in (10, 11, 601)],
+        "humaneval": [{"prompt": "q", "test": task["test_list"][0], "entry_point": "f"}],
+    }
+    for name, splits in data.SETS.items():
+        for split, source in splits.items():
+            file = tmp_path / "hub" / source
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write(file, [Problem(split, "2")] if name == "gsm8k" else rows[name])
+            if file.suffix == ".gz":
+                file.write_bytes(gzip.compress(file.read_bytes()))
+    found = []
+    for url in (f"file://{tmp_path}/hub/", "http://127.0.0.1:9/"):
+        with hub(tmp_path, url):
+            for names in (["gsm8k"], ["mbpp"], ["mbpp", "humaneval"]):
+                split = data.load_split(*names)
+                found.append([problem.question.split("\n")[0] for (problem,) in split])
+    assert found == [["train", "test"], ["601", "11"], ["601", "q"]] * 2

@@ -3,10 +3,13 @@
 import contextlib
 from unittest import mock
 
+import sample
 from critique import solve_prompt
 from details import data, grader
+from figures import votes
 from reward import Problem, outcomes
 from tests.helpers import fails, lines, printed_by, used, write
+from tests.test_programs import holds
 from train import main
 
 GRADER = """
@@ -144,3 +147,24 @@ def test_files_of_programs(tmp_path):
         row, words = line.split(" -> ")
         path.write_text(row)
         fails("data.jsonl:1|" + words, data.load_problems, path)
+
+
+def test_a_run_on_programs(tmp_path):
+    """It goes on as it began. Answers are compared where they are kept, programs are not; sample.py
+    asks a run's question for what the run asks for; votes need answers."""
+    rows = write(
+        tmp_path / "rows", [PUBLISHED[2] | {"question": f"Write f{i}(n)."} for i in range(4)]
+    )
+    out = tmp_path / "out"
+    flags = f"--data {rows} --n 2 --eval-size 4 --max-new-tokens 9 --questions 4 --out {out}"
+    if holds():
+        for more in ("--steps 1", "--steps 2 --resume"):
+            printed_by(main, flags, "--device", "cpu", *more.split())
+        first, *_, last = lines(out / "metrics.jsonl")
+        assert first["eval/kept"] is None
+        assert last["seconds/outcomes"] > 0
+        for row in lines(out / "samples.jsonl"):
+            assert row["role"] == "critique" or "begins with ```python." in row["prompt"]
+        args = sample.parse_args(["Write g(n).", "--model", str(out)])
+        assert sample.asked_problem(args, out, {}).program
+        fails("programs have no answers", votes.main, [str(out)])
