@@ -47,13 +47,14 @@ TASKS = {"programs": programs.make, "arithmetic": arithmetic.make}
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHERE = {"cpu": "--device cpu", "cuda": "--device cuda --precision fp32"}
-ALL = "--kl 0 --lr 2e-5 --updates 2 --max-new-tokens 64 --eval-size 200"  # of both tasks
+ALL = "--kl 0 --lr 2e-5 --updates 2 --max-new-tokens 64 --eval-size 200"
+STEPS = {"programs": "--steps 12 --eval-every 12", "arithmetic": "--steps 20"}
 AS_IT_IS = "g-rl-as-it-is"
 RUNS = {  # {name: (flags, seeds)}; all but the first begin from the second start
-    AS_IT_IS: ("--method g-rl --steps 20 --questions 16", 5),
-    "g-rl": ("--method g-rl --steps 20 --questions 16", 5),
-    "gc-rl": ("--method gc-rl --steps 20 --questions 16", 5),
-    "score": ("--method score --steps 20 --questions 8", 3),
+    AS_IT_IS: ("--method g-rl {steps} --questions 16", 5),
+    "g-rl": ("--method g-rl {steps} --questions 16", 5),
+    "gc-rl": ("--method gc-rl {steps} --questions 16", 5),
+    "score": ("--method score {steps} --questions 8", 3),
 }
 COMPARED = [  # a metric of a run, and of another run
     ("generation", "gc-rl", "generation", "g-rl"),
@@ -70,10 +71,10 @@ NAMES = {
 }
 
 
-def flags_of(name, device):
+def flags_of(task, name, device):
     """Those of a run, but for its seed and its files."""
     flags, _ = RUNS[name]
-    return f"{WHERE[device]} {ALL} {flags}"
+    return f"{WHERE[device]} {ALL} {flags.format(steps=STEPS[task])}"
 
 
 # ---------------------------------------------------------------------------------------- the runs
@@ -144,7 +145,7 @@ def carry_out(task, model, folder, device, wanted):
     done = {(line["run"], line["flags"], line["seed"]) for line in read_lines(lines_of(task))}
     todo = []
     for name, seed in wanted:
-        flags = flags_of(name, device)
+        flags = flags_of(task, name, device)
         if (name, flags, seed) not in done:
             todo.append((name, flags, seed))
     if not todo:
@@ -221,7 +222,7 @@ def show(task, lines):
     for name, device in itertools.product(RUNS, WHERE):
         found = runs[name, device] = {}
         for line in sorted(lines, key=itemgetter("seed")):
-            if (line["run"], line["flags"]) == (name, flags_of(name, device)):
+            if (line["run"], line["flags"]) == (name, flags_of(task, name, device)):
                 found[line["seed"]] = line
 
     print("From the start to the end, means over seeds (of samples and minutes medians); then the")
