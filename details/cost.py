@@ -14,6 +14,7 @@ import torch
 
 SECONDS = Counter()  # {kind of work: seconds}
 COUNTS = Counter()  # samples: completions drawn; computed: tokens with padding; useful: without
+count = COUNTS.update
 
 
 def start_step():
@@ -29,10 +30,6 @@ def timed(kind):
     if torch.cuda.is_initialized():  # where work goes on after the call
         torch.cuda.synchronize()
     SECONDS[kind] += time.perf_counter() - start
-
-
-def count(**numbers):
-    COUNTS.update(numbers)
 
 
 def step_cost(tokens):

@@ -74,7 +74,7 @@ class SharedLayer(DynamicLayer):
     def update(self, keys, values, *args, **kwargs):
         # Rounded as the library's attention rounds them, but kept in fp32: see `attend`.
         self.kind = values.dtype
-        both = rounded(torch.stack([keys, values]), self.kind)
+        both = torch.stack([keys, values]).to(self.kind).float()
         self.length += keys.shape[2]
         if self.prompts is None:
             return super().update(*both)
@@ -122,7 +122,7 @@ def attend(module, query, keys, values, attention_mask, scaling, **options):
     prompt_keys, prompt_values = layer.prompts
     length = prompt_keys.shape[2]
     query = query.reshape(rows, heads, -1, width)  # by the head whose keys they read
-    query = scaling * rounded(query, layer.kind)
+    query = scaling * query.to(layer.kind).float()
     with torch.autocast(query.device.type, enabled=False):  # it would round the scores to bf16
         shared = times_prompts(query, prompt_keys.mT, layer)
         scores = torch.cat([shared, query @ keys.mT], -1)
@@ -132,15 +132,11 @@ def attend(module, query, keys, values, attention_mask, scaling, **options):
         scores -= scores.amax(-1, keepdim=True)
         weights = exponential(scores, layer.kind)
         total = weights.sum(-1, keepdim=True)
-        weights = rounded(weights, layer.kind)
+        weights = weights.to(layer.kind).float()
         shared = times_prompts(weights[..., :length], prompt_values, layer)
         own = weights[..., length:] @ values
         result = (shared + own) / total
     return result.reshape(rows, 1, -1, width), None
-
-
-def rounded(numbers, kind):
-    return numbers.to(kind).float()
 
 
 def exponential(scores, kind):
@@ -207,10 +203,8 @@ def left_pad(rows, device):
     """Rows of ids, right-aligned: ids and mask, both [rows, longest]. The pad id is never looked
     at: a pad token may equal EOS, or be sampled. Mask by length."""
     rows = [torch.tensor(row) for row in rows]
-    masks = [torch.ones_like(row) for row in rows]
-    ids = pad_sequence(rows, batch_first=True, padding_side="left")
-    mask = pad_sequence(masks, batch_first=True, padding_side="left")
-    return ids.to(device), mask.to(device)
+    ids = pad_sequence(rows, batch_first=True, padding_value=-1, padding_side="left").to(device)
+    return ids.clamp(min=0), (ids >= 0).long()
 
 
 # ------------------------------------------------------------- which attention a model is left with
@@ -236,8 +230,8 @@ def settle_attention(model, name, generate, logprobs):
 @torch.no_grad()
 def sampling_error(model, generate, logprobs):
     """How far sampling is from scoring, in which the library's attention is at work: the mean |log
-    ratio|, and the same in words. In fp32, whatever the compute dtype: there only what a model
-    computes otherwise makes a difference, and no rounding."""
+    ratio|, and the same in words. In fp32, whatever the compute dtype: the rounding of bf16 would
+    hide what a model computes otherwise."""
     dtype = dtype_of(model)
     model.compute_dtype = torch.float32
     prompts = [list(range(length)) for length in range(5, 9)]

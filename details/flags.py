@@ -91,7 +91,7 @@ def train_flags(argv, methods):
     """The command line of train.py; bad values end the program with one line. methods: names."""
     parser = argparse.ArgumentParser(
         description="Train a policy to answer, to criticise answers and to correct itself.",
-        epilog="In [brackets]: the default. README.md says what the methods are.",
+        epilog=f"In [brackets]: the default. On the toy: {TOY_SETTINGS}. Methods: see README.md.",
     )
     parser.error = refuse
     choices = CHOICES | {"method": methods}
@@ -101,15 +101,12 @@ def train_flags(argv, methods):
             if default is False:
                 group.add_argument("--" + name, action="store_true", help=help)
                 continue
-            kind = default
-            if default in (int, str):
+            kind = type(default)
+            if kind is type:
+                kind = default
                 default = None
             else:
-                kind = type(default)
                 help += f" [{default}]"
-            toy = TOY_SETTINGS.get(name.replace("-", "_"))
-            if toy is not None:
-                help += f" [toy: {toy}]"
             group.add_argument(
                 "--" + name, default=default, type=kind, choices=choices.get(name), help=help
             )
@@ -146,8 +143,6 @@ MAY_BE_ZERO = (
 def settle(args):
     """Fill in what depends on other flags; refuse what cannot work before any work is done."""
     check_numbers(args, MAY_BE_ZERO)
-    if args.n == 1 and args.group != "batch" and args.method not in SUPERVISED:
-        raise InputError("--n 1: a single sample has nothing to be compared with; use 2 or more")
     if (args.stage1_steps or 0) > args.steps:
         raise InputError(f"--stage1-steps {args.stage1_steps}: --steps is only {args.steps}")
     args.data = args.data or "gsm8k"
@@ -156,9 +151,11 @@ def settle(args):
     args.cache = args.cache or 2 * args.pairs
     args.critique_data = args.critique_data or ("static" if args.method == "c-rl" else "dynamic")
     filtered = args.critique_data == "dynamic" and args.balance == "filter"
-    if args.n == 1 and filtered and args.method in ("c-rl", "gc-rl"):
+    critic = args.method in ("c-rl", "gc-rl") and filtered
+    compared = args.group != "batch" and args.method not in SUPERVISED
+    if args.n == 1 and (critic or compared):
         raise InputError(
-            "--n 1: a question gives a right and a wrong response for the critic; use 2 or more"
+            "--n 1: a sample needs others to be compared with, the critic a right and a wrong one"
         )
     # By themselves the constants of rewards make no difference: see reward.critique_reward.
     constants = args.balance == "reweight" or args.reward_right != 0.7 or args.reward_wrong != 0.7

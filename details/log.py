@@ -92,8 +92,9 @@ def without_an_end(samples):
     """The share of completions that were truncated; and of those that ended inside their thinking,
     if there are any."""
     metrics = {"truncated": mean(not (s.stopped or s.unclosed) for s in samples)}
-    if any(s.unclosed for s in samples):
-        metrics["unclosed"] = mean(s.unclosed for s in samples)
+    unclosed = mean(s.unclosed for s in samples)
+    if unclosed:
+        metrics["unclosed"] = unclosed
     return metrics
 
 
@@ -125,9 +126,8 @@ def show_step(row):
         values = [first_of(row, names) for names, _ in COLUMNS.values()]
         say(f"{row['step']:<16}" + cells(values))
     if row["step"] == 1 and "pass@n" in row:
-        accuracy = first_of(row, COLUMNS["answers"][0])
         say(
-            f"the starting policy, as sampled: {accuracy:.3f} of its answers are right; "
+            f"the starting policy, as sampled: {values[0]:.3f} of its answers are right; "
             f"{row['pass@n']:.3f} of the questions have a right one among n (pass@n)"
         )
     if evaluated:
@@ -136,8 +136,10 @@ def show_step(row):
 
 
 def first_of(row, names):
-    """The first of the metrics that the row has."""
-    return next((row[name] for name in names.split() if row.get(name) is not None), None)
+    """The first of the metrics that the row has, else None."""
+    for name in names.split():
+        if name in row:
+            return row[name]
 
 
 def cells(values):
@@ -170,13 +172,12 @@ def why_nothing_is_learned(metrics):
             return "cannot learn: all completions are right, none is better; harder --data"
         if accuracy == 0:
             return "cannot learn: all completions are wrong; --cold-start, or easier --data"
-        return (
-            "cannot learn: inside each group all rewards are equal; a larger --n or --temperature"
-        )
+        return "cannot learn: inside each group rewards are equal; a larger --n or --temperature"
     if metrics.get("critique/pairs") == 0 and "groups/no_spread" not in metrics:
-        cause = "no question has both a right and a wrong response, so the critic has no pairs"
-        return f"cannot learn: {cause}; a larger --n, easier or harder --data"
-    return None
+        return (
+            "cannot learn: no question has both a right and a wrong response, so the critic has no "
+            "pairs; a larger --n, easier or harder --data"
+        )
 
 
 # ------------------------------------------------------------------------------ samples to read
@@ -191,10 +192,9 @@ def show_samples(out, state, tokenizer, step, samples):
         pair = chain[0].pair
         outcome = "right" if pair.right else "wrong"
         say(f"[response, {outcome}]\n{printable(pair.response)}")
-    for sample in chain:
-        say(f"[{describe(sample)}]\n{printable(sample.text)}")
     rows = []
     for sample in chain:
+        say(f"[{describe(sample)}]\n{printable(sample.text)}")
         key = sample.role, sample.group
         group = [other for other in samples if (other.role, other.group) == key]
         # The one that is printed first, so that the file can be read beside the screen.
@@ -212,7 +212,7 @@ def choose_chain(samples):
         before = sample.first
         if sample.pair:
             before = responses.get((sample.problem, sample.pair.response))
-        if before and before in samples:
+        if before in samples:
             return [before, sample]
     return ordered[:1]
 

@@ -4,7 +4,6 @@ A batch is cut by a forecast of what it takes (`sampling_batches`, `micro_batche
 where the memory runs out all the same (`halved_if_memory_runs_out`, `smaller_if_memory_runs_out`).
 """
 
-import functools
 import os
 
 from details import threads  # noqa: F401  # isort: skip (before torch)
@@ -13,7 +12,7 @@ import torch
 
 from details.errors import InputError
 from details.flags import largest_kl
-from details.policy import context_length, device_of, dtype_of, without_weights
+from details.policy import device_of, dtype_of, without_weights
 
 CPU_BYTES = 1 << 27  # what a batch may take on a CPU, at least
 LOGITS = 1 << 24  # that are held at once where log-probs are computed
@@ -36,7 +35,7 @@ def sampling_batches(model, rows, n, max_new_tokens):
     waiting = sorted(range(len(rows)), key=lambda row: (len(rows[row]), rows[row]))
     batches = []
     while waiting:
-        longest = min(context_length(model), len(rows[waiting[-1]]) + max_new_tokens)
+        longest = len(rows[waiting[-1]]) + max_new_tokens
         size = rows_that_fit(model, longest, n)
         batches.append(waiting[-size:])
         del waiting[-size:]
@@ -97,22 +96,20 @@ def cut(samples, order, most):
     costs = []
     batch = []
     prompts = set()
-    deepest = widest = 0  # the longest prompt and completion in the batch
+    widest = 0  # completion in the batch
     for index in order:
         prompt = tuple(samples[index].prompt)
         wide = len(samples[index].tokens)
         prompts.add(prompt)
-        deepest = max(deepest, len(prompt))
         widest = max(widest, wide)
-        cost = len(prompts) * deepest + (len(batch) + 1) * widest
+        cost = len(prompts) * max(map(len, prompts)) + (len(batch) + 1) * widest
         if not batches or cost > most:  # a new batch, with this sample
             batch = []
             batches.append(batch)
             costs.append(0)
             prompts = {prompt}
-            deepest = len(prompt)
             widest = wide
-            cost = deepest + widest
+            cost = len(prompt) + wide
         batch.append(index)
         costs[-1] = cost
     return sum(costs), batches
@@ -122,7 +119,6 @@ def halved_if_memory_runs_out(sample):
     """A decorator: where the device runs out of memory each half of the rows is sampled alone. The
     tokens are the same, since each row has uniforms of its own."""
 
-    @functools.wraps(sample)
     def sample_or_halve(model, prompts, uniforms, *settings):
         try:
             return sample(model, prompts, uniforms, *settings)
@@ -141,7 +137,6 @@ def smaller_if_memory_runs_out(add_gradient):
     """A decorator: where the device runs out of memory the gradient is computed anew, in
     micro-batches of half the size."""
 
-    @functools.wraps(add_gradient)
     def add_or_retry(model, samples, *settings, parts=1):
         try:
             return add_gradient(model, samples, *settings, parts=parts)
@@ -162,7 +157,8 @@ def check_memory(args):
     try:
         model = without_weights(args.model)
         device = device_of(args.device)
-        if device.type == "cuda":
+        on_gpu = device.type == "cuda"
+        if on_gpu:
             there = torch.cuda.mem_get_info(device)[1]
         else:
             there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -173,9 +169,9 @@ def check_memory(args):
     # between them. On a GPU batches are cut until they fit; one completion is the least.
     batches = 2 * memory(model)
     tokens = most_tokens(model)
-    if device.type == "cuda":
+    if on_gpu:
         batches *= args.max_new_tokens / tokens
-    in_bf16 = device.type == "cuda" and args.precision != "fp32"  # with a copy of the weights
+    in_bf16 = on_gpu and args.precision != "fp32"  # with a copy of the weights
     needed = {  # bytes
         "weights, gradients, optimizer": (16 + 2 * in_bf16) * count,
         "reference": 4 * count * (largest_kl(args) > 0),

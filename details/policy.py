@@ -57,7 +57,6 @@ def load_folder(name, device, precision):
     model.generation_config = GenerationConfig(
         eos_token_id=stops,
         pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
     )
     precision = precision or ("bf16" if device.type == "cuda" else "fp32")
     model.compute_dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
@@ -273,10 +272,8 @@ def encode_chat(tokenizer, messages):
     close its own quotation. Raises InputError where the chat template raises anything.
     """
     marks = turn_marks(tokenizer)
-    clean = []
-    for message in messages:
-        # Not taken out: what stands before and behind a mark could make a new one.
-        clean.append(message | {"content": marks.sub("\ufffd", message["content"])})
+    # Not taken out: what stands before and behind a mark could make a new one.
+    clean = [m | {"content": marks.sub("\ufffd", m["content"])} for m in messages]
     text = render(tokenizer, clean, add_generation_prompt=True)  # with its own BOS
     return tokenizer(text, add_special_tokens=False).input_ids
 

@@ -7,7 +7,6 @@ OUT/metrics.jsonl    a line for each step; train, held_out, exam and samples.jso
 OUT                  at the end, the trained policy
 """
 
-import json
 import os
 import signal
 import sys
@@ -101,21 +100,20 @@ def save_state(out, state, model, optimizer):
 
 
 def write_files(out, state):
-    """The run's JSONL files as of its state: steps behind the checkpoint are done again."""
+    """The run's files of JSON as of its state: steps behind the checkpoint are done again."""
     files = {
-        "train": map(from_problem, state["problems"]),
-        "held_out": map(from_problem, state["held_out"]),
-        "exam": map(from_pair, state["exam"]),
-        "metrics": state["metrics"],
-        "samples": state["samples"],
+        "train.jsonl": map(from_problem, state["problems"]),
+        "held_out.jsonl": map(from_problem, state["held_out"]),
+        "exam.jsonl": map(from_pair, state["exam"]),
+        "metrics.jsonl": state["metrics"],
+        "samples.jsonl": state["samples"],
+        "run.json": [state["flags"]],
     }
     for name, rows in files.items():
         write_jsonl(out / "partial", rows)
-        os.replace(out / "partial", out / f"{name}.jsonl")
+        os.replace(out / "partial", out / name)
     # Of a run that is extended: a model in the folder says that the run has ended.
     (out / "model.safetensors").unlink(missing_ok=True)
-    (out / "partial").write_text(json.dumps(state["flags"], indent=1) + "\n", encoding="utf-8")
-    os.replace(out / "partial", out / "run.json")
 
 
 @contextmanager

@@ -27,7 +27,7 @@ HELD_OUT = 100  # of kinds that are trained, and as many of others
 UNSEEN = 40  # kinds that are held out
 CRITICISED = 64  # functions, each with a right and a wrong solution
 
-# The arguments | what is returned | a solution | a slip. {a} is a number from 2 to 12.
+# The arguments | what is returned | a solution | a slip, or two. {a} is a number from 2 to 12.
 ALONE = """
 n       | {x} minus {a}                                | {x} - {a}            | {x} + {a}
 n       | {x} divided by {a}                           | {x} / {a}            | {x} * {a}
@@ -53,12 +53,12 @@ numbers | the even numbers in {x} | [n for n in {x} if n % 2 == 0] | [n for n in
 numbers | the odd numbers in {x} | [n for n in {x} if n % 2 == 1] | [n for n in {x} if n % 2 == 0]
 numbers | the numbers in {x} above {a} | [n for n in {x} if n > {a}] | [n for n in {x} if n < {a}]
 numbers | the numbers in {x} below {a} | [n for n in {x} if n < {a}] | [n for n in {x} if n > {a}]
-numbers | each number in {x} times {a} | [n * {a} for n in {x}] | [n + {a} for n in {x}]
-numbers | each number in {x} plus {a} | [n + {a} for n in {x}] | [n * {a} for n in {x}]
+numbers | {x} with each number multiplied by {a} | [n * {a} for n in {x}] | [n + {a} for n in {x}]
+numbers | {x} with {a} added to each number | [n + {a} for n in {x}] | [n * {a} for n in {x}]
 numbers | the list of the squares of {x} | [n ** 2 for n in {x}] | [n * 2 for n in {x}]
 numbers | the first {a} elements of {x}                | {x}[:{a}]            | {x}[{a}:]
 numbers | the last {a} elements of {x}                 | {x}[-{a}:]           | {x}[:{a}]
-numbers | {x} repeated {a} times                       | {x} * {a}            | {x} + {x}
+numbers | {x} repeated three times                     | {x} * 3              | {x} + {x}
 numbers | {x} with {a} added at the end                | {x} + [{a}]          | [{a}] + {x}
 numbers | {x} in reverse order                         | {x}[::-1]            | sorted({x})
 numbers | {x} in ascending order                       | sorted({x})          | {x}[::-1]
@@ -68,7 +68,7 @@ text    | {x} in upper case                            | {x}.upper()          | 
 text    | {x} in lower case                            | {x}.lower()          | {x}.upper()
 text    | {x} reversed                                 | {x}[::-1]            | {x}[:-1]
 text    | {x} without spaces                           | {x}.replace(' ', '') | {x}.strip()
-text    | {x} repeated {a} times                       | {x} * {a}            | {x} + '{a}'
+text    | {x} repeated three times                     | {x} * 3              | {x} + '3'
 text    | {x} followed by '{a}'                        | {x} + '{a}'          | '{a}' + {x}
 text    | '{a}' followed by {x}                        | '{a}' + {x}          | {x} + '{a}'
 text    | the first character of {x}                   | {x}[0]               | {x}[-1]
@@ -83,11 +83,11 @@ FIRST = """
 a, b    | the sum of a and b         | {x} + {y} | {x} * {y}
 a, b    | the product of a and b     | {x} * {y} | {x} + {y}
 numbers | the sum of {x}             | sum({x})  | len({x})
-numbers | the largest number in {x}  | max({x})  | min({x})
-numbers | the smallest number in {x} | min({x})  | max({x})
+numbers | the largest number in {x}  | max({x})  | min({x}) ; {x}[0]
+numbers | the smallest number in {x} | min({x})  | max({x}) ; {x}[0]
 numbers | the length of {x}          | len({x})  | sum({x})
-numbers | the first element of {x}   | {x}[0]    | {x}[-1]
-numbers | the last element of {x}    | {x}[-1]   | {x}[0]
+numbers | the first element of {x}   | {x}[0]    | {x}[-1] ; max({x})
+numbers | the last element of {x}    | {x}[-1]   | {x}[0] ; max({x})
 text    | the length of {x}          | len({x})  | len({x}.split())
 """
 SECOND = """
@@ -98,7 +98,7 @@ n | True if {x} is larger than {a}, else False  | {x} > {a} | {x} >= {a}
 n | True if {x} is smaller than {a}, else False | {x} < {a} | {x} <= {a}
 """
 
-TEXTS = ["red", "Anna", "to be", "Banana", "so it is", "level", "x y z"]
+TEXTS = ["red", "Anna", "Banana", "so it is", "level", "x y z"]
 
 # right, and each of wrong, is an expression in {x} and {y}, the arguments.
 Function = namedtuple("Function", "name question takes right wrong calls")
@@ -114,8 +114,7 @@ def apply(expression, x):
 
 def fill(expression, words):
     """With words for the arguments, and without the brackets that it does not need."""
-    filled = expression.format(**dict(zip("xy", words)))
-    return ast.unparse(ast.parse(filled, mode="eval"))
+    return ast.unparse(ast.parse(expression.format(**dict(zip("xy", words))), mode="eval"))
 
 
 def value(expression, call):
@@ -145,7 +144,7 @@ def draw(kind, rng):
             _, words, solution, slip = [cell.replace("{a}", number) for cell in row]
             # Of two operations either may have its slip, or the second be forgotten.
             wrong = [apply(solution, other) for other in wrong] + [right] * len(wrong)
-            wrong.append(apply(slip, right))
+            wrong += [apply(each, right) for each in slip.split(" ; ")]
             right = apply(solution, right)
             asked = words.format(x=asked)
         calls = [draw_call(takes, rng) for _ in range(3)]
@@ -203,8 +202,8 @@ def make(folder):
     unseen = functions(kinds[:UNSEEN], rng)
     trained = functions(kinds[UNSEEN:], rng)
     write_jsonl(folder / "train.jsonl", map(problem, islice(trained, TRAIN)))
-    pairs = zip(islice(trained, HELD_OUT), unseen)
-    held_out = [function for pair in pairs for function in pair]
+    by_turns = zip(islice(trained, HELD_OUT), unseen)
+    held_out = [function for both in by_turns for function in both]
     write_jsonl(folder / "held_out.jsonl", map(problem, held_out))
     critiques = []
     for function in islice(trained, CRITICISED):
@@ -214,8 +213,7 @@ def make(folder):
         critiques.append(criticised(function, function.name, function.right))
         critiques.append(criticised(function, *rng.choice(slips)))
     write_jsonl(folder / "critiques.jsonl", critiques)
-    counts = f"{TRAIN} functions to train on, {2 * HELD_OUT} held out"
-    print(f"{folder}: {counts}, {2 * CRITICISED} critiques")
+    print(f"{folder}: {TRAIN} to train on, {2 * HELD_OUT} held out, {2 * CRITICISED} critiques")
 
 
 def main(argv):
