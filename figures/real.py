@@ -48,7 +48,7 @@ TASKS = {"programs": programs.make, "arithmetic": arithmetic.make}
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHERE = {"cpu": "--device cpu", "cuda": "--device cuda --precision fp32"}
 ALL = "--kl 0 --lr 2e-5 --updates 2 --max-new-tokens 64 --eval-size 200"
-STEPS = {"programs": "--steps 12 --eval-every 12", "arithmetic": "--steps 20"}
+STEPS = {"programs": "--steps 10", "arithmetic": "--steps 20"}
 AS_IT_IS = "g-rl-as-it-is"
 RUNS = {  # {name: (flags, seeds)}; all but the first begin from the second start
     AS_IT_IS: ("--method g-rl {steps} --questions 16", 5),
