@@ -8,8 +8,8 @@ first-order rollout samples after `solve_prompt`, the second-order rollout after
 
 import re
 
-# What is asked for, behind the question: an answer, which is read in its box; a program, which is
-# run; of a question that a grader of the user's judges, nothing more.
+# What is asked for, after the question: an answer, which is read in its box (False); a program,
+# which is run (True). For a question that the user's grader judges (None) nothing is added.
 SOLVE = {
     False: "\nSolve it step by step. Put the final answer in \\boxed{}.",
     True: "\nWrite the function in Python, in one block that begins with ```python.",
@@ -60,7 +60,7 @@ def correct_prompt(question, response, critique=None, program=False):
 
 
 # The judgement is the last thing on its line, as in `**Conclusion:** Right. [END]`. Before it there
-# stands nothing on the line, or a whole sentence. Only so does it count: RL teaches the format.
+# stands nothing on the line, or a whole sentence. It counts in this form only: RL teaches it.
 # Quoted lines are ignored. Every repetition is bounded, so that reading takes linear time.
 JUDGEMENT = re.compile(
     r"""

@@ -46,14 +46,15 @@ class Pair:
 def outcomes(problems, texts):
     """Is each response right? A list of bools. One call judges all responses of a rollout, and runs
     their programs side by side: problems[i] is the one that texts[i] responds to."""
-    outcomes = []
+    result = []
     for problem, text, right in zip(problems, texts, passed(problems, texts)):
+        # `passed` says None where no program is asked for.
         if problem.program is False:
             right = is_correct(text, problem.answer)
         elif problem.program is None:
             right = graded(problem.row, text)
-        outcomes.append(right)
-    return outcomes
+        result.append(right)
+    return result
 
 
 def response_reward(response, answer):
@@ -69,7 +70,8 @@ def critique_reward(says_right, is_right, reward_on_right=0.7, reward_on_wrong=0
 
     By default these constants make no difference: advantages are taken among the critiques of one
     response, where rewards are 0 or one constant, and the division by the standard deviation
-    cancels it. They matter with --no-std, --group question or batch, or --denoise.
+    cancels it: 0.7, 0, 0 and 1, 0, 0 have the same advantages. They matter with --no-std, --group
+    question or batch, or --denoise.
     """
     if says_right is not is_right:
         return 0.0
@@ -204,8 +206,9 @@ def leave_one_out(rewards, groups, wider):
     float tensor [samples]. A mean that includes the sample itself would multiply its gradient by
     1 - 1/m, and group sizes m differ here.
 
-    rewards: numbers [samples]; groups: one key for each; wider: one more key for each, of a wider
-    group, with whose others a sample is compared if it is alone in its own.
+    Of the rewards 1, 0, 0 in one group: 1, -0.5, -0.5. rewards: numbers [samples]; groups: one key
+    for each; wider: one more key for each. If a sample is alone in its group, the others in its
+    wider group are used instead.
     """
     members = members_of(groups)
     wider_members = members_of(wider)

@@ -4,7 +4,7 @@ Everything that RL trains on is a `Sample`: a prompt, the tokens that the policy
 the log-prob of each of them at the moment it was drawn. Responses (first-order rollout), critiques
 (second-order rollout), refinements and second attempts are all made by `Sampler.complete`; they
 differ in the prompt only. If you want to know what is trained, and not how sampling works,
-stop after the rollouts and the trace behind them: the rest, sampling, scoring and loading, may be
+stop after the rollouts and the trace that follows: the rest, sampling, scoring and loading, may be
 taken on trust.
 """
 
@@ -51,7 +51,7 @@ class Sample:
     problem: Problem | None = None
     pair: Pair | None = None  # of a critique: what it criticises
     first: "Sample | None" = None  # of a second attempt: the first
-    right: bool | None = None  # the outcome of a response or an attempt; a critique has none
+    right: bool | None = None  # the outcome of a response, an attempt, a refinement
     says_right: bool | None = None  # of a critique: its judgement, None if none can be read
     unclosed: bool = False  # it ended inside a <think> block; `stopped` is False then
     # Set by the recipe.
@@ -160,10 +160,10 @@ def repeat(items, n):
 #        4 2 .     ends with EOS, and leaves
 #        3 3 3     is truncated
 # 3. To score them, the model is fed the prompts as above, then each row's tokens but the last. The
-#    log-prob of a token stands at the position before it.
+#    log-prob of a token is read at the token before it, of the first at the end of the prompt.
 #                      row 0      row 1    row 2
-#        taken from    6  4  4    6  4     9  3  3
-#        log-prob of   4  4  2    4  2     3  3  3
+#        token         4  4  2    4  2     3  3  3
+#        read at       6  4  4    6  4     9  3  3
 # 4. The loss, in train.py, is the mean over what becomes of these 8 log-probs (3 + 2 + 3).
 #
 # -------------------------------------------------------------------------- sampling and log-probs

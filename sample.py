@@ -11,7 +11,15 @@ from pathlib import Path
 
 from critique import correct_prompt, solve_prompt
 from details.answers import answer_key
-from details.data import kind_of, load_problems, mean, read_jsonl, run_command, seed_of, to_pair
+from details.data import (
+    kind_of,
+    load_problems,
+    mean,
+    read_jsonl,
+    run_command,
+    seed_of,
+    to_pair,
+)
 from details.errors import InputError, printable
 from details.flags import check_numbers, refuse
 from details.log import without_an_end
@@ -29,7 +37,8 @@ def show_question(sampler, problem, n, seed):
     # The answer is greedy; its critiques are drawn, so that they differ.
     greedy = sampler.greedy()
     question = problem.question
-    [answer] = greedy.complete([solve_prompt(question, problem.program)], 1, seed=0)
+    chat = solve_prompt(question, problem.program)
+    [answer] = greedy.complete([chat], 1, seed=0)
     print(f"QUESTION\n{printable(question)}\n\nANSWER\n{printable(answer.text)}")
     # Whether the answer is right is not known here: `right` is not used.
     pair = Pair(problem, answer.text, right=False)
@@ -61,8 +70,8 @@ JUDGED = {True: "right", False: "wrong", None: "no judgement that can be read"}
 
 
 def evaluate(sampler, problems, exam):
-    """Greedy evaluation on held-out problems (answers, second attempts) and on the pairs of the
-    critic's evaluation set: a dict of eval/... numbers, and the answers as Samples."""
+    """Greedy evaluation on held-out problems (answers, second attempts) and on the exam, the pairs
+    of the critic's evaluation set: a dict of eval/... numbers, and the answers as Samples."""
     sampler = sampler.greedy()
     first, second = two_attempts(sampler, problems, 1, seed=0, show="evaluation")
     critiques = criticise(sampler, exam, 1, seed=0, show="critiques")

@@ -7,10 +7,10 @@ What an optimizer step maximises, over all tokens of its completions:
     ratio  = p(token) now / p(token) when it was sampled
     k3     = exp(d) - d - 1,  d = log p(token) of the starting policy - log p(token) now
 
-k3 estimates the KL divergence to the starting policy, which is called the reference. It is a term
-of the loss, and no part of the reward that A compares. The methods differ in what is sampled and
-how it is rewarded. With r for a reward and D(x) for the mean k3 of what is sampled after the prompt
-x, in short:
+k3 estimates the KL divergence to the starting policy (the reference): it is 0 where the two agree,
+and never negative. It is a term of the loss, and no part of the reward that A compares. The methods
+differ in what is sampled and how it is rewarded. With r for a reward and D(x) for the mean k3 of
+the tokens sampled after the prompt x, in short:
 
     GC-RL     a response y to a question x    r(y) - kl D(x)                  (eq. 1)
               a critique c of x and y         r(c) - kl D(x, y)               (eq. 2)
@@ -23,16 +23,17 @@ x, in short:
 
 Each completion is trained on its own line, given its prompt: no credit flows from y2 back to y1.
 
-A method is a recipe: which prompts are built, which rewards are given. All else is the same for all
-methods. What departs from GRPO as published (arXiv 2402.03300), and why:
+A method is a recipe: which prompts are built, which rewards are given. All that learn by rewards
+share the update. What departs from GRPO as published (arXiv 2402.03300), and why:
 
 - The mean is over all tokens and not first within each completion, as in DAPO and verl: otherwise a
   token of a long completion would count less than one of a short completion.
 - Completions without an advantage and without a KL give no gradient and are left out of the
   computation; their tokens stay in the denominator of the mean.
-- SCoRe's advantages are not divided by the standard deviation, and a sample is left out of its own
-  baseline (see `rewarded_attempts`).
-- In k3, d is at most MAX_AWAY: the gradient is exponential in d, and one token could dominate it.
+- The advantages of SCoRe and of multi-turn RL are not divided by the standard deviation, and a
+  sample is left out of its own baseline (see `rewarded_attempts`).
+- In k3, d is at most MAX_AWAY = 3: a token's gradient, exp(d) - 1, is then at most 19. One token
+  could dominate the others.
 
     python train.py                        GC-RL on the embedded toy model, minutes on two cores
     python train.py --method score         SCoRe on the toy
@@ -94,8 +95,8 @@ MAX_AWAY = 3.0  # nats
 # ----------------------------------------------------------------------------------- the recipes
 #
 # Every recipe is called with the same arguments: the flags, the sampler of the policy, the step and
-# its problems; the pair cache and static pairs, which GC-RL needs. It returns the samples to learn
-# from, and metrics.
+# its problems; the pair cache and static pairs, for what trains a critic or Pair-SFT. It returns
+# the samples to learn from, and metrics.
 
 
 def gc_rl(args, sampler, step, problems, cache, static):
@@ -115,7 +116,7 @@ def g_rl(args, sampler, step, problems, cache, static):
 
 
 def c_rl(args, sampler, step, problems, cache, static):
-    """The critic alone. Responses are sampled for dynamic pairs only, and they are not trained."""
+    """The critic alone. Responses are sampled only if pairs are dynamic, and not trained on."""
     responses = []
     metrics = {}
     if args.critique_data == "dynamic":
@@ -147,8 +148,9 @@ def baseline_group(group, sample):
 
 
 def pairs_to_criticise(args, step, responses, cache, static):
-    """Dynamic pairs come from the policy's own responses of this step, static ones are fixed and
-    come again in each pass over them. Both wait in the cache until they are drawn."""
+    """Dynamic pairs come from the policy's own responses of this step. Static ones were sampled
+    from the starting policy, 10 responses to each question, and come again in each pass over them.
+    Both wait in the cache until they are drawn."""
     rng = random.Random(seed_of(args.seed, step, "pairs"))
     if args.critique_data == "dynamic":
         # Data filter: of each question that has both, one right and one wrong response.
@@ -167,7 +169,7 @@ def rewarded_critiques(args, sampler, step, pairs):
     for sample in critiques:
         pair = sample.pair
         if args.balance == "reweight":
-            # Eq. 3: both labels carry the same weight though one of them is rare.
+            # Eq. 3: both labels carry about the same weight though one of them is rare.
             sample.reward = reweighted_reward(
                 sample.says_right,
                 pair.right,
@@ -204,7 +206,8 @@ def score(args, sampler, step, problems, cache, static):
 
         r2 + alpha (r2 - r1) - mean of that = (1 + alpha) (r2 - mean of r2)
 
-    What is left of the shaping is the factor 1 + alpha on second attempts. To divide by the
+    So with this baseline the shaping weighs second attempts 1 + alpha times as much as first ones,
+    and that is all: with alpha 2 the rewards 3 and 0, or 1 and -2, differ by 3. To divide by the
     standard deviation would cancel it.
     """
     first, second, metrics = rewarded_attempts(args, sampler, step, problems)
@@ -231,9 +234,9 @@ def multi_turn(args, sampler, step, problems, cache, static):
 def rewarded_attempts(args, sampler, step, problems):
     """n first attempts at each question and a second attempt after each. Eq. 1 for both.
 
-    The baseline of a first attempt is the mean of the others at its question; that of a second
-    attempt is the mean of the others at its question whose first attempt had the same outcome, or
-    if there are none, of those in the batch.
+    The baseline of a first attempt is the mean of the others at its question. That of a second
+    attempt is the mean of the others at its question whose first attempt had the same outcome; if
+    there are none, of all in the batch whose first attempt had it.
     """
     seed = seed_of(args.seed, step, "attempts")
     first, second = two_attempts(sampler, problems, args.n, seed)
@@ -243,7 +246,8 @@ def rewarded_attempts(args, sampler, step, problems):
         sample.wider = (sample.role, None)
         if sample.first:
             sample.wider = (sample.role, sample.first.right)
-        sample.group = (*sample.wider, question)  # as ("attempt 2", False, "Compute 7-6 ...")
+        # As ("attempt 2", False, "Compute 7-6 ..."), inside the wider ("attempt 2", False).
+        sample.group = (*sample.wider, question)
         sample.kl = args.beta1
     return first, second, attempt_metrics(first, second)
 
@@ -434,8 +438,8 @@ def add_gradient(model, samples, reference, token_count, args, parts=1):
         if reference is not None:
             with torch.no_grad():
                 ref = torch.cat(batch_logprobs(reference, batch, args.temperature))
-            # The bound moves with `new` and has no gradient: beyond it the pull towards the
-            # reference stays what it is at the bound, and does not vanish.
+            # `ref` is bounded and not ref - new, whose gradient beyond the bound would be 0: so the
+            # pull towards the reference stays what it is at the bound.
             ref = torch.minimum(ref, new.detach() + MAX_AWAY)
         # One advantage and one weight of the KL for all tokens of a completion.
         advantage = repeated([sample.advantage for sample in batch], lengths, new)
@@ -466,9 +470,9 @@ def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=N
     """GRPO's loss: -min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) + kl k3 for each token.
 
     ratio = exp(logprobs - old_logprobs); k3 = exp(ref - logprobs) - (ref - logprobs) - 1, which is
-    never negative. For tokens that the policy has just sampled the mean of k3 is KL(policy ||
-    reference), the papers' penalty, but the mean of its gradient is that of KL(reference ||
-    policy). Both pull towards the reference.
+    never negative. Over tokens that the policy has just sampled its mean is KL(policy ||
+    reference), the papers' penalty. Its gradient is (1 - p_ref / p) grad log p; the mean of that is
+    the gradient of KL(reference || policy). Both pull towards the reference.
 
     All tensors have one shape, [tokens] or a padded [batch, length], or broadcast to it. Where the
     mask is 0 they may hold anything.

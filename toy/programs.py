@@ -43,11 +43,11 @@ n       | True if {x} is even, else False              | {x} % 2 == 0         | 
 n       | True if {x} is odd, else False               | {x} % 2 == 1         | {x} % 2 == 0
 n       | True if {x} is divisible by {a}, else False  | {x} % {a} == 0       | {x} // {a} == 0
 n       | True if {x} is equal to {a}, else False      | {x} == {a}           | {x} != {a}
-a, b    | a minus b                                    | {x} - {y}            | {y} - {x}
-a, b    | the larger of a and b                        | max({x}, {y})        | min({x}, {y})
-a, b    | the average of a and b                       | ({x} + {y}) / 2      | {x} + {y} / 2
-a, b    | True if a and b are equal, else False        | {x} == {y}           | {x} != {y}
-a, b    | True if a is larger than b, else False       | {x} > {y}            | {x} >= {y}
+a, b    | {x} minus {y}                                | {x} - {y}            | {y} - {x}
+a, b    | the larger of {x} and {y}                    | max({x}, {y})        | min({x}, {y})
+a, b    | the average of {x} and {y}                   | ({x} + {y}) / 2      | {x} + {y} / 2
+a, b    | True if {x} and {y} are equal, else False    | {x} == {y}           | {x} != {y}
+a, b    | True if {x} is larger than {y}, else False   | {x} > {y}            | {x} >= {y}
 numbers | how many times {a} is in {x}                 | {x}.count({a})       | len({x})
 numbers | the even numbers in {x} | [n for n in {x} if n % 2 == 0] | [n for n in {x} if n % 2 == 1]
 numbers | the odd numbers in {x} | [n for n in {x} if n % 2 == 1] | [n for n in {x} if n % 2 == 0]
@@ -80,8 +80,8 @@ text    | True if {x} is the same backwards, else False | {x} == {x}[::-1]     |
 text    | True if {x} has over {a} characters, else False | len({x}) > {a} | len({x}) < {a}
 """
 FIRST = """
-a, b    | the sum of a and b         | {x} + {y} | {x} * {y}
-a, b    | the product of a and b     | {x} * {y} | {x} + {y}
+a, b    | the sum of {x} and {y}     | {x} + {y} | {x} * {y}
+a, b    | the product of {x} and {y} | {x} * {y} | {x} + {y}
 numbers | the sum of {x}             | sum({x})  | len({x})
 numbers | the largest number in {x}  | max({x})  | min({x}) ; {x}[0]
 numbers | the smallest number in {x} | min({x})  | max({x}) ; {x}[0]
@@ -100,8 +100,8 @@ n | True if {x} is smaller than {a}, else False | {x} < {a} | {x} <= {a}
 
 TEXTS = ["red", "Anna", "Banana", "so it is", "level", "x y z"]
 
-# right, and each of wrong, is an expression in {x} and {y}, the arguments.
-Function = namedtuple("Function", "name question takes right wrong calls")
+# asked, right and each of wrong have {x} and {y} for the arguments.
+Function = namedtuple("Function", "name question takes asked right wrong calls")
 
 
 def rows(table):
@@ -112,32 +112,30 @@ def apply(expression, x):
     return expression.format(x=f"({x})", y="({y})")
 
 
-def fill(expression, words):
-    """With words for the arguments, and without the brackets that it does not need."""
-    return ast.unparse(ast.parse(expression.format(**dict(zip("xy", words))), mode="eval"))
+def fill(template, words):
+    """With words for the arguments, one or two."""
+    return template.format(x=words[0], y=words[-1])
 
 
 def value(expression, call):
     """What a call returns."""
-    return eval(fill(expression, map(repr, call)))
+    return eval(fill(expression, call))
 
 
 def draw_call(takes, rng):
-    """The arguments of a call, one or two."""
+    """The arguments of a call, as they are written."""
     if takes == "text":
-        return [rng.choice(TEXTS)]
+        return [repr(rng.choice(TEXTS))]
     if takes == "numbers":
-        return [rng.choices(range(-3, 10), k=rng.randint(1, 4))]
-    return rng.choices(range(-5, 13), k=len(takes.split()))
+        return [str(rng.choices(range(-3, 10), k=rng.randint(1, 3)))]
+    return [str(rng.randint(-5, 12)) for _ in takes.split()]
 
 
 def draw(kind, rng):
     """A function of a kind, with numbers and calls that tell it from what is wrong."""
-    name = rng.choice("fgh")
     takes = kind[0][0]
     while True:
-        asked = takes
-        right = "{x}"
+        asked = right = "{x}"
         wrong = []
         for row in kind:
             number = str(rng.randint(2, 12))
@@ -146,12 +144,14 @@ def draw(kind, rng):
             wrong = [apply(solution, other) for other in wrong] + [right] * len(wrong)
             wrong += [apply(each, right) for each in slip.split(" ; ")]
             right = apply(solution, right)
-            asked = words.format(x=asked)
+            asked = words.format(x=asked, y="{y}")
         calls = [draw_call(takes, rng) for _ in range(3)]
         results = [[value(each, call) for call in calls] for each in (right, *wrong, "{x}")]
         if results[0] not in results[1:] and results[0][0] != results[0][1]:
-            question = f"Write a Python function {name}({takes}) that returns {asked}."
-            return Function(name, question, takes, right, wrong, calls)
+            name = rng.choice("fgh")
+            returned = fill(asked, takes.split(", "))
+            question = f"Write a Python function {name}({takes}) that returns {returned}."
+            return Function(name, question, takes, asked, right, wrong, calls)
 
 
 def functions(kinds, rng):
@@ -159,7 +159,7 @@ def functions(kinds, rng):
     used = set()
     for kind in cycle(kinds):
         function = draw(kind, rng)
-        key = function[2:4]  # takes, right
+        key = function[2:4]  # takes, asked
         if key not in used:
             used.add(key)
             yield function
@@ -167,26 +167,30 @@ def functions(kinds, rng):
 
 def problem(function):
     """A line of a data file."""
-    name, question, _, right, _, calls = function
-    tests = [f"assert {name}({str(call)[1:-1]}) == {value(right, call)!r}" for call in calls]
+    name, question, _, _, right, _, calls = function
+    tests = [f"assert {name}({', '.join(call)}) == {value(right, call)!r}" for call in calls]
     return {"question": question, "tests": tests}
 
 
 def criticised(function, name, expression):
     """A demonstration of a critique, of a solution with this name and expression. The solution is
     not to be learned, even where it is right."""
-    asked, question, takes, right, _, calls = function
+    wanted, question, takes, asked, right, _, calls = function
     # One that goes wrong, if there is one.
     call = max(calls, key=lambda call: value(expression, call) != value(right, call))
-    lines = []
-    for who, what in (asked, right), (name, expression):
-        body = fill(what, takes.split(", "))
-        lines.append(f"{who}({str(call)[1:-1]}) is {body} = {value(what, call)!r}")
-    label, verdict = ("right", "ok") if lines[0] == lines[1] else ("wrong", "no")
+    arguments = ", ".join(call)
+    # Without the brackets that it does not need.
+    body = ast.unparse(ast.parse(fill(expression, takes.split(", ")), mode="eval"))
+    verdict, label = "no", "wrong"
+    if name == wanted and expression == right:
+        verdict, label = "ok", "right"
     return {
         "question": question,
         "response": f"```python\ndef {name}({takes}):\n    return {body}\n```",
-        "critique": f"Asked for: {lines[0]}\nWritten: {lines[1]}: {verdict}\nConclusion: {label}",
+        "critique": f"{wanted}({arguments}) should be {fill(asked, call)} = "
+        f"{value(right, call)!r}\n"
+        f"{name}({arguments}) is {body} = {value(expression, call)!r}: {verdict}\n"
+        f"Conclusion: {label}",
         "label": label,
         "critique_only": True,
     }
@@ -202,16 +206,17 @@ def make(folder):
     unseen = functions(kinds[:UNSEEN], rng)
     trained = functions(kinds[UNSEEN:], rng)
     write_jsonl(folder / "train.jsonl", map(problem, islice(trained, TRAIN)))
-    by_turns = zip(islice(trained, HELD_OUT), unseen)
-    held_out = [function for both in by_turns for function in both]
+    held_out = [f for both in zip(islice(trained, HELD_OUT), unseen) for f in both]
     write_jsonl(folder / "held_out.jsonl", map(problem, held_out))
     critiques = []
     for function in islice(trained, CRITICISED):
         # A name of its own is the slip that the model is most apt to make.
         slips = [("solve", function.right)]
         slips += [(function.name, wrong) for wrong in function.wrong]
-        critiques.append(criticised(function, function.name, function.right))
-        critiques.append(criticised(function, *rng.choice(slips)))
+        critiques += [
+            criticised(function, function.name, function.right),
+            criticised(function, *rng.choice(slips)),
+        ]
     write_jsonl(folder / "critiques.jsonl", critiques)
     print(f"{folder}: {TRAIN} to train on, {2 * HELD_OUT} held out, {2 * CRITICISED} critiques")
 
