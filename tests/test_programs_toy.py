@@ -11,15 +11,17 @@ def passes(response, tests):
     """Do the tests hold for code that toy/programs.py wrote itself?"""
     names = {}
     exec(response.strip("`").removeprefix("python"), names)
-    return all(eval(test.removeprefix("assert "), names) for test in tests)
+    held = [eval(test.removeprefix("assert "), names) for test in tests]
+    return all(held)
 
 
 def test_functions_to_write(tmp_path):
     """No function is in two files; tests compare with literals; right solutions pass, and those
     with a slip do not."""
     programs.make(tmp_path)
-    rows = read_jsonl(tmp_path / "train.jsonl", dict)
-    rows += read_jsonl(tmp_path / "held_out.jsonl", dict)
+    rows = []
+    for name in ("train", "held_out"):
+        rows += read_jsonl(tmp_path / f"{name}.jsonl", dict)
     assert len({row["question"] for row in rows}) == len(rows) == 400
     for row in rows:
         for test in row["tests"]:
