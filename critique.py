@@ -59,9 +59,10 @@ def correct_prompt(question, response, critique=None, program=False):
     ]
 
 
-# The judgement is the last thing on its line, as in `**Conclusion:** Right. [END]`. Before it there
-# stands nothing on the line, or a whole sentence. It counts in this form only: RL teaches it.
-# Quoted lines are ignored. Every repetition is bounded, so that reading takes linear time.
+# The judgement is the last thing on its line:
+#     read        **Conclusion:** Right. [END]        3+4 is 7. Conclusion: wrong
+#     ignored     > Conclusion: right                 so the conclusion: right or wrong?
+# Only this form counts, since RL teaches it. Repetitions are bounded: reading takes linear time.
 JUDGEMENT = re.compile(
     r"""
     ^ (?! [ \t]{0,20} [>"'“] )      # no quotation

@@ -37,15 +37,15 @@ class Pair:
     response: str
     right: bool  # its outcome, R(r) = 1
     step: int = 0  # the step whose policy gave the response, for the log
-    accuracy: float = 0.5  # for eq. 3: the share of right responses, expected before the draw
+    accuracy: float = 0.5  # for eq. 3: see `random_pairs`
 
 
 # ------------------------------------------------------------------------- outcomes and rewards
 
 
 def outcomes(problems, texts):
-    """Is each response right? A list of bools. One call judges all responses of a rollout, and runs
-    their programs side by side: problems[i] is the one that texts[i] responds to."""
+    """Eq. 1, as a list of bools: is each response right? One call judges all responses of a
+    rollout, and runs their programs side by side: texts[i] responds to problems[i]."""
     result = []
     for problem, text, right in zip(problems, texts, passed(problems, texts)):
         # `passed` says None where no program is asked for.
@@ -58,7 +58,7 @@ def outcomes(problems, texts):
 
 
 def response_reward(response, answer):
-    """Eq. 1 for an answer: R(r) = 1 if the response ends in the right one, else 0."""
+    """Eq. 1 of one response to a question with an answer, as a number: 1 if right, else 0."""
     return float(is_correct(response, answer))
 
 
@@ -83,8 +83,7 @@ def reweighted_reward(says_right, is_right, accuracy):
     wrong one wrong, else 0. Where half of the responses are right this is eq. 2's 0.7.
 
     For use without the filter: both labels then carry about the same total weight, however rare one
-    of them is. accuracy: E[R(r)], the share of right responses among the step's pairs, as it is
-    expected before they are drawn (see `random_pairs`).
+    of them is. accuracy: E[R(r)] (see `random_pairs`).
     """
     if says_right is not is_right:
         return 0.0
@@ -144,8 +143,9 @@ def filter_pairs(groups, rng):
 
 
 def random_pairs(groups, rng):
-    """Without the filter: any two responses to each question. How many of them are right is up to
-    the policy; the share that is expected, before the draw, is written onto each pair for eq. 3."""
+    """Without the filter: any two responses to each question. For eq. 3 each pair gets the share of
+    right ones that is expected: if 6 of 8 are right at one question and none at the other, (1.5 +
+    0) / 4, whatever is drawn."""
     chosen = []
     expected_right = 0.0
     for pairs in groups:
@@ -202,13 +202,12 @@ def advantages(rewards, groups, std=True):
 
 
 def leave_one_out(rewards, groups, wider):
-    """A = R - mean of the *others* in the group, which is m/(m - 1) (R - mean of the group of m): a
-    float tensor [samples]. A mean that includes the sample itself would multiply its gradient by
-    1 - 1/m, and group sizes m differ here.
+    """A = R - mean of the *others* in the group: of 1, 0, 0 this is 1, -0.5, -0.5. A float tensor
+    [samples]. A mean that includes the sample itself would shrink its gradient by 1 - 1/m in a
+    group of m, and these sizes differ here.
 
-    Of the rewards 1, 0, 0 in one group: 1, -0.5, -0.5. rewards: numbers [samples]; groups: one key
-    for each; wider: one more key for each. If a sample is alone in its group, the others in its
-    wider group are used instead.
+    rewards: numbers [samples]; groups: one key for each; wider: one more key for each. If a sample
+    is alone in its group, the others in its wider group are used instead.
     """
     members = members_of(groups)
     wider_members = members_of(wider)

@@ -45,7 +45,7 @@ class Sample:
     tokens: list[int]  # token ids of the completion, the stop token included
     logprobs: list[float]  # one per token, in nats, as drawn
     stopped: bool  # True: it ended by itself; False: truncated
-    # Set by the rollouts.
+    # The rest is explained where it is set. By the rollouts:
     text: str = ""
     role: str = ""  # response, critique, attempt 1, attempt 2, refinement
     problem: Problem | None = None
@@ -54,12 +54,12 @@ class Sample:
     right: bool | None = None  # the outcome of a response, an attempt, a refinement
     says_right: bool | None = None  # of a critique: its judgement, None if none can be read
     unclosed: bool = False  # it ended inside a <think> block; `stopped` is False then
-    # Set by the recipe.
+    # By the recipe:
     reward: float = 0.0
     group: object = None  # samples with the same group share one baseline; mostly the prompt's ids
     wider: object = None  # SCoRe's: the group of a sample that is alone in `group`
     kl: float = 0.0  # weight of the KL to the reference on its tokens
-    # Set by `train.update`.
+    # By `train.update`:
     advantage: float = 0.0  # the reward, compared inside the group
     # One number per token, None where the sample gave no gradient.
     log_ratios: list[float] | None = None  # learner against sampler
@@ -154,13 +154,15 @@ def repeat(items, n):
 # 1. The model reads each distinct prompt once, padded on the left: ids [2 prompts, 3].
 #        . 5 6
 #        7 8 9
-# 2. Its logits at the last position, [3 rows, vocabulary], give the first token of each row. Each
-#    token is fed back and gives the next one, so tokens [3 rows, 3] are drawn column by column.
+# 2. Its logits at the last position, [2, vocabulary], repeated for the 3 rows, give the first token
+#    of each. Each token is fed back and gives the next one, so tokens [3 rows, 3] are drawn
+#    column by column.
 #        4 4 2     ends with EOS
 #        4 2 .     ends with EOS, and leaves
 #        3 3 3     is truncated
 # 3. To score them, the model is fed the prompts as above, then each row's tokens but the last. The
-#    log-prob of a token is read at the token before it, of the first at the end of the prompt.
+#    log-prob of a token is read at the position before it. For the first token that is the last
+#    position of the prompt.
 #                      row 0      row 1    row 2
 #        token         4  4  2    4  2     3  3  3
 #        read at       6  4  4    6  4     9  3  3

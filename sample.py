@@ -109,10 +109,9 @@ def judgement_table(critiques):
     """What critiques say against what is so. accuracy: the share of judgements that agree with the
     outcome; p1, p2: the same on right and on wrong responses; precision and recall of "right";
     unreadable: the share without a judgement that can be read."""
-    # The share of right responses that are judged right, of wrong ones that are judged wrong.
     on_right = [critique.says_right for critique in critiques if critique.pair.right]
     on_wrong = [critique.says_right for critique in critiques if not critique.pair.right]
-    # p1 is the recall of "right" as well.
+    # p1, the share of right responses that are judged right, is the recall of "right" as well.
     p1 = mean(says_right is True for says_right in on_right)
     return {
         "accuracy": mean(c.says_right is c.pair.right for c in critiques),
@@ -178,6 +177,7 @@ def held_out_and_exam(args, folder):
 
 def asked_problem(args, folder, flags):
     """The question of the command line; it asks for what the run's problems ask for."""
+    # An answer, unless a run says something else.
     program = False
     held_out = folder / "held_out.jsonl"
     if args.grader or flags.get("grader"):
@@ -258,7 +258,7 @@ def use(argv):
         show_question(sampler, asked, args.n, args.seed)
     if args.eval:
         if not exam:
-            # Its own responses: of two policies these sets then differ.
+            # Its own responses, so two policies get different sets.
             seed = seed_of(args.seed, "exam")
             exam = sample_pairs(
                 sampler,

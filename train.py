@@ -10,7 +10,8 @@ What an optimizer step maximises, over all tokens of its completions:
 k3 estimates the KL divergence to the starting policy (the reference): it is 0 where the two agree,
 and never negative. It is a term of the loss, and no part of the reward that A compares. The methods
 differ in what is sampled and how it is rewarded. With r for a reward and D(x) for the mean k3 of
-the tokens sampled after the prompt x, in short:
+the tokens sampled after the prompt x, each line below is what its samples maximise in the mean,
+without clip and baseline:
 
     GC-RL     a response y to a question x    r(y) - kl D(x)                  (eq. 1)
               a critique c of x and y         r(c) - kl D(x, y)               (eq. 2)
@@ -32,8 +33,8 @@ share the update. What departs from GRPO as published (arXiv 2402.03300), and wh
   computation; their tokens stay in the denominator of the mean.
 - The advantages of SCoRe and of multi-turn RL are not divided by the standard deviation, and a
   sample is left out of its own baseline (see `rewarded_attempts`).
-- In k3, d is at most MAX_AWAY = 3: a token's gradient, exp(d) - 1, is then at most 19. One token
-  could dominate the others.
+- In k3, d is at most MAX_AWAY = 3, so that a token's gradient, exp(d) - 1, is at most 19.
+  Otherwise one token could dominate the others.
 
     python train.py                        GC-RL on the embedded toy model, minutes on two cores
     python train.py --method score         SCoRe on the toy
@@ -187,8 +188,8 @@ def rewarded_critiques(args, sampler, step, pairs):
         sample.kl = args.kl
     refined = []
     if args.denoise:
-        # Eq. 4: does the critique help to correct the response? The refined responses, so many for
-        # each critique, give a reward and are not trained.
+        # Eq. 4: does the critique help to correct the response? The refined responses, --denoise of
+        # them for each critique, give a reward and are not trained.
         readable = [sample for sample in critiques if sample.says_right is not None]
         refined = refine(sampler, readable, args.denoise, seed + 1)
         for index, sample in enumerate(readable):
@@ -206,9 +207,9 @@ def score(args, sampler, step, problems, cache, static):
 
         r2 + alpha (r2 - r1) - mean of that = (1 + alpha) (r2 - mean of r2)
 
-    So with this baseline the shaping weighs second attempts 1 + alpha times as much as first ones,
-    and that is all: with alpha 2 the rewards 3 and 0, or 1 and -2, differ by 3. To divide by the
-    standard deviation would cancel it.
+    The paper's bonus for a change needs a baseline that does not know r1. Ours does, and all that
+    is left of alpha is a weight on second attempts: with alpha 2 the rewards 3 and 0, or 1 and -2,
+    differ by 3. To divide by the standard deviation would cancel it.
     """
     first, second, metrics = rewarded_attempts(args, sampler, step, problems)
     if step <= args.stage1_steps:
@@ -218,7 +219,7 @@ def score(args, sampler, step, problems, cache, static):
             sample.reward = 0.0  # a zero-variance group, so no advantage
             sample.kl += args.beta2
     else:
-        # Stage II: both are rewarded, and the second is paid for what it changes.
+        # Stage II: both are rewarded, the second by the shaped reward.
         metrics["stage"] = 2
         for sample in second:
             sample.reward = shaped_reward(sample.first.reward, sample.reward, args.alpha)
@@ -241,13 +242,12 @@ def rewarded_attempts(args, sampler, step, problems):
     seed = seed_of(args.seed, step, "attempts")
     first, second = two_attempts(sampler, problems, args.n, seed)
     for sample in first + second:
+        before = sample.first.right if sample.first else None  # outcome of the attempt before
         question = None if args.group == "batch" else sample.problem.question
         sample.reward = float(sample.right)
-        sample.wider = (sample.role, None)
-        if sample.first:
-            sample.wider = (sample.role, sample.first.right)
         # As ("attempt 2", False, "Compute 7-6 ..."), inside the wider ("attempt 2", False).
-        sample.group = (*sample.wider, question)
+        sample.group = (sample.role, before, question)
+        sample.wider = (sample.role, before)
         sample.kl = args.beta1
     return first, second, attempt_metrics(first, second)
 
@@ -438,8 +438,8 @@ def add_gradient(model, samples, reference, token_count, args, parts=1):
         if reference is not None:
             with torch.no_grad():
                 ref = torch.cat(batch_logprobs(reference, batch, args.temperature))
-            # `ref` is bounded and not ref - new, whose gradient beyond the bound would be 0: so the
-            # pull towards the reference stays what it is at the bound.
+            # Were d = ref - new clamped, its gradient beyond 3 would be 0. So `ref` is lowered to 3
+            # above `new`, which is detached: d is 3 there and still has its gradient.
             ref = torch.minimum(ref, new.detach() + MAX_AWAY)
         # One advantage and one weight of the KL for all tokens of a completion.
         advantage = repeated([sample.advantage for sample in batch], lengths, new)
@@ -504,7 +504,7 @@ def train(args):
     """One run, from the flags to the final table; meanwhile no other process gets into --out.
     Returns the last row of metrics."""
     begin = time.time()
-    # state: what resume.pt keeps, as problems, metrics and the next step (`first_state`).
+    # state: what resume.pt keeps, as problems, metrics and the next step (details/start.py).
     sampler, reference, optimizer, state, lock = begin_run(args)
     begin -= state["seconds"]  # of a resumed run: as if it had not paused
     out = Path(args.out)
@@ -513,6 +513,7 @@ def train(args):
         size = f"{sampler.model.num_parameters():,} parameters on {sampler.model.device}"
         count = f"{len(state['problems'])} problems, {len(state['held_out'])} held out"
         say(f"{args.method} on {args.model}: {size}; {count}; {out}")
+        # Static pairs come all at once, on top of fewer than --pairs that are left.
         room = max(args.cache, len(state["static"]) + args.pairs)
         cache = PairCache(state["cache"], maxlen=room)
         done = max(0, state["step"] - 1)
