@@ -506,23 +506,24 @@ def test_c_rl_with_dynamic_pairs():
 
 def test_pairs_with_and_without_the_filter():
     """Without it any two responses to a question go to the critic; a truncated response never does,
-    and does not count in the accuracy, which is that of the pairs: both labels have the same total
-    weight by eq. 3, though more responses of one kind ended."""
+    and does not count in the accuracy, which is that of the pairs: two of one question, which are
+    right, and one of the other, which is wrong. So by eq. 3 both labels have the same total weight,
+    though more responses of one kind ended."""
     right, wrong, long = problems(3)
     responses = []
-    for problem, ended in ((right, "abcd"), (wrong, "ab"), (long, "")):
+    for problem, ended in ((right, "abcd"), (wrong, "a"), (long, "")):
         for text in "abcd":
             drawn = a_sample(text, "response", problem, stopped=text in ended)
             drawn.right = problem == right
             responses.append(drawn)
-    for balance, count in (("filter", 0), ("none", 4), ("reweight", 4)):
+    for balance, count in (("filter", 0), ("none", 3), ("reweight", 3)):
         args = arguments(f"--balance {balance} --n 4")
         pairs = train.pairs_to_criticise(args, 1, responses, PairCache(), [])
         assert len(pairs) == len(set(pairs)) == count
         for pair in pairs:
             assert pair.problem != long
             assert pair.right == (pair.problem == right)
-            assert pair.accuracy == 0.5, "two pairs each, though four of six are right"
+            assert pair.accuracy == 2 / 3, "of three pairs, though four of five are right"
 
 
 def test_with_whom_a_reward_is_compared():

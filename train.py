@@ -149,9 +149,9 @@ def baseline_group(group, sample):
 
 
 def pairs_to_criticise(args, step, responses, cache, static):
-    """Dynamic pairs come from the policy's own responses of this step. Static ones were sampled
-    from the starting policy, 10 responses to each question, and come again in each pass over them.
-    Both wait in the cache until they are drawn."""
+    """Dynamic pairs come from the policy's own responses of this step. Static ones are the starting
+    policy's, from 10 responses to each question, and come again in each pass over them. Both wait
+    in the cache until they are drawn."""
     rng = random.Random(seed_of(args.seed, step, "pairs"))
     if args.critique_data == "dynamic":
         # Data filter: of each question that has both, one right and one wrong response.

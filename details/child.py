@@ -18,7 +18,12 @@ LIMITS = {
 }
 
 # What is used after the program, which may put functions of its own under the names of builtins.
-evaluate, run, as_text, kind_of, write, leave = eval, exec, ascii, type, os.write, os._exit
+evaluate = eval
+run = exec
+as_text = ascii
+kind_of = type
+write = os.write
+leave = os._exit
 
 ATOMS = (int, str, bool, bytes, complex, type(None))
 CONTAINERS = (list, tuple, set, dict)
@@ -37,7 +42,9 @@ def written(value):
     for known in CONTAINERS:
         if kind is known:
             name = kind.__name__
-            items = [written(item) for item in (value.items() if name == "dict" else value)]
+            if name == "dict":
+                value = value.items()
+            items = [written(item) for item in value]
             if name in ("dict", "set"):
                 items.sort()
             return f"({','.join([as_text(name), *items])},)"

@@ -260,6 +260,7 @@ def same(found, expected):
 
 
 def judged(problem, response):
+    """Does a response pass? None where no program is asked for."""
     if not problem.program:
         return None
     program = program_of(response)
@@ -270,13 +271,14 @@ def judged(problem, response):
     expected = ast.literal_eval(child.written(tuple(map(ast.literal_eval, values))))
     began = time.thread_time()
     with contextlib.suppress(Exception):  # of any kind: the program may have written the report
-        return same(ast.literal_eval(report.decode()), expected) and time.thread_time() - began < 1
+        right = same(ast.literal_eval(report.decode()), expected)
+        return right and time.thread_time() - began < 1
     return False
 
 
 def passed(problems, responses):
-    """Of each response: does every call in its problem's tests return its value? None where no
-    program is asked for."""
+    """`judged` of each response, side by side: does every call in its problem's tests return its
+    value?"""
     if any(problem.program for problem in problems):
         find_layer()
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()

@@ -1,7 +1,7 @@
 """What a run needs before its first step; it uses the sampler (`rollout`).
 
 Input is read and refused, a model is loaded, demonstrations are learned; then pairs are sampled
-from the starting policy: the critic's evaluation set, and the pairs that critics are trained on if
+with the starting policy: the critic's evaluation set, and the pairs that critics are trained on if
 these are static.
 """
 

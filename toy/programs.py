@@ -135,7 +135,8 @@ def draw(kind, rng):
     """A function of a kind, with numbers and calls that tell it from what is wrong."""
     takes = kind[0][0]
     while True:
-        asked = right = "{x}"
+        asked = "{x}"
+        right = "{x}"
         wrong = []
         for row in kind:
             number = str(rng.randint(2, 12))
@@ -206,7 +207,9 @@ def make(folder):
     unseen = functions(kinds[:UNSEEN], rng)
     trained = functions(kinds[UNSEEN:], rng)
     write_jsonl(folder / "train.jsonl", map(problem, islice(trained, TRAIN)))
-    held_out = [f for both in zip(islice(trained, HELD_OUT), unseen) for f in both]
+    held_out = []
+    for both in zip(islice(trained, HELD_OUT), unseen):
+        held_out += both
     write_jsonl(folder / "held_out.jsonl", map(problem, held_out))
     critiques = []
     for function in islice(trained, CRITICISED):
