@@ -57,7 +57,7 @@ from tqdm import tqdm
 
 from critique import correct_prompt
 from details import cost
-from details.flags import SUPERVISED, train_flags
+from details.flags import SUPERVISED, selected_by, train_flags
 from details.log import (
     BAR_OFF,
     log_answers,
@@ -70,7 +70,7 @@ from details.log import (
 )
 from details.memory import micro_batches, smaller_if_memory_runs_out
 from details.policy import save_policy
-from details.runs import save_state, signals_caught
+from details.runs import finish_best, keep_best, save_state, signals_caught
 from details.start import begin_run, first_pairs
 from details.supervised import demonstration, imitate
 from figures.curves import draw_curves
@@ -539,9 +539,14 @@ def train(args):
             if due:
                 numbers, answers = evaluate(sampler, state["held_out"], state["exam"])
                 row |= numbers
+                if state["selecting"]:
+                    numbers, _ = evaluate(sampler, state["selecting"], state["selecting_exam"])
+                    row["select"] = numbers[selected_by(args.method)]
                 log_answers(state, step, answers)
             row["seconds"] = time.time() - begin
             log_row(out, state, row)
+            if due:
+                keep_best(out, state, sampler)
             # Save.
             state |= {"step": step + 1, "seconds": row["seconds"], "cache": list(cache)}
             if due or signals:
@@ -557,6 +562,7 @@ def train(args):
         save_policy(sampler.model, sampler.tokenizer, out)
         draw_curves(out / "curves.svg", state["metrics"])
         show_result(state, out)
+        finish_best(out, state, sampler)
     return state["metrics"][-1]
 
 
