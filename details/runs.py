@@ -172,11 +172,9 @@ def finish_best(out, state, sampler):
     what = selected_by(state["flags"]["method"])
     if state["selecting"]:
         what += " on --select-data"
-    say(
-        f"best: {out / 'best'}, of step {step}: {what} {best:.3f}, {best - last:+.3f} above the end's"
-    )
+    say(f"best: {out / 'best'}, step {step}: {what} {best:.3f}, at the end {last:.3f}")
     if not state["selecting"]:
-        say("(the largest of several noisy numbers is too high; --select-data chooses on others)")
+        say("(the largest of several noisy numbers is too high; --select-data chooses by others)")
 
 
 @contextmanager

@@ -16,7 +16,15 @@ import torch
 
 from critique import correct_prompt
 from details import grader, programs
-from details.data import batch_of, load_split, read_jsonl, seed_of, to_pair, without
+from details.data import (
+    batch_of,
+    load_problems,
+    load_split,
+    read_jsonl,
+    seed_of,
+    to_pair,
+    without,
+)
 from details.demonstrations import load_demonstrations
 from details.errors import InputError
 from details.lora import add_adapters
