@@ -73,16 +73,16 @@ def begin_run(args):
 
 
 def first_state(args, problems, held_out, exam):
-    """What resume.pt has beside weights and optimizer: cache, metrics and samples are those before
-    `step`. What was read and sampled at the start is kept: a run goes on with that, whatever has
-    become of the files."""
+    """What resume.pt has beside weights and optimizer: cache and metrics are those before `step`.
+    What was read and sampled at the start is kept: a run goes on with that, whatever has become of
+    the files."""
     return {
         "format": FORMAT,
         "flags": vars(args).copy(),
         "step": 0,
         "seconds": 0.0,
         "metrics": [],
-        "samples": [],
+        "samples": 0,  # bytes of samples.jsonl
         "cache": [],
         "problems": problems,
         "held_out": held_out,
