@@ -25,8 +25,8 @@ from details.errors import InputError
 FOLDER = Path(__file__).parent
 LONGEST = 20_000  # characters of a text that are shown
 LARGEST = 20_000_000  # characters of data; above that every other step is left out
-COPIED = """id parent role right says_right stopped clipped response_right wrong_line no_line sound
-again""".split()
+COPIED = """id parent role right says_right stopped clipped
+response_right wrong_line no_line sound again"""
 BROWSERS = "chromium", "chromium-browser", "google-chrome"
 
 
@@ -75,7 +75,8 @@ def data_of(out):
         try:
             step = with_step(row)["step"]
             if row["role"] == "outcomes":
-                data["outcomes"][step] = row["questions"]
+                asked = [[str(question), str(found)] for question, found in row["questions"]]
+                data["outcomes"][step] = asked
             else:
                 kind = "probes" if row.get("probe") else "steps"
                 data[kind].setdefault(step, []).append(packed(row, texts))
@@ -116,7 +117,7 @@ def number(value):
 def packed(row, texts):
     """A row as page.js reads it: texts by their numbers, log-probs in thousandths. An older run's
     has neither tokens nor a name."""
-    result = {name: row.get(name) for name in COPIED}
+    result = {name: row.get(name) for name in COPIED.split()}
     tokens = row.get("tokens") or []
     if row["completion"] not in "".join(tokens):
         result["completion"] = index(row["completion"], texts)
