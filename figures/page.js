@@ -2,6 +2,7 @@
 "use strict";
 
 const find = id => document.getElementById(id);
+const on = (id, event, action) => find(id).addEventListener(event, action);
 const run = JSON.parse(find("data").textContent);
 const metrics = run.metrics;
 const last = Math.max(...metrics.step);
@@ -12,7 +13,6 @@ const START = { view: "step", step: last, sample: 1, colour: "push", role: "", c
 const state = { ...START };
 
 // ------------------------------------------------------------------------------ small helpers
-
 // Control characters, and those that turn the direction of a text: nobody would see them.
 const HIDDEN = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]/g;
 const visible = text =>
@@ -40,13 +40,12 @@ const soft = words => h("span", { class: "soft" }, words);
 const button = (key, label, pressed, onclick) =>
   h("button", { "data-key": key, "aria-pressed": pressed, onclick }, label);
 
-const number = (value, digits = 2) => (value == null ? "\u2013" : value.toFixed(digits));
+const number = (value, digits = 2) => value?.toFixed(digits) ?? "\u2013";
 const signed = (value, digits = 2) => (value > 0 ? "+" : "") + number(value, digits);
 const share = (list, test) => `${list.filter(test).length} of ${list.length}`;
 const unique = values => [...new Set(values)];
 
 // ------------------------------------------------------------------------------------ samples
-
 /** The samples of a step, or of an evaluation's questions, made whole when first asked for. */
 const made = new Set();
 function samplesOf(step, view = state.view) {
@@ -67,6 +66,7 @@ function samplesOf(step, view = state.view) {
     row.of = row.before ? row.before.right : row.response_right;
     row.verdict = row.judges ? row.says_right : row.right;
     row.good = row.judges ? row.verdict === row.of : row.verdict;
+    if (row.judges && row.before) row.before.kept = true;
     if (row.of !== undefined) row.cell = `${row.of},${row.verdict}`;
   });
   return rows;
@@ -85,20 +85,16 @@ const passes = row =>
   (!state.only || ONLY[state.only][1](row));
 
 // ------------------------------------------------------------------------------------- tokens
-
 // {name: [label, the value of a token where there is one, the legend]}. A legend that begins at 0
 // is that of a size, the others have signs.
 const COLOURS = {
   push: ["push: advantage \u00d7 (1 \u2212 p)", push, [-1, -0.5, 0, 0.5, 1]],
   advantage: ["advantage", row => row.advantage, [-2, -1, 0, 1, 2]],
   logprob: ["log-prob when drawn", (row, i) => row.logprobs?.[i] / 1000, [0, -1, -2, -3]],
-  ratio: ["log ratio, learner / sampler", ratio, [-0.2, -0.1, 0, 0.1, 0.2]],
+  ratio: ["log ratio, learner / sampler", (row, i) => row.log_ratios?.[i] / 1000, [-0.2, 0, 0.2]],
   clipped: ["clipped", (row, i) => row.clipped && Number(row.clipped.includes(i)), [0, 1]],
   none: ["nothing", () => undefined, []],
 };
-function ratio(row, i) {
-  return row.log_ratios?.[i] / 1000;
-}
 // Nothing is learned from an evaluation's questions: of their tokens the log-probs are known.
 const colour = () =>
   COLOURS[state.view === "step" || state.colour === "none" ? state.colour : "logprob"];
@@ -135,13 +131,13 @@ function changes(a, b) {
   return changed;
 }
 
-/** A completion, token by token; a note on the line where something is wrong. earlier: what it is
-    compared with. */
+/** A completion, token by token, compared with an earlier one; a note where something is wrong. */
 function text(row, chosen, earlier) {
   const [, value, legend] = colour();
   const changed = earlier ? changes(earlier.parts, row.parts) : new Set();
   const noted = row.wrong_line ?? row.no_line;
-  const note = row.judges ? (row.sound ? "the right reason" : "a wrong reason") : "first wrong step";
+  const reason = row.sound ? "the right reason" : "a wrong reason";
+  const note = `\u2190 ${row.judges ? reason : "first wrong step"}`;
   let line = 0;
   const parts = row.parts.map((part, i) => {
     const isEnd = row.stopped && row.tokens === row.parts && i === row.parts.length - 1;
@@ -151,7 +147,7 @@ function text(row, chosen, earlier) {
     const ends = part.includes("\n");
     const mark = line === noted && (ends || isEnd);
     line += part.split("\n").length - 1;
-    return [mark && h("em", { class: row.sound ? "up" : "down" }, `\u2190 ${note}`), span];
+    return [mark && h("em", { class: row.sound ? "up" : "down" }, note), span];
   });
   return h("pre", { "data-n": row.n, "data-step": row.step }, parts);
 }
@@ -164,23 +160,21 @@ function read(event) {
   const { n, step } = span.parentNode.dataset;
   const row = samplesOf(step)[n - 1];
   const i = Number(span.dataset.i);
-  const facts = [JSON.stringify(row.parts[i].slice(0, 80))];
-  if (row.logprobs) {
-    const logprob = row.logprobs[i] / 1000;
-    facts.push(`log-prob ${number(logprob, 3)}, p ${number(Math.exp(logprob))}`);
-  }
-  if (state.view === "step") {
-    facts.push(`advantage ${signed(row.advantage)}`);
-    if (row.logprobs) facts.push(`push ${signed(push(row, i))}`);
-    if (row.log_ratios) facts.push(`log ratio ${signed(row.log_ratios[i] / 1000, 3)}`);
-    if (row.clipped) facts.push(row.clipped.includes(i) ? "clipped" : "not clipped");
-    else facts.push("no gradient was computed");
-  }
+  const logprob = row.logprobs?.[i] / 1000;
+  const clipped = row.clipped?.includes(i) ? "clipped" : "not clipped";
+  const learned = state.view === "step" && [
+    `advantage ${signed(row.advantage)}`,
+    row.logprobs && `push ${signed(push(row, i))}`,
+    row.log_ratios && `log ratio ${signed(row.log_ratios[i] / 1000, 3)}`,
+    row.clipped ? clipped : "no gradient was computed",
+  ];
+  const known = row.logprobs && `log-prob ${number(logprob, 3)}, p ${number(Math.exp(logprob))}`;
+  const facts = [JSON.stringify(row.parts[i].slice(0, 80)), known, learned].flat().filter(Boolean);
   find("readout").replaceChildren(visible(facts.join("  \u00b7  ")));
 }
 
-/** A sample: what it is worth, and its text. */
-function card(row, earlier) {
+/** A sample: what it is worth, and its text. context: it stays in sight whatever is looked for. */
+function card(row, earlier, context) {
   const inStep = state.view === "step";
   const chosen = inStep && row.n === state.sample;
   const word = { true: "right", false: "wrong" }[row.verdict] ?? "no judgement";
@@ -190,10 +184,11 @@ function card(row, earlier) {
     h("b", { class: row.good ? "up" : "down" }, row.good ? "\u2713 " : "\u2717 ", says),
     inStep && h("span", {}, `reward ${Number(row.reward.toFixed(2))}`),
     inStep && h("span", {}, `advantage ${signed(row.advantage)}`),
+    inStep && row.kept && h("b", {}, "kept for the critic"),
     !row.stopped && h("b", {}, "truncated"),
     row.again && !row.right && h("b", {}, "the same answer"),
   ];
-  const dimmed = inStep && filtering() && !passes(row);
+  const dimmed = inStep && !context && filtering() && !passes(row);
   const name = `card${chosen ? " chosen" : ""}${dimmed ? " dimmed" : ""}`;
   // Who marks words to copy them does not choose the sample.
   const onclick = () => chosen || !inStep || `${getSelection()}` || go({ sample: row.n });
@@ -202,7 +197,6 @@ function card(row, earlier) {
 }
 
 // ------------------------------------------------------------------------------------- a step
-
 /** All questions of the step: what became of each, and why. */
 function questions() {
   const rows = run.outcomes[state.step];
@@ -215,9 +209,10 @@ function questions() {
     [1, dropped ? "dropped: none is wrong" : "all right: none is better"],
     [0, "truncated, all of them"],
   ];
-  const square = letter => h("i", { class: letter });
-  const column = ([question, letters]) =>
-    h("span", { title: visible(question) }, [...letters].sort().map(square));
+  const column = ([question, letters]) => {
+    const squares = [...letters].sort().map(letter => h("i", { class: letter }));
+    return h("span", { title: visible(question) }, squares);
+  };
   const groups = meanings.map(([key, meaning]) => {
     const members = rows.filter(row => kind(row) === key);
     const label = h("p", {}, h("b", {}, members.length), ` ${meaning}`);
@@ -236,23 +231,22 @@ function filters(rows) {
     const words = `${label} ${found}`.trim();
     return button(`${name} ${value}`, words, pressed, toggle(name, value));
   };
+  // What was judged and how, or what came first and what then.
   const cell = value => h("td", {}, choice("cell", value, "", row => row.cell === value));
-  const critics = rows.some(row => row.judges);
-  const [one, two] = critics ? ["response", "judged"] : ["first", "then"];
-  const line = (right, word) =>
-    h("tr", {}, h("th", {}, `${one} ${word}`), cell(`${right},true`), cell(`${right},false`));
-  const lines = [line(true, "right"), line(false, "wrong")];
+  const line = (words, right) =>
+    h("tr", {}, h("th", {}, words), cell(`${right},true`), cell(`${right},false`));
+  const [one, two] = rows.some(row => row.judges) ? ["response", "judged"] : ["first", "then"];
   const heads = ["", `${two} right`, `${two} wrong`].map(words => h("th", {}, words));
+  const lines = [h("tr", {}, heads), line(`${one} right`, true), line(`${one} wrong`, false)];
   const roles = unique(rows.map(row => row.role));
-  const only = Object.entries(ONLY);
-  const there = only.filter(([name, [, test]]) => state.only === name || rows.some(test));
+  const there = Object.entries(ONLY).filter(([, [, test]]) => rows.some(test));
   return box(
     "filters",
-    rows.some(row => row.cell) && h("table", {}, h("tr", {}, heads), lines),
+    rows.some(row => row.cell) && h("table", {}, lines),
     box(
       "bar",
       soft("Find"),
-      roles.length > 1 && roles.map(role => choice("role", role, role, row => row.role === role)),
+      roles.map(role => choice("role", role, role, row => row.role === role)),
       there.map(([name, [label, test]]) => choice("only", name, label, test)),
       filtering() && button("next", "in the next step that has one", false, seek),
       filtering() && button("all", "show all", false, () => go({ role: "", cell: "", only: "" })),
@@ -278,9 +272,9 @@ function chain(rows) {
     const summary = h("summary", { class: "soft" }, "the prompt");
     return shown && h("details", {}, summary, h("pre", {}, run.texts[shown.prompt]));
   };
+  const roles = ["response", "critique", "attempt 1", "attempt 2"];
+  const [responses, critiques, first, second] = roles.map(of);
   const parts = [];
-  const responses = of("response");
-  const critiques = of("critique");
   if (responses.length) {
     const rewards = responses.map(row => row.reward);
     const mean = rewards.reduce((a, b) => a + b) / rewards.length;
@@ -288,28 +282,25 @@ function chain(rows) {
     const why = ` \u00b7 rewards: mean ${number(mean)}, deviation ${number(Math.sqrt(variance))}`;
     parts.push(h("h3", {}, "Responses: ", share(responses, right), " right", soft(why)));
     parts.push(prompt(responses), grid("", responses));
-    const kept = responses.filter(row => critiques.some(other => other.before === row));
-    const names = kept.map(row => row.n).join(" and ");
-    if (kept.length) parts.push(h("p", { class: "kept" }, `Kept for the critic: ${names}`));
   }
   // A response and the critiques of it, beside each other.
   const target = row => row.before ?? row.response ?? row.prompt;
   for (const key of unique(critiques.map(target))) {
     const group = critiques.filter(row => target(row) === key);
-    const [{ before, of: is, response }] = group;
+    const { before, of: is, response } = group[0];
     const name = before ? `response ${before.n}` : "a response of another step";
-    const agree = `, which is ${is ? "right" : "wrong"}: ${share(group, row => row.good)} say so`;
+    const word = { true: "right", false: "wrong" }[is] ?? "(unknown)";
+    const words = `Critiques of ${name}, which is ${word}: ${share(group, row => row.good)} say so`;
     const older = () => box("card", h("pre", {}, run.texts[response] ?? "(see the prompt)"));
-    parts.push(h("h3", {}, `Critiques of ${name}`, is !== undefined && agree), prompt(group));
-    parts.push(box("after", before ? card(before) : older(), grid("", group)));
+    parts.push(h("h3", {}, words), prompt(group));
+    parts.push(box("after", before ? card(before, undefined, true) : older(), grid("", group)));
   }
   // A first attempt and the second one after it, beside each other.
-  const first = of("attempt 1");
-  const second = of("attempt 2");
   if (first.length + second.length) {
     const words = `Attempts: at first ${share(first, right)} right, then ${share(second, right)}`;
     const alone = first.filter(row => !second.some(other => other.before === row));
-    const pair = row => box("two", row.before && card(row.before), card(row, row.before));
+    const before = row => row.before && card(row.before, undefined, passes(row));
+    const pair = row => box("two", before(row), card(row, row.before));
     parts.push(h("h3", {}, words, CHANGED), prompt(second));
     parts.push(box("grid pairs", second.map(pair), alone.map(row => card(row))));
   }
@@ -317,16 +308,17 @@ function chain(rows) {
 }
 
 function heading(question) {
-  const answer = run.answers[question];
+  const answer = Object.hasOwn(run.answers, question) && run.answers[question];
   return h("h2", {}, question, answer && soft(` \u00b7 right answer: ${answer}`));
 }
 
 function stepView() {
   const rows = samplesOf(state.step);
   if (!rows.length) {
-    const near = stepsOf("step").filter(step => step <= state.step).pop() ?? stepsOf("step")[0];
+    const steps = stepsOf("step");
+    const near = steps.filter(step => step <= state.step).pop() ?? steps[0] ?? 0;
     const why = state.step ? "Of this step no texts are kept. " : "Step 0 only evaluates. ";
-    const to = near !== undefined && button("near", `step ${near}`, false, () => go({ step: near }));
+    const to = button("near", `step ${near}`, false, () => go({ step: near }));
     return [questions(), h("p", {}, why, to)];
   }
   const asked = unique(rows.map(row => row.question));
@@ -345,7 +337,6 @@ function stepView() {
 }
 
 // ------------------------------------------------------------------- the same questions again
-
 function probeView() {
   const steps = stepsOf("probes");
   if (!steps.length) return h("p", {}, "This run asked no questions again at each evaluation.");
@@ -362,27 +353,19 @@ function probeView() {
   const line = (question, index) =>
     h("tr", {}, h("th", {}, question.slice(0, 60)), steps.map(step => cell(step, question, index)));
   const heads = ["", ...steps.map(step => `step ${step}`)].map(words => h("th", {}, words));
-  const later = now !== steps[0];
-  const pairs = at(steps[0], chosen).map((before, i) => [
-    card(before),
-    later ? card(at(now, chosen)[i], before) : h("i"),
-  ]);
+  const later = now === steps[0] ? [] : at(now, chosen);
+  const pair = (row, i) => [card(row), later[i] ? card(later[i], row) : h("i")];
+  const titles = [`Step ${steps[0]}`, later.length > 0 && [`Step ${now}`, CHANGED]];
   return [
     h("p", { class: "soft" }, "Held-out questions, asked at each evaluation with the same random ",
       "numbers: what differs is the policy. Marks: two attempts, a critique of the first."),
     box("scroll", h("table", {}, h("tr", {}, heads), asked.map(line))),
     heading(chosen),
-    box(
-      "before",
-      h("h3", {}, `Step ${steps[0]}`),
-      h("h3", {}, later && [`Step ${now}`, CHANGED]),
-      pairs,
-    ),
+    box("before", titles.map(title => h("h3", {}, title)), at(steps[0], chosen).map(pair)),
   ];
 }
 
 // ------------------------------------------------------------------------------------- curves
-
 // [title, digits, [label, metrics of which the first that is there is drawn], ...]
 const HELD_OUT = "held out, greedy";
 const CURVES = [
@@ -400,11 +383,10 @@ const CURVES = [
 const cursors = [];
 
 function curve([title, digits, ...series]) {
-  const lines = [];
-  for (const [label, ...names] of series) {
-    const values = metrics[names.find(name => metrics[name])] ?? [];
-    if (values.some(value => value !== null)) lines.push([label, values]);
-  }
+  const some = values => values?.some(value => value !== null);
+  const lines = series
+    .map(([label, ...names]) => [label, metrics[names.find(name => some(metrics[name]))]])
+    .filter(([, values]) => values);
   if (!lines.length) return null;
   const drawn = lines.flatMap(([, values]) => values).filter(value => value !== null);
   const low = Math.min(...drawn);
@@ -428,31 +410,28 @@ function curve([title, digits, ...series]) {
       labels[k].textContent = `\u25cf ${label} ${number(values[at], digits)}`;
     });
   });
-  const choose = event => {
+  const onclick = event => {
     const { left, width } = event.currentTarget.getBoundingClientRect();
     const part = ((264 * (event.clientX - left)) / width - 36) / 220;
     go({ step: Math.round(last * Math.min(1, Math.max(0, part))), sample: 1 });
   };
-  const picture = h(
-    "svg",
-    { viewBox: "0 0 264 78", onclick: choose },
-    h("path", { class: "axis", d: "M36,8H256M36,66H256" }),
-    high > low ? [axis(high, 12), axis(low, 70)] : axis(low, 41),
-    cursor,
-    lines.map(draw),
-  );
+  const frame = h("path", { class: "axis", d: "M36,8H256M36,66H256" });
+  const scale = high > low ? [axis(high, 12), axis(low, 70)] : axis(low, 41);
+  const parts = [frame, scale, cursor, lines.map(draw)];
+  const picture = h("svg", { viewBox: "0 0 264 78", onclick }, parts);
   return h("figure", {}, h("figcaption", {}, h("b", {}, title), labels), picture);
 }
 
 // ----------------------------------------------------------------------------------- the page
+let address = "";
 
 /** Change what is shown, and the address with it. */
 function go(changed) {
   Object.assign(state, changed);
   const always = ["step", "sample"];
   const asked = Object.entries(state).filter(([k, v]) => always.includes(k) || v !== START[k]);
-  const hash = `#${new URLSearchParams(asked)}`;
-  if (location.hash !== hash) location.replace(hash);
+  address = `#${new URLSearchParams(asked)}`;
+  location.replace(address);
   show();
 }
 
@@ -498,17 +477,17 @@ addEventListener("keydown", event => {
   event.preventDefault();
   move(...key);
 });
-addEventListener("hashchange", fromAddress);
+addEventListener("hashchange", () => location.hash === address || fromAddress());
 for (const kind of ["pointerover", "focusin"]) addEventListener(kind, read);
-find("back").addEventListener("click", () => move("step", -1));
-find("on").addEventListener("click", () => move("step", 1));
+on("back", "click", () => move("step", -1));
+on("on", "click", () => move("step", 1));
+on("stepView", "click", () => go({ view: "step", sample: 1 }));
+on("probesView", "click", () => go({ view: "probes", sample: 1 }));
 find("slider").max = last;
-find("slider").addEventListener("input", event => go({ step: Number(event.target.value) }));
-for (const view of ["step", "probes"])
-  find(view + "View").addEventListener("click", () => go({ view, sample: 1 }));
+on("slider", "input", event => go({ step: Number(event.target.value) }));
 const options = Object.entries(COLOURS).map(([value, [label]]) => h("option", { value }, label));
 find("colour").append(...options);
-find("colour").addEventListener("change", event => go({ colour: event.target.value }));
+on("colour", "change", event => go({ colour: event.target.value }));
 find("curves").append(...CURVES.map(curve).filter(Boolean));
 
 // The title, and what has come out.

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -20,13 +21,16 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from details.data import read_jsonl, run_command
-from details.errors import InputError
+from details.errors import InputError, one_line
 
 FOLDER = Path(__file__).parent
 LONGEST = 20_000  # characters of a text that are shown
-LARGEST = 20_000_000  # characters of data; above that every other step is left out
-COPIED = """id parent role right says_right stopped clipped
+LARGEST = 6_000_000  # bytes of samples.jsonl that are shown
+STEP = re.compile(rb'\{"step": (\d+)')  # so a row begins, but for those of probes
+COPIED = """step probe id parent role right says_right stopped clipped
 response_right wrong_line no_line sound again"""
+UNUSABLE = ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError
+SHOT = "--headless --disable-gpu --no-first-run --hide-scrollbars --window-size=1280,860"
 BROWSERS = "chromium", "chromium-browser", "google-chrome"
 
 
@@ -37,21 +41,12 @@ def write_page(out):
         text = (FOLDER / f"page.{name}").read_text(encoding="utf-8")
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         page = page.replace(f"{{{name} hash}}", digest).replace(f"{{{name}}}", text)
-    page = page.replace("{data}", as_json(data_of(Path(out))))
-    path = Path(out) / "run.html"
-    path.with_suffix(".partial").write_text(page, encoding="utf-8", newline="\n")
-    os.replace(path.with_suffix(".partial"), path)
-    return path
-
-
-def as_json(data):
-    """JSON without `<`, in ASCII: half of a surrogate pair is spelled out too."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    while len(text) > LARGEST and len(data["steps"]) > 1:
-        kept = list(data["steps"])[::-2]
-        data["steps"] = {step: data["steps"][step] for step in reversed(kept)}
-        text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c")
+    # ASCII: half of a surrogate pair is spelled out too.
+    data = json.dumps(data_of(Path(out)), separators=(",", ":"), allow_nan=False)
+    page = page.replace("{data}", data.replace("<", "\\u003c"))
+    partial = Path(out) / "run.html.partial"
+    partial.write_text(page, encoding="utf-8", newline="\n")
+    return partial.replace(partial.with_suffix(""))
 
 
 def data_of(out):
@@ -63,7 +58,7 @@ def data_of(out):
     names = {name: None for row in rows for name in row}
     data = {
         "name": out.resolve().name,
-        "flags": {name: str(value)[:200] for name, value in flags[0].items()},
+        "flags": {name: str(value) for name, value in flags[0].items()},
         "metrics": {name: [number(row.get(name)) for row in rows] for name in names},
         "outcomes": {},  # {step: [[question, outcomes of its responses], ...]}
         "steps": {},  # {step: its samples}
@@ -71,27 +66,34 @@ def data_of(out):
     }
     texts = {}  # {text: its number}: most come many times
 
-    def add(row):
-        try:
-            step = with_step(row)["step"]
-            if row["role"] == "outcomes":
-                asked = [[str(question), str(found)] for question, found in row["questions"]]
-                data["outcomes"][step] = asked
-            else:
-                kind = "probes" if row.get("probe") else "steps"
-                data[kind].setdefault(step, []).append(packed(row, texts))
-        except (TypeError, KeyError, AttributeError, OverflowError) as error:
-            raise ValueError(f"no row of samples.jsonl: {error!r}") from error
-
-    rows_of(out / "samples.jsonl", add)
+    for row in samples_of(out / "samples.jsonl", texts, rows[-1]["step"]):
+        step = row.pop("step")
+        if row["role"] == "outcomes":
+            data["outcomes"][step] = row["questions"]
+        else:
+            data["probes" if row.get("probe") else "steps"].setdefault(step, []).append(row)
     data["texts"] = list(texts)
     data["answers"] = {}
     for name in ("train.jsonl", "held_out.jsonl"):
         for row in rows_of(out / name):
-            question = str(row.get("question"))[:LONGEST]
+            question = str(row.get("question"))
             if question in texts:
                 data["answers"][question] = str(row.get("answer", ""))[-200:]
     return data
+
+
+def samples_of(path, texts, last):
+    """The rows of samples.jsonl; of a long run every second, third, ... step's, and the last's."""
+    content = path.read_bytes() if path.exists() else b""
+    stride = 1 + len(content) // LARGEST
+    for number, line in enumerate(content.splitlines(), 1):
+        step = STEP.match(line)
+        if step and (last - int(step[1])) % stride:
+            continue
+        try:
+            yield packed(with_step(json.loads(line)), texts)
+        except UNUSABLE as error:
+            raise InputError(f"{path}:{number}: no row of a run: {one_line(error)}") from error
 
 
 def rows_of(path, check=dict):
@@ -108,15 +110,17 @@ def with_step(row):
 
 
 def number(value):
-    """A metric in four digits; None for what is no number."""
+    """A metric in six digits; None for what is no number."""
     if type(value) not in (int, float) or not math.isfinite(value):
         return None
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    return float(f"{value:.6g}")
 
 
 def packed(row, texts):
     """A row as page.js reads it: texts by their numbers, log-probs in thousandths. An older run's
     has neither tokens nor a name."""
+    if row["role"] == "outcomes":
+        return row
     result = {name: row.get(name) for name in COPIED.split()}
     tokens = row.get("tokens") or []
     if row["completion"] not in "".join(tokens):
@@ -143,12 +147,10 @@ def picture(page, path):
         raise InputError(f"--picture: none of {', '.join(BROWSERS)} is installed")
     path.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as profile:
-        command = [browser, "--headless", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
-        command += [f"--user-data-dir={profile}", "--window-size=1280,860"]
+        command = [browser, f"--user-data-dir={profile}", f"--screenshot={path}", *SHOT.split()]
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             command.append("--no-sandbox")
-        command += [f"--screenshot={path}", page.resolve().as_uri()]
-        subprocess.run(command, capture_output=True, timeout=100)
+        subprocess.run([*command, page.resolve().as_uri()], capture_output=True, timeout=100)
     if not path.exists():
         raise InputError(f"--picture: {browser} made none")
 

@@ -14,7 +14,7 @@ from details.errors import InputError, printable
 from details.log import say
 from toy.sound import first_objection, first_wrong, is_sound
 
-ROOM = 40_000  # bytes of samples.jsonl for each step, on average
+ROOM = 25_000  # bytes of samples.jsonl for each step, on average
 LISTED = 64  # questions of a step whose outcomes are listed
 FIRST = ("response", "attempt 1")  # roles that answer a question
 
