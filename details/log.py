@@ -190,7 +190,7 @@ def why_nothing_is_learned(metrics):
 
 
 def show_result(state, out):
-    """One sentence, the evaluations at the start and at the end, where the curves are, and a
+    """One sentence, the evaluations at the start and at the end, where the page is, and a
     question that the policy has learned to answer."""
     rows = state["metrics"]
     start = rows[0]

@@ -228,7 +228,7 @@ function filters(rows) {
   const choice = (name, value, label, test) => {
     const found = rows.filter(test).length;
     const pressed = state[name] === value;
-    const words = `${label} ${found}`.trim();
+    const words = label ? `${label}: ${found}` : found;
     return button(`${name} ${value}`, words, pressed, toggle(name, value));
   };
   // What was judged and how, or what came first and what then.
@@ -309,7 +309,7 @@ function chain(rows) {
 
 function heading(question) {
   const answer = Object.hasOwn(run.answers, question) && run.answers[question];
-  return h("h2", {}, question, answer && soft(` \u00b7 right answer: ${answer}`));
+  return h("h2", {}, question, answer && soft(` \u00b7 right answer: ${answer.slice(-200)}`));
 }
 
 function stepView() {
@@ -424,12 +424,10 @@ function curve([title, digits, ...series]) {
 
 // ----------------------------------------------------------------------------------- the page
 let address = "";
-
 /** Change what is shown, and the address with it. */
 function go(changed) {
   Object.assign(state, changed);
-  const always = ["step", "sample"];
-  const asked = Object.entries(state).filter(([k, v]) => always.includes(k) || v !== START[k]);
+  const asked = Object.entries(state).filter(([k, v]) => typeof v === "number" || v !== START[k]);
   address = `#${new URLSearchParams(asked)}`;
   location.replace(address);
   show();
@@ -491,8 +489,9 @@ on("colour", "change", event => go({ colour: event.target.value }));
 find("curves").append(...CURVES.map(curve).filter(Boolean));
 
 // The title, and what has come out.
-document.title = visible(`${run.flags.method ?? "A run"} on ${run.flags.model ?? run.name}`);
-find("title").append(document.title);
+const { method = "a run", model = "a model" } = run.flags;
+find("title").append(visible(`${method} on ${model}`));
+document.title = visible(`${decodeURI(location.pathname).split("/").at(-2)}: ${method}`);
 for (const [title, , [, name]] of CURVES.slice(0, 3)) {
   const values = (metrics[name] ?? []).filter(value => value !== null);
   const numbers = `${number(values[0])} \u2192 ${number(values.at(-1))} `;

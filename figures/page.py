@@ -30,8 +30,8 @@ STEP = re.compile(rb'\{"step": (\d+)')  # so a row begins, but for those of prob
 COPIED = """step probe id parent role right says_right stopped clipped
 response_right wrong_line no_line sound again"""
 UNUSABLE = ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError
-SHOT = "--headless --disable-gpu --no-first-run --hide-scrollbars --window-size=1280,860"
-BROWSERS = "chromium", "chromium-browser", "google-chrome"
+WINDOWLESS = "--headless --disable-gpu --no-first-run --hide-scrollbars --window-size=1280,860"
+BROWSERS = "chromium", "google-chrome"
 
 
 def write_page(out):
@@ -53,12 +53,11 @@ def data_of(out):
     """What page.js shows, from the files of the folder."""
     if not (out / "metrics.jsonl").exists():
         raise InputError(f"{out}: there is no run in it: no metrics.jsonl")
-    flags = rows_of(out / "run.json") or [{}]
+    [flags] = rows_of(out / "run.json") or [{}]
     rows = rows_of(out / "metrics.jsonl", with_step)
     names = {name: None for row in rows for name in row}
     data = {
-        "name": out.resolve().name,
-        "flags": {name: str(value) for name, value in flags[0].items()},
+        "flags": {name: str(value) for name, value in flags.items()},
         "metrics": {name: [number(row.get(name)) for row in rows] for name in names},
         "outcomes": {},  # {step: [[question, outcomes of its responses], ...]}
         "steps": {},  # {step: its samples}
@@ -78,7 +77,7 @@ def data_of(out):
         for row in rows_of(out / name):
             question = str(row.get("question"))
             if question in texts:
-                data["answers"][question] = str(row.get("answer", ""))[-200:]
+                data["answers"][question] = str(row.get("answer", ""))
     return data
 
 
@@ -142,17 +141,23 @@ def index(text, texts):
 
 def picture(page, path):
     """Chromium's picture of the page, as a PNG."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not browser:
-        raise InputError(f"--picture: none of {', '.join(BROWSERS)} is installed")
     path.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as profile:
-        command = [browser, f"--user-data-dir={profile}", f"--screenshot={path}", *SHOT.split()]
-        if hasattr(os, "geteuid") and os.geteuid() == 0:
-            command.append("--no-sandbox")
-        subprocess.run([*command, page.resolve().as_uri()], capture_output=True, timeout=100)
+        command = chromium(profile, f"--screenshot={path}", page.resolve().as_uri())
+        subprocess.run(command, capture_output=True)
     if not path.exists():
-        raise InputError(f"--picture: {browser} made none")
+        raise InputError("--picture: Chromium made none")
+
+
+def chromium(profile, *more):
+    """The command that starts it without a window, with its files in the folder `profile`."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not browser:
+        raise InputError(f"none of {', '.join(BROWSERS)} is installed")
+    # As root it has no sandbox; Windows has no root.
+    root = getattr(os, "getuid", os.getpid)() == 0
+    flags = WINDOWLESS + " --no-sandbox" * root
+    return [browser, *flags.split(), f"--user-data-dir={profile}", *more]
 
 
 def main(argv=None):
