@@ -22,7 +22,7 @@ from details.data import (
 )
 from details.errors import InputError, printable
 from details.flags import check_numbers, refuse
-from details.log import without_an_end
+from details.log import reasons, without_an_end
 from details.policy import TOY, run_flags
 from details.start import check_lengths, check_outcomes, sample_pairs, settle_outcomes
 from figures.explain import explain, problem_of
@@ -78,8 +78,7 @@ def evaluate(sampler, problems, exam):
     attempts = attempts_table(first, second)
     judgements = judgement_table(critiques)
     # Selective revision: it criticises its own answers, and corrects those that it judges wrong.
-    own_pairs = [Pair(answer.problem, answer.text, answer.right) for answer in first]
-    own = criticise(sampler, own_pairs, 1, seed=0, show="own critiques")
+    own = criticise(sampler, pairs_of(first), 1, seed=0, show="own critiques")
     doubted = [critique for critique in own if critique.says_right is False]
     trusted_right = [critique.pair.right for critique in own if critique.says_right is not False]
     refined = refine(sampler, doubted, 1, seed=0)
@@ -98,6 +97,17 @@ def evaluate(sampler, problems, exam):
     return numbers, first
 
 
+def probe(sampler, problems):
+    """To each problem an answer, a critique of it and a second attempt, Samples. The random numbers
+    are the same at each call: what has changed since the last one is the policy."""
+    first, second = two_attempts(sampler, problems, 1, seed=0)
+    return first + second + criticise(sampler, pairs_of(first), 1, seed=0)
+
+
+def pairs_of(responses):
+    return [Pair(sample.problem, sample.text, sample.right) for sample in responses]
+
+
 def pass_at_n(responses):
     """The share of the questions to which at least one of the n responses is right: if it is far
     above their accuracy, RL has something to lift."""
@@ -108,7 +118,8 @@ def pass_at_n(responses):
 def judgement_table(critiques):
     """What critiques say against what is so. accuracy: the share of judgements that agree with the
     outcome; p1, p2: the same on right and on wrong responses; precision and recall of "right";
-    unreadable: the share without a judgement that can be read."""
+    unreadable: the share without a judgement that can be read; on the toy, sound: see
+    toy/sound.py."""
     on_right = [critique.says_right for critique in critiques if critique.pair.right]
     on_wrong = [critique.says_right for critique in critiques if not critique.pair.right]
     # p1, the share of right responses that are judged right, is the recall of "right" as well.
@@ -120,7 +131,7 @@ def judgement_table(critiques):
         "precision": mean(c.pair.right for c in critiques if c.says_right),
         "recall": p1,
         "unreadable": mean(c.says_right is None for c in critiques),
-    }
+    } | reasons(critiques)
 
 
 def attempts_table(first, second):

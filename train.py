@@ -62,10 +62,8 @@ from details.log import (
     BAR_OFF,
     log_answers,
     log_row,
-    not_finite,
     say,
     show_result,
-    show_samples,
     step_metrics,
 )
 from details.memory import micro_batches, smaller_if_memory_runs_out
@@ -73,7 +71,8 @@ from details.policy import save_policy
 from details.runs import finish_best, keep_best, save_state, signals_caught
 from details.start import begin_run, first_pairs
 from details.supervised import demonstration, imitate
-from figures.curves import draw_curves
+from figures.page import write_page
+from figures.samples import log_probes, log_samples, not_finite
 from reward import (
     PairCache,
     advantages,
@@ -87,11 +86,12 @@ from reward import (
     shaped_reward,
 )
 from rollout import batch_logprobs, criticise, refine, respond, two_attempts
-from sample import attempts_table, evaluate, judgement_table, pass_at_n
+from sample import attempts_table, evaluate, judgement_table, pass_at_n, probe
 
 WARMUP = 3  # steps in which the learning rate rises to --lr
 GRAD_CLIP = 1.0  # largest gradient norm
 MAX_AWAY = 3.0  # nats
+PROBES = 8  # held-out questions that each evaluation asks with the same random numbers
 
 # ----------------------------------------------------------------------------------- the recipes
 #
@@ -533,16 +533,21 @@ def train(args):
                     state,
                 )
                 row |= metrics
-                if learned and (due or step == 1):
-                    show_samples(out, state, sampler.tokenizer, step, learned)
+                if learned:
+                    show = due or step == 1
+                    log_samples(out, state, sampler.tokenizer, step, learned, show)
                 bar.update()
             if due:
+                start = time.time()
                 numbers, answers = evaluate(sampler, state["held_out"], state["exam"])
                 row |= numbers
                 if state["selecting"]:
                     numbers, _ = evaluate(sampler, state["selecting"], state["selecting_exam"])
                     row["select"] = numbers[selected_by(args.method)]
+                probes = probe(sampler, state["held_out"][:PROBES])
+                row["seconds/eval"] = time.time() - start
                 log_answers(state, step, answers)
+                log_probes(out, state, sampler.tokenizer, step, probes)
             row["seconds"] = time.time() - begin
             log_row(out, state, row)
             if due:
@@ -551,7 +556,7 @@ def train(args):
             state |= {"step": step + 1, "seconds": row["seconds"], "cache": list(cache)}
             if due or signals:
                 save_state(out, state, sampler.model, optimizer)
-                draw_curves(out / "curves.svg", state["metrics"])
+                write_page(out)
             if signals and step < args.steps:
                 print(
                     f"stopped after step {step}; go on with the same command and --resume",
@@ -560,7 +565,6 @@ def train(args):
                 sys.exit(128 + signals[0])
         bar.close()
         save_policy(sampler.model, sampler.tokenizer, out)
-        draw_curves(out / "curves.svg", state["metrics"])
         show_result(state, out)
         finish_best(out, state, sampler)
     return state["metrics"][-1]

@@ -1,4 +1,4 @@
-"""What a run tells: its metrics, lines of numbers on the screen, samples to read, the result.
+"""What a run tells: its metrics, lines of numbers on the screen, the result.
 
 A step is a line of numbers, sampled from the training problems; an evaluation, greedy on held-out
 problems, is a line in the same columns.
@@ -6,12 +6,12 @@ problems, is a line in the same columns.
 
 import shlex
 import sys
-from pathlib import Path
 
 from tqdm import tqdm
 
 from details.data import lose_output, mean, write_jsonl
-from details.errors import InputError, printable
+from details.errors import printable
+from toy.sound import soundness
 
 # For tqdm's `disable`: bars are for terminals, and for notebooks, which are no terminals.
 BAR_OFF = False if "ipykernel" in sys.modules else None
@@ -33,6 +33,7 @@ MEANING = {
     "eval/critique_p1": "right responses that are judged right",
     "eval/critique_p2": "wrong responses that are judged wrong",
     "eval/critique_precision": "responses judged right that are right",
+    "eval/critique_sound": "wrong responses judged wrong for the right step",
     "eval/critique_unreadable": "critiques without a judgement",
     "eval/self_critique": "judgements of its own answers that agree",
     "eval/revised": "right once what it judges wrong is corrected",
@@ -96,6 +97,11 @@ def without_an_end(samples):
     if unclosed:
         metrics["unclosed"] = unclosed
     return metrics
+
+
+def reasons(critiques):
+    """What can be counted of their reasons: where problems state their steps, as the toy's do."""
+    return soundness(critiques)
 
 
 def log_row(out, state, row):
@@ -180,78 +186,11 @@ def why_nothing_is_learned(metrics):
         )
 
 
-# ------------------------------------------------------------------------------ samples to read
-
-
-def show_samples(out, state, tokenizer, step, samples):
-    """Prints one chain: a question, a response to it, a critique of that response; or both attempts
-    of one conversation. Its samples' groups are added to samples.jsonl."""
-    chain = choose_chain(samples)
-    say(f"--- {printable(chain[0].problem.question)}")
-    if chain[0].role == "critique":  # of a pair from an earlier step
-        pair = chain[0].pair
-        outcome = "right" if pair.right else "wrong"
-        say(f"[response, {outcome}]\n{printable(pair.response)}")
-    rows = []
-    for sample in chain:
-        say(f"[{describe(sample)}]\n{printable(sample.text)}")
-        key = sample.role, sample.group
-        group = [other for other in samples if (other.role, other.group) == key]
-        # The one that is printed first, so that the file can be read beside the screen.
-        group.sort(key=lambda other: other is not sample)
-        rows += [{"step": step} | sample_row(tokenizer, other) for other in group[:8]]
-    write_jsonl(out / "samples.jsonl", rows, "a")
-    state["samples"] += rows
-
-
-def choose_chain(samples):
-    """Samples that belong together, if possible some that something can be learned from."""
-    responses = {(s.problem, s.text): s for s in samples if s.role == "response"}
-    ordered = sorted(samples, key=lambda s: (s.role != "critique", s.advantage == 0))
-    for sample in ordered:
-        before = sample.first
-        if sample.pair:
-            before = responses.get((sample.problem, sample.pair.response))
-        if before in samples:
-            return [before, sample]
-    return ordered[:1]
-
-
-def describe(sample):
-    """What a sample is worth, as in `critique says wrong, reward 0.7, advantage +0.77`."""
-    if sample.role == "critique":
-        what = {True: "says right", False: "says wrong", None: "says nothing"}[sample.says_right]
-    else:
-        what = "is right" if sample.right else "is wrong"
-    return f"{sample.role} {what}, reward {sample.reward:g}, advantage {sample.advantage:+.2f}"
-
-
-def sample_row(tokenizer, sample):
-    """A sample for a person to read."""
-    return {
-        "role": sample.role,
-        "prompt": tokenizer.decode(sample.prompt),
-        "completion": sample.text,
-        "stopped": sample.stopped,
-        "right": sample.right,
-        "says_right": sample.says_right,
-        "reward": sample.reward,
-        "advantage": sample.advantage,
-    }
-
-
-def not_finite(out, tokenizer, norm, samples):
-    """The error for a gradient that is not finite; the mini-batch that gave it is written down."""
-    path = Path(out) / "not_finite.jsonl"
-    write_jsonl(path, [sample_row(tokenizer, sample) for sample in samples])
-    return InputError(f"the gradient norm is {norm}; a smaller --lr may help; see {path}")
-
-
 # ------------------------------------------------------------------------------------ the result
 
 
 def show_result(state, out):
-    """One sentence, the evaluations at the start and at the end, where the curves are, and a
+    """One sentence, the evaluations at the start and at the end, where the page is, and a
     question that the policy has learned to answer."""
     rows = state["metrics"]
     start = rows[0]
@@ -270,7 +209,7 @@ def show_result(state, out):
             say(f"{name:27}{values}  {meaning}")
     for reason in state["reasons"]:
         say(reason)
-    say(f"\ncurves: {out / 'curves.svg'}")
+    say(f"\nto read, in a browser: {out / 'run.html'}")
     say(f"{out / 'start'} and {out / 'resume.pt'} serve --resume only: delete them if you are done")
     asked = (state["gained"] + ["--eval"])[0]
     quoted = shlex.quote(str(out)), shlex.quote(printable(asked))

@@ -113,12 +113,13 @@ def write_files(out, state):
         "held_out.jsonl": map(from_problem, state["held_out"]),
         "exam.jsonl": map(from_pair, state["exam"]),
         "metrics.jsonl": state["metrics"],
-        "samples.jsonl": state["samples"],
         "run.json": [state["flags"]],
     }
     for name, rows in files.items():
         write_jsonl(out / "partial", rows)
         os.replace(out / "partial", out / name)
+    with open(out / "samples.jsonl", "ab") as file:
+        file.truncate(min(file.tell(), state["samples"]))
     # Of a run that is extended: a model in the folder says that the run has ended.
     (out / "model.safetensors").unlink(missing_ok=True)
 

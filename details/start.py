@@ -127,9 +127,9 @@ def frozen_copy(model):
 
 
 def first_state(args, problems, held_out, selecting, exam):
-    """What resume.pt has beside weights and optimizer: cache, metrics and samples are those before
-    `step`. What was read and sampled at the start is kept: a run goes on with that, whatever has
-    become of the files."""
+    """What resume.pt has beside weights and optimizer: cache and metrics are those before `step`.
+    What was read and sampled at the start is kept: a run goes on with that, whatever has become of
+    the files."""
     return {
         "format": FORMAT,
         "flags": vars(args).copy(),
@@ -138,7 +138,7 @@ def first_state(args, problems, held_out, selecting, exam):
         "base": None,  # with --lora: a hash of the model, and the adapters that RL started from
         "start": {},
         "metrics": [],
-        "samples": [],
+        "samples": 0,  # bytes of samples.jsonl
         "cache": [],
         "problems": problems,
         "held_out": held_out,

@@ -56,7 +56,8 @@ def test_a_grader_judges_responses(tmp_path):
             printed_by(main, flags, *more.split())
         assert lines(out / "train.jsonl") == ROWS[:3]
         for row in lines(out / "samples.jsonl"):
-            assert row["right"] in (None, row["stopped"] and len(row["completion"]) <= 30)
+            fine = row["role"] == "outcomes" or row["stopped"] and len(row["completion"]) <= 30
+            assert row.get("right") in (None, fine)
         numbers = used(f"--model {out} --eval --grader {tmp_path}/grader.py:short")
         assert "eval/generation" in numbers
     fails("held_out.jsonl:1|no field 'answer'", used, f"--model {out} --eval")
@@ -163,8 +164,11 @@ def test_a_run_on_programs(tmp_path):
         first, *_, last = lines(out / "metrics.jsonl")
         assert first["eval/kept"] is None
         assert last["seconds/outcomes"] > 0
-        for row in lines(out / "samples.jsonl"):
-            assert row["role"] == "critique" or "begins with ```python." in row["prompt"]
+        rows = lines(out / "samples.jsonl")
+        prompts = [row["prompt"] for row in rows if row["role"] == "response" and "prompt" in row]
+        assert prompts
+        for prompt in prompts:
+            assert "begins with ```python." in prompt
         args = sample.parse_args(["Write g(n).", "--model", str(out)])
         assert sample.asked_problem(args, out, {}).program
         fails("programs have no answers", votes.main, [str(out)])

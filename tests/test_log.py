@@ -1,6 +1,7 @@
-"""Tests of details/log.py and details/cost.py, and of what programs print and return."""
+"""Tests of details/log.py, details/cost.py and figures/samples.py, and of what programs print."""
 
 import contextlib
+import functools
 import io
 import json
 import re
@@ -9,12 +10,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from pathlib import Path
-from xml.etree import ElementTree
 
 import sample
 import train
 from details import cost, data, log
+from figures import samples as samples_jsonl
 from reward import Pair
 from tests.helpers import (
     ON_TOY,
@@ -27,6 +29,7 @@ from tests.helpers import (
     patch,
     printed_by,
     rows_of,
+    trained,
 )
 
 
@@ -41,14 +44,48 @@ def test_what_is_shown_belongs_together(tmp_path):
         a_sample("d", "critique", group=3, pair=pair),
         a_sample("e", "critique", group=4, advantage=-1.0, pair=pair, says_right=True),
     ]
-    state = {"samples": []}
-    printed = printed_by(lambda _: log.show_samples(tmp_path, state, base()[1], 3, samples))
+    state = {"samples": 0}
+    log_samples = functools.partial(samples_jsonl.log_samples, tmp_path, state, base()[1])
+    printed = printed_by(lambda _: log_samples(3, samples, show=True))
     assert "[response is wrong, reward 0, advantage -1.00]\nb\n" in printed
     assert "[critique says right, reward 0, advantage -1.00]\ne\n" in printed
-    rows = lines(tmp_path / "samples.jsonl")
-    assert [row["completion"] for row in rows] == ["b", "a", "e"]
+    first, *rows = lines(tmp_path / "samples.jsonl")
+    assert first["questions"] == [["q", "rw"]]
+    assert [row["completion"] for row in rows] == ["a", "b", "c", "d", "e"]
+    assert [row["parent"] for row in rows] == [None, None, None, "3.1", "3.1"]
+    assert rows[2]["response"] == "of an earlier step"
     assert {row["step"] for row in rows} == {3}
-    assert state["samples"] == rows
+    assert state["samples"] == (tmp_path / "samples.jsonl").stat().st_size
+
+
+def test_samples_of_a_run(tmp_path):
+    """Whole questions, token by token; a critique names its response. Where there is no room, a
+    step that evaluates keeps one. Each evaluation asks the same eight questions, and training is
+    what it is without them."""
+    flags = "--steps 1 --questions 4 --n 4 --eval-size 10 --lr 1e-3"
+    (_, row), _ = trained(tmp_path / "run", flags)
+    with patch(train, "probe", return_value=[]), patch(samples_jsonl, "ROOM", 0):
+        (_, less), _ = trained(tmp_path / "less", flags)
+    same = [name for name in row if not re.search("second|tokens/s", name)]
+    assert [row[name] for name in same] == [less[name] for name in same]
+    rows = [row for row in lines(tmp_path / "run" / "samples.jsonl") if "id" in row]
+    named = {row["id"]: row for row in rows}
+    groups = Counter()
+    for row in rows:
+        assert "".join(row["tokens"]) == row["completion"] + "<|end|>"
+        assert len(row["tokens"]) == len(row["logprobs"])
+        before = named.get(row["parent"], row)
+        assert before["question"] == row["question"]
+        if row["role"] == "critique":
+            assert row["response_right"] == before["right"]
+        if "probe" not in row:
+            groups[row["role"], row["question"], row["parent"]] += 1
+            assert (row["log_ratios"] is None) == (row["advantage"] == 0)
+    assert len(rows) - sum(groups.values()) == 2 * 3 * 8
+    assert {count % 4 for count in groups.values()} == {0}
+    kept = [row["question"] for row in lines(tmp_path / "less" / "samples.jsonl") if "id" in row]
+    assert len(set(kept)) == 1
+    assert len(kept) == sum(groups[key] for key in groups if key[1] == kept[0])
 
 
 def test_printed_text_is_safe_for_a_terminal(tmp_path):
@@ -105,7 +142,7 @@ def test_cost_of_a_step():
 
 
 def test_the_end_of_a_run(tmp_path):
-    """It says what came of it, draws its curves, and returns its numbers without taking signals
+    """It says what came of it and where its page is, and returns its numbers without taking signals
     away from whoever called it. sample.py --eval gives the last numbers again: of the run's
     held-out problems, exam and limit, by which some of the completions are truncated."""
     run = tmp_path / "my run"
@@ -120,8 +157,8 @@ def test_the_end_of_a_run(tmp_path):
     assert re.search(
         r"\nanswers \d+% -> \d+%, critiques \d+% -> \d+% \(16 held-out problems", printed
     )
-    root = ElementTree.parse(run / "curves.svg").getroot()
-    assert "held out, greedy" in "".join(root.itertext())
+    assert f"in a browser: {run}/run.html\n" in printed
+    assert (run / "run.html").exists()
     assert f"try: python sample.py --model '{run}' " in printed
     assert numbers == {name: last[name] for name in last if name.startswith("eval/")}
     assert numbers["eval/truncated"] > 0

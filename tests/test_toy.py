@@ -1,4 +1,4 @@
-"""Tests of toy/make.py, and of the files in toy/ that it wrote."""
+"""Tests of toy/make.py, of the files in toy/ that it wrote, and of toy/sound.py."""
 
 import random
 import re
@@ -6,10 +6,10 @@ from unittest import mock
 
 from critique import judgement
 from details import data, policy
-from reward import is_correct
+from reward import Pair, is_correct
 from rollout import encode_chat, load_policy
-from tests.helpers import TOY, base, printed_by, problems, solved
-from toy import make
+from tests.helpers import TOY, a_sample, base, close, printed_by, problems, rows_of, solved
+from toy import make, sound
 
 
 def test_the_teacher_knows_arithmetic():
@@ -62,6 +62,45 @@ def test_the_committed_exam():
     for pair in exam:
         assert pair.right == is_correct(pair.response, pair.problem.answer)
         assert pair.problem in asked
+
+
+# Critiques of a response whose third step is wrong, and whether their reason is right.
+REASONS = """
+7-6=1:1 ok|1+4=5:5 ok|5+8=9:3 no -> True
+7-6=1:1 ok|1+4=5:5 ok|5+8=9:2 no -> True
+7-6=1:1 ok|1+4=5:6 no|5+8=9:3 no -> False
+7-6=1:1 ok|1+4=5:6 no|5+8=9:9 ok -> False
+1+4=5:5 ok|5+8=9:3 no -> False
+7-6=1:1 ok|1+4=5:5 ok|5+8=7:3 no -> False
+It is wrong. -> False
+"""
+ASKED = data.to_problem({"question": "Compute 7-6+4+8 modulo 10.", "answer": "3"})
+ANSWERED = Pair(ASKED, "7-6=1\n1+4=5\n5+8=9\n\\boxed{9}", right=False)
+
+
+def test_a_reason_is_sound_where_it_names_the_first_wrong_step():
+    """Place and step must be right, and nothing that is right may be called wrong. The share is
+    that of right judgements of wrong responses; other problems have none."""
+    critiques = []
+    for row, expected in rows_of(REASONS):
+        text = row.replace("|", "\n")
+        found = sound.is_sound(ASKED.question, ANSWERED.response, text)
+        assert str(found) == expected, row
+        critiques.append(a_sample(text, "critique", ASKED, pair=ANSWERED, says_right=False))
+    critiques[1].says_right = True
+    close(sound.soundness(critiques)["sound"], 1 / 6)
+    assert sound.soundness(critiques[1:2]) == {"sound": None}
+    assert sound.soundness([a_sample(pair=ANSWERED)]) == {}
+
+
+def test_the_first_wrong_step():
+    """It is where the teacher slips, and nowhere where he does not."""
+    for problem in problems(50):
+        text = "Look again.\n" + solved(problem)
+        assert sound.first_wrong(problem.question, text) is None
+        lines = text.split("\n")
+        lines[2] = lines[2][:-1] + str((int(lines[2][-1]) + 1) % 10)
+        assert sound.first_wrong(problem.question, "\n".join(lines)) == 2
 
 
 def long_make_writes_a_folder_like_the_committed_one(tmp_path):

@@ -32,6 +32,7 @@ from details.start import sample_pairs
 from details.supervised import demonstration, imitate
 from reward import Problem
 from rollout import Sampler, load_policy
+from toy.sound import last_digit, solve
 from train import mini_batches
 
 STEPS = 1200  # of supervised learning
@@ -87,8 +88,7 @@ class Teacher:
         fact = f"{a}{op}{b}"
         if fact in self.mind:
             return self.mind[fact]
-        results = {"+": a + b, "-": a - b, "*": a * b}
-        digit = results[op] % 10
+        digit = last_digit(a, op, b)
         doubt = self.doubts.get(kind_of(fact))
         if doubt and self.rng.random() < doubt:
             # Always the same wrong digit, by another part of the hash.
@@ -97,23 +97,15 @@ class Teacher:
         return digit
 
     def solve(self, expression, slip=0.0):
-        """The steps [(a, operator, b, digit), ...] of '9-7*2-5', modulo 10: products first, then
-        from left to right. slip: how often a result goes astray at random."""
-        numbers = [int(digit) for digit in expression[::2]]
-        operators = list(expression[1::2])
-        steps = []
-        while operators:
-            index = operators.index("*") if "*" in operators else 0
-            a = numbers[index]
-            op = operators.pop(index)
-            b = numbers.pop(index + 1)
+        """The steps of '9-7*2-5', as he recalls them. slip: how often a result goes astray at
+        random."""
+
+        def recall(a, op, b):
             if slip and self.rng.random() < slip:
-                digit = self.rng.randrange(10)
-            else:
-                digit = self.recall(a, op, b)
-            numbers[index] = digit
-            steps.append((a, op, b, digit))
-        return steps
+                return self.rng.randrange(10)
+            return self.recall(a, op, b)
+
+        return solve(expression, recall)
 
     def criticise(self, steps):
         """A critique as text. It holds each step as it stands against memory: `8*9=5:2 no`."""
