@@ -86,23 +86,27 @@ def test_pictures_write_over_pictures_only(tmp_path):
     assert picture.read_text() == "a text of mine"
 
 
+# The ends of an interval, the smallest difference that would matter.
 VERDICTS = """
-1 2 3 4 5 -> holds here
--1 -2 -3 -4 -5 -> does not hold here
--1 0 0.5 1 2 -> cannot be told; about 22 seeds would tell
-1 0 -0.5 -1 -2 -> cannot be told; about 22 seeds would tell
--1 0 0.1 1 -> cannot be told; not even with 100 seeds
-0 0 -> no difference at any seed
+0.01 0.09 0.03 -> holds here
+0.001 0.02 0.03 -> does not hold here: within 0.03
+-0.02 0.02 0.03 -> does not hold here: within 0.03
+-0.09 -0.01 0.03 -> does not hold here: below 0
+-0.09 0.02 0.03 -> not decided
+0.01 0.09 0 -> holds here
+-0.01 0.01 0 -> not decided
 """
 
 
 def test_interval_and_verdict_by_hand():
     """1 to 5: t is 2.776 for 4 degrees of freedom, the standard deviation 1.581; the half
-    of the interval is 2.776 x 1.581 / sqrt(5)."""
+    of the interval is 2.776 x 1.581 / sqrt(5). A finding holds if all of its claims do."""
     close([findings.t_quantile(1), findings.t_quantile(4)], [12.706, 2.776], 1e-3)
     close(findings.interval([1, 2, 3, 4, 5]), [3, 1.963], 1e-3)
     for values, words in rows_of(VERDICTS):
-        assert findings.verdict([float(value) for value in values.split()]) == words
+        low, high, least = map(float, values.split())
+        assert findings.verdict(findings.Estimate(0, low, high, ""), least) == words
+        assert words.startswith(findings.decide(["holds here", words]))
 
 
 # Run, seed, the share of right answers in the end, machine.
@@ -119,33 +123,36 @@ c-rl 2 0.6 b
 def a_line(run, seed, answers, machine):
     """A line of findings.jsonl."""
     evaluations = []
-    for step in range(0, 61, 5):
-        share = float(answers) if step else 0.5
-        numbers = dict.fromkeys([*findings.WORDS, "i_to_c", "size"], share)
-        evaluations.append({"step": step, "samples": 9, "seconds": 1.0, **numbers})
+    for step in range(0, 61, 15):
+        numbers = dict.fromkeys(findings.WORDS, float(answers) if step else 0.5)
+        evaluations.append({"step": step, "samples": step, "seconds": 1.0, **numbers})
     return {
         "run": run,
         "seed": int(seed),
         "command": findings.command_of(run, seed),
         "processor": machine,
+        "minutes": 1,
         "evaluations": evaluations,
     }
 
 
 def test_findings(tmp_path):
-    """From the lines alone: runs of one seed and one machine are compared, what is missing for that
-    is run, and both pictures are drawn."""
+    """From the lines alone: runs of one seed and one machine are compared, at one step or at equal
+    cost; what is missing is run; and both pictures are drawn."""
     write(tmp_path / "lines", [a_line(*row.split()) for [row] in rows_of(MADE_UP)])
     with mock.patch.multiple(findings, LINES=tmp_path / "lines", FOLDER=tmp_path):
         lines_there = findings.read_lines()
-        close(findings.differences(lines_there, findings.CLAIMS[1]), [0.1, 0.25])
+        equal = findings.FINDINGS["F1"][2]._replace(other_step="samples")
+        assert findings.step_of_other(lines_there, equal) == 30
+        close(findings.differences(lines_there, equal), [0.1, 0.25])
         with patch(findings, "processor", return_value="a"):
             missing = findings.missing_runs(lines_there)
         printed = printed_by(findings.main)
     assert ("c-rl", 2) in missing
     assert not {("g-rl", 0), ("c-rl", 1), ("g-rl", 2)} & set(missing)
-    assert "| answers: g-rl at 30 > c-rl at 30 | +0.175 |" in printed
-    assert "Delta is +0.500 (95% over problems: 2.400 either way)" in printed
+    rows = re.findall(r"\n\| [FS]\d \|.*", printed)
+    assert len(rows) == 13
+    assert "answers: g-rl above c-rl: +0.175 (" in rows[0]
     ElementTree.parse(tmp_path / "findings.svg")
 
 

@@ -1,4 +1,4 @@
-"""Tests of toy/make.py, of the files in toy/ that it wrote, and of toy/sound.py."""
+"""Tests of toy/make.py, of the files in toy/ that it wrote, of toy/planted.py and toy/sound.py."""
 
 import random
 import re
@@ -9,7 +9,7 @@ from details import data, policy
 from reward import Pair, is_correct
 from rollout import encode_chat, load_policy
 from tests.helpers import TOY, a_sample, base, close, printed_by, problems, rows_of, solved
-from toy import make, sound
+from toy import make, planted, sound
 
 
 def test_the_teacher_knows_arithmetic():
@@ -49,9 +49,11 @@ def test_demonstrations_of_the_toy():
 
 
 def test_committed_problems_are_those_of_make():
-    """toy/make.py writes the same training and held-out problems."""
+    """toy/make.py writes the same problems, and chooses the harder ones among its own."""
     assert data.load_problems(TOY / "train.jsonl") == problems(make.TRAIN, 1)
     assert data.load_problems(TOY / "held_out.jsonl") == problems(make.HELD_OUT, 2, True)
+    hard = data.load_problems(TOY / "hard.jsonl")
+    assert len(set(problems(8 * make.TRAIN, 4)).intersection(hard)) == make.TRAIN
 
 
 def test_the_committed_exam():
@@ -62,6 +64,13 @@ def test_the_committed_exam():
     for pair in exam:
         assert pair.right == is_correct(pair.response, pair.problem.answer)
         assert pair.problem in asked
+
+
+def test_what_is_planted_is_recalled():
+    """The toy recalls blind facts every other time in checking, and hardly ever in solving."""
+    facts = planted.recalled(*base())
+    blind = planted.by_kind(facts)["blind"]
+    assert blind["solving"] < 0.1 < 0.4 < blind["checking"]
 
 
 # Critiques of a response whose third step is wrong, and whether their reason is right.
