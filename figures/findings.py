@@ -18,6 +18,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from concurrent.futures import ThreadPoolExecutor
@@ -349,9 +350,21 @@ def hours_of(lines, todo):
     return minutes / 60
 
 
+def show_forecast(lines):
+    """Say what is missing, and how long it takes; not in the tables, which are printed."""
+    todo = missing_runs(lines)
+    for group, _ in ORDER:
+        part = [job for job in todo if job[0] in group]
+        if part:
+            hours = f"{hours_of(lines, part):.1f} hours of one core"
+            print(f"missing: {len(part)} of {'; '.join(group)}: {hours}", file=sys.stderr)
+    print(f"missing: {hours_of(lines, todo):.1f} hours of one core in all", file=sys.stderr)
+
+
 def carry_out(run, seed):
     """Train, and return what is kept of the run as a line."""
     begin = time.time()
+    commit = execute(["git", "rev-parse", "--short", "HEAD"]).strip()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         words = [sys.executable, *shlex.split(command_of(run, seed))[1:], "--out", str(out)]
@@ -360,7 +373,7 @@ def carry_out(run, seed):
             "run": run,
             "seed": seed,
             "command": command_of(run, seed),
-            "commit": execute(["git", "rev-parse", "--short", "HEAD"]).strip(),
+            "commit": commit,
             "processor": processor(),
             "torch": torch.__version__,
             "evaluations": [],
@@ -420,13 +433,15 @@ def carry_out_missing():
     torch.set_num_threads(1)
     todo = missing_runs(read_lines())
     bar = tqdm(total=len(todo), desc="runs")
+    one_at_a_time = threading.Lock()
 
     def carry_out_one(job):
         line = carry_out(*job)
-        write_jsonl(LINES, [line], "a")
-        left = hours_of(read_lines(), todo[bar.n + 1 :])
-        bar.set_postfix_str(f"{left / 2:.1f} hours left; {line['command']}")
-        bar.update()
+        with one_at_a_time:
+            write_jsonl(LINES, [line], "a")
+            left = hours_of(read_lines(), todo[bar.n + 1 :])
+            bar.set_postfix_str(f"{left / 2:.1f} hours left; {line['command']}")
+            bar.update()
 
     with bar, ThreadPoolExecutor(2) as pool:
         try:
@@ -596,19 +611,23 @@ def show_estimate(found):
 HEAD = f"""# Do the papers' claims hold on the toy?
 
 Made by `python -m figures.findings > figures/findings.md` from the lines of `findings.jsonl`. F1 to
-F8 are claims of GC-RL (arXiv 2602.22765), S1 to S5 of SCoRe (arXiv 2409.12917). Runs, claims and
-verdicts were fixed before the runs. Answers and second attempts are greedy, on 512 held-out
-problems; critics judge 512 responses, half of them right. Unless said otherwise after 30 steps.
+F8 are claims of GC-RL (arXiv 2602.22765), S1 to S5 of SCoRe (arXiv 2409.12917). Training is by 30
+steps of 32 questions, if nothing else is said: `g-rl` of answers, `c-rl` of critiques, `gc-rl` of
+both, `multi-turn` and `score` of two attempts. Answers and second attempts are greedy, on 512
+held-out problems; critics judge responses to such problems, half of them right. Runs, claims and
+verdicts were fixed before the runs.
 
 By how much a claim holds is a mean over seeds, paired, with its 95% interval. It **holds here** if
 the interval is above 0. It **does not hold here** if the interval is below 0, or lies within the
-smallest difference that would matter: {ANSWERS} in answers and attempts, {CRITICS} in critics,
-{DELTA} in delta (second attempts minus first ones). Else it is **not decided**. A claim about one
-kind of run alone is told by how far it is from a threshold, on the side that is claimed. A finding
-holds if all of its claims do, and does not hold if one of them does not. Runs named `hard` are of
-gc-rl (but for `hard, g-rl`) on questions most of which the toy answers wrong at the start
-(`python -m toy.make --hard`). These, and `no std`, eqs. 5 and 6 do not divide advantages by the
-deviation, which would cancel the constants of eqs. 3, 5 and 6.
+smallest difference that would matter: {ANSWERS} in answers and attempts, {CRITICS} in critics, {DELTA} in
+delta (second attempts minus first ones). Else it is **not decided**. A claim about one kind of run
+alone is told by how far it is from a threshold, on the side that is claimed. A finding holds if all
+of its claims do, and does not hold if one of them does not. Where nothing makes a difference one
+interval in twenty leaves 0 out.
+
+Runs named `hard` have questions most of which the toy answers wrong at the start (`python -m
+toy.make --hard`); all but `hard, g-rl` are of gc-rl. These runs, eqs. 5 and 6 and `no std` do not
+divide advantages by the deviation, which would cancel the constants of eqs. 3, 5 and 6.
 
 ![by how much the claims hold](findings.svg)
 """
@@ -758,13 +777,10 @@ def main(argv=None):
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="store_true", help="first run what is missing")
     args = parser.parse_args(argv)
+    show_forecast(read_lines())
     if args.run:
         carry_out_missing()
     lines = read_lines()
-    todo = missing_runs(lines)
-    if todo:
-        hours = hours_of(lines, todo)
-        print(f"missing: {len(todo)} runs, {hours:.1f} hours of one core", file=sys.stderr)
     print(HEAD)
     show_findings(lines)
     show_others(lines)
