@@ -619,11 +619,11 @@ verdicts were fixed before the runs.
 
 By how much a claim holds is a mean over seeds, paired, with its 95% interval. It **holds here** if
 the interval is above 0. It **does not hold here** if the interval is below 0, or lies within the
-smallest difference that would matter: {ANSWERS} in answers and attempts, {CRITICS} in critics, {DELTA} in
-delta (second attempts minus first ones). Else it is **not decided**. A claim about one kind of run
-alone is told by how far it is from a threshold, on the side that is claimed. A finding holds if all
-of its claims do, and does not hold if one of them does not. Where nothing makes a difference one
-interval in twenty leaves 0 out.
+smallest difference that would matter: {ANSWERS} in answers and attempts, {CRITICS} in critics,
+{DELTA} in delta (second attempts minus first ones). Else it is **not decided**. A claim about one
+kind of run alone is told by how far it is from a threshold, on the side that is claimed. A finding
+holds if all of its claims do, and does not hold if one of them does not. Where nothing makes a
+difference one interval in twenty leaves 0 out.
 
 Runs named `hard` have questions most of which the toy answers wrong at the start (`python -m
 toy.make --hard`); all but `hard, g-rl` are of gc-rl. These runs, eqs. 5 and 6 and `no std` do not
@@ -673,19 +673,18 @@ def show_others(lines):
             print(f"| {words} | {show_estimate(found)} | {of} | {verdict(found, claim.least)} |")
 
 
+RECALLED = """The probability of the right digit in solving / in checking, by kind of fact as planted
+(`toy/planted.py`), at the start and at the ends of runs (of g-rl after 90 steps): means over seeds,
+and the seeds with the worst and the best answers. *Apart*: how differently solving and checking
+recall what the teacher is unsure of; 0 if solving recalls as checking does. Of the facts that
+solving got wrong at the start, how many come right in both, and in checking only.
+"""
+
+
 def show_recalled(lines):
     """Print what the runs recall of the facts, in solving and in checking."""
     print("\n## What is recalled\n")
-    print("The probability of the right digit in solving / in checking, by kind of fact as planted")
-    print(
-        "(`toy/planted.py`): at the start, and at the ends of runs (of g-rl after 90 steps), over"
-    )
-    print("seeds and at the seeds with the worst and the best answers. *Apart*: how differently")
-    print("solving and checking recall what the teacher is unsure of; 0 if solving recalls as")
-    print(
-        "checking does. Of the facts that solving got wrong at the start, how many have come right"
-    )
-    print("in solving and checking, and in checking only.\n")
+    print(RECALLED)
     print(f"| run | answers | {' | '.join(KINDS)} | apart | both | checking only |")
     print("| --- " * (5 + len(KINDS)) + "|")
     for name in PROBED:
