@@ -673,11 +673,11 @@ def show_others(lines):
             print(f"| {words} | {show_estimate(found)} | {of} | {verdict(found, claim.least)} |")
 
 
-RECALLED = """The probability of the right digit in solving / in checking, by kind of fact as planted
-(`toy/planted.py`), at the start and at the ends of runs (of g-rl after 90 steps): means over seeds,
-and the seeds with the worst and the best answers. *Apart*: how differently solving and checking
-recall what the teacher is unsure of; 0 if solving recalls as checking does. Of the facts that
-solving got wrong at the start, how many come right in both, and in checking only.
+RECALLED = """The probability of the right digit in solving / in checking, by kind of fact as
+planted (`toy/planted.py`), at the start and at the ends of runs (of g-rl after 90 steps): means
+over seeds, and the seeds with the worst and the best answers. *Apart*: how differently solving and
+checking recall what the teacher is unsure of; 0 if solving recalls as checking does. Of the facts
+that solving got wrong at the start, how many come right in both, and in checking only.
 """
 
 

@@ -71,7 +71,7 @@ def recalled(model, tokenizer):
             found[fact][text].append(p.item())
     means = {}
     for fact, texts in found.items():
-        means[fact] = {text: round(mean(values), 4) for text, values in texts.items()}
+        means[fact] = {text: mean(values) for text, values in texts.items()}
     return means
 
 
@@ -82,7 +82,9 @@ def by_kind(facts):
         kinds[kind_of(fact)].append(texts)
     table = {}
     for kind, members in sorted(kinds.items()):
-        table[kind] = {text: mean(texts[text] for texts in members) for text in TEXTS}
+        table[kind] = {}
+        for text in TEXTS:
+            table[kind][text] = round(mean(texts[text] for texts in members), 4)
     return table
 
 
@@ -93,7 +95,7 @@ def apart(facts):
     for fact, texts in facts.items():
         if kind_of(fact) != "sure":
             away.append(abs(texts["solving"] - texts["checking"]))
-    return mean(away)
+    return round(mean(away), 4)
 
 
 def passed_on(start, end):
