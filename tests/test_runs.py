@@ -521,8 +521,9 @@ def test_terminals_that_cannot_show_a_character():
 
 # The files that import torch, in whatever order they are imported.
 FIRST = """reward rollout train sample toy.make toy.planted scale.check scale.trl_gcrl
-scale.trl_score figures.explain figures.findings figures.real figures.speed details.cost details.data details.fast
-details.memory details.policy details.runs details.start details.supervised"""
+scale.trl_score figures.explain figures.findings figures.real figures.speed details.cost
+details.data details.fast details.memory details.policy details.runs details.start
+details.supervised"""
 
 # Ends where torch would be imported.
 UP_TO_TORCH = """
