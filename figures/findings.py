@@ -398,15 +398,14 @@ def carry_out(run, seed):
             last["vote, corrected"] = votes["vote/parallel, corrected"]["16"]
             last["vote"] = votes["vote/parallel"]["16"]
         if run in PROBED:
-            start = facts_at_start()
-            end = planted.recalled(*load_policy(out, "cpu"))
-            line["recalled"] = planted.summary(start, end)
+            line["recalled"] = planted.summary(recalled("toy"), recalled(out))
     return line | {"minutes": round((time.time() - begin) / 60, 2)}
 
 
 @functools.cache
-def facts_at_start():
-    return planted.recalled(*load_policy("toy", "cpu"))
+def recalled(model):
+    """What a model recalls of the facts, in solving and in checking."""
+    return planted.recalled(*load_policy(model, "cpu"), ("solving", "checking"))
 
 
 def evaluated(row):

@@ -50,10 +50,13 @@ def questions():
 
 
 @torch.no_grad()
-def recalled(model, tokenizer):
-    """{fact: {kind of text: probability of what is to come}}, means over three problems."""
+def recalled(model, tokenizer, texts=TEXTS):
+    """{fact: {kind of text: probability of what is to come}}, means over three problems. texts: the
+    kinds that are asked."""
     rows = []
     for fact, text, chat, beginning, word in questions():
+        if text not in texts:
+            continue
         ids = encode_chat(tokenizer, chat)
         ids += tokenizer(beginning, add_special_tokens=False).input_ids
         [*_, token] = tokenizer(beginning + word, add_special_tokens=False).input_ids
@@ -83,7 +86,7 @@ def by_kind(facts):
     table = {}
     for kind, members in sorted(kinds.items()):
         table[kind] = {}
-        for text in TEXTS:
+        for text in members[0]:
             table[kind][text] = round(mean(texts[text] for texts in members), 4)
     return table
 
@@ -126,8 +129,8 @@ def summary(start, end):
     kinds = by_kind(end)
     for kind, before in by_kind(start).items():
         found[kind] = {}
-        for text in TEXTS:
-            found[kind][text] = [before[text], kinds[kind][text]]
+        for text, p in before.items():
+            found[kind][text] = [p, kinds[kind][text]]
     return found
 
 
