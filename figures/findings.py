@@ -484,12 +484,13 @@ def step_of_other(lines, claim):
     """The step of the other run: where it is to have cost as much, the first evaluated one at which
     it has, by medians over seeds; None if it never has."""
     cost = claim.other_step
-    if cost not in ("samples", "seconds") or not runs_of(lines, claim.other):
+    if cost not in ("samples", "seconds"):
         return cost
     spent = median_cost(lines, claim.run, claim.step, cost)
-    for row in runs_of(lines, claim.other)[0]["evaluations"]:
-        if median_cost(lines, claim.other, row["step"], cost) >= spent:
-            return row["step"]
+    for line in runs_of(lines, claim.other)[:1]:
+        for row in line["evaluations"]:
+            if median_cost(lines, claim.other, row["step"], cost) >= spent:
+                return row["step"]
     return None
 
 
@@ -589,8 +590,8 @@ def words_of(lines, claim):
     else:
         if claim.other_step in ("samples", "seconds"):
             other += f" with as many {claim.other_step}"
-            step = step_of_other(lines, claim)
-            other += f" (step {step})" if runs_of(lines, claim.other) else ""
+            if differences(lines, claim):
+                other += f" (step {step_of_other(lines, claim)})"
         elif claim.other_step == 0:
             other += " at the start"
         elif claim.step != 30:
