@@ -117,7 +117,7 @@ MINUTES = {
 }
 USUAL = 0.85
 
-# The smallest differences that would matter.
+# The smallest differences that would matter: in answers and attempts, else in what is named.
 ANSWERS = 0.03
 CRITICS = 0.02
 DELTA = 0.05
@@ -131,17 +131,17 @@ class Claim(NamedTuple):
     """`metric` of `run` at `step` is greater than of `other` at `other_step`.
 
     other_step: or `samples` or `seconds`: where it has cost as much. Where other is `above` or
-    `below` the claim is about the run alone, and other_step is the threshold.
+    `below` the claim is about the run alone, and a threshold.
     """
 
     metric: str
     run: str
-    step: int
     other: str
-    other_step: int | float | str
-    least: float  # that would matter
     seeds: range
+    step: int = 30
+    other_step: int | str = 30
     other_metric: str = ""  # where it is another
+    threshold: float | None = None
 
 
 # One or two claims decide a finding. Where a paper says it of answers and critics, critics decide:
@@ -149,101 +149,101 @@ class Claim(NamedTuple):
 FINDINGS = {
     "F1": (
         "Training critiques alone lifts answers, far less than training answers does",
-        Claim("generation", "c-rl", 30, "c-rl", 0, ANSWERS, ALL),
-        Claim("generation", "g-rl", 30, "c-rl", 30, ANSWERS, ALL),
+        Claim("generation", "c-rl", "c-rl", ALL, other_step=0),
+        Claim("generation", "g-rl", "c-rl", ALL),
     ),
     "F2": (
         "Training both gives better answers than training answers alone",
-        Claim("generation", "gc-rl", 30, "g-rl", 30, ANSWERS, ALL),
+        Claim("generation", "gc-rl", "g-rl", ALL),
     ),
     "F3": (
         "Training both gives a better critic than training critiques alone",
-        Claim("critique", "gc-rl", 30, "c-rl", 30, CRITICS, ALL),
+        Claim("critique", "gc-rl", "c-rl", ALL),
     ),
     "F4": (
         "Pairs: the filter is better than eq. 3, which is better than any pairs",
-        Claim("critique", "hard, filter", 30, "hard, eq. 3", 30, CRITICS, HALF),
-        Claim("critique", "hard, eq. 3", 30, "hard, any pairs", 30, CRITICS, HALF),
+        Claim("critique", "hard, filter", "hard, eq. 3", HALF),
+        Claim("critique", "hard, eq. 3", "hard, any pairs", HALF),
     ),
     "F5": (
         "Denoising, eq. 4, helps under gc-rl and under c-rl",
-        Claim("critique", "gc-rl, eq. 4", 30, "gc-rl", 30, CRITICS, HALF),
-        Claim("critique", "c-rl, eq. 4", 30, "c-rl", 30, CRITICS, HALF),
+        Claim("critique", "gc-rl, eq. 4", "gc-rl", HALF),
+        Claim("critique", "c-rl, eq. 4", "c-rl", HALF),
     ),
     "F6": (
         "Dynamic pairs are better for gc-rl, static ones for c-rl",
-        Claim("critique", "gc-rl", 30, "gc-rl, static", 30, CRITICS, HALF),
-        Claim("critique", "c-rl", 30, "c-rl, dynamic", 30, CRITICS, HALF),
+        Claim("critique", "gc-rl", "gc-rl, static", HALF),
+        Claim("critique", "c-rl", "c-rl, dynamic", HALF),
     ),
     "F7": (
         "Eq. 5 leans to precision, eq. 6 to recall",
-        Claim("critique_precision", "gc-rl, eq. 5", 30, "gc-rl, eq. 6", 30, CRITICS, HALF),
-        Claim("critique_recall", "gc-rl, eq. 6", 30, "gc-rl, eq. 5", 30, CRITICS, HALF),
+        Claim("critique_precision", "gc-rl, eq. 5", "gc-rl, eq. 6", HALF),
+        Claim("critique_recall", "gc-rl, eq. 6", "gc-rl, eq. 5", HALF),
     ),
     "F8": (
         "While most answers are wrong, a critic of any pairs drifts to `wrong`",
-        Claim("critique_p2", "hard, any pairs", 10, "hard, filter", 10, CRITICS, HALF),
-        Claim("critique_p1", "hard, filter", 10, "hard, any pairs", 10, CRITICS, HALF),
+        Claim("critique_p2", "hard, any pairs", "hard, filter", HALF, step=10, other_step=10),
+        Claim("critique_p1", "hard, filter", "hard, any pairs", HALF, step=10, other_step=10),
     ),
     "S1": (
         "Before training a second attempt is no better than the first",
-        Claim("delta", "score", 0, "below", DELTA, 0, range(1)),
+        Claim("delta", "score", "below", range(1), step=0, threshold=DELTA),
     ),
     "S2": (
         "Supervised learning of corrections does not teach self-correction",
-        Claim("delta", "star", 30, "below", DELTA, 0, HALF),
-        Claim("delta", "pair-sft", 30, "below", DELTA, 0, HALF),
+        Claim("delta", "star", "below", HALF, threshold=DELTA),
+        Claim("delta", "pair-sft", "below", HALF, threshold=DELTA),
     ),
     "S3": (
         "Plain multi-turn RL collapses: the second attempt repeats the first",
-        Claim("delta", "multi-turn", 30, "below", DELTA, 0, ALL),
-        Claim("kept", "multi-turn", 30, "above", 0.9, 0, ALL),
+        Claim("delta", "multi-turn", "below", ALL, threshold=DELTA),
+        Claim("kept", "multi-turn", "above", ALL, threshold=0.9),
     ),
     "S4": (
         "SCoRe's second attempts are better; without Stage I less so",
-        Claim("t2", "score", 30, "multi-turn", 30, ANSWERS, ALL),
-        Claim("delta", "score", 30, "score, no Stage I", 30, DELTA, HALF),
+        Claim("t2", "score", "multi-turn", ALL),
+        Claim("delta", "score", "score, no Stage I", HALF),
     ),
     "S5": (
         "Half of the samples, each corrected once, vote better than all uncorrected",
-        Claim("vote, corrected", "score", 30, "score", 30, ANSWERS, HALF, "vote"),
+        Claim("vote, corrected", "score", "score", HALF, other_metric="vote"),
     ),
 }
 OTHERS = {
     "Which group is a reward compared with? The papers leave it open": [
-        Claim(metric, "gc-rl", 30, group, 30, least, HALF)
+        Claim(metric, "gc-rl", group, HALF)
         for group in GROUPS
-        for metric, least in (("generation", ANSWERS), ("critique", CRITICS))
+        for metric in ("generation", "critique")
     ],
     "The headline at seeds that nobody had seen": [
-        Claim("generation", "gc-rl", 30, "g-rl", 30, ANSWERS, UNSEEN),
-        Claim("critique", "gc-rl", 30, "g-rl", 30, CRITICS, UNSEEN),
+        Claim("generation", "gc-rl", "g-rl", UNSEEN),
+        Claim("critique", "gc-rl", "g-rl", UNSEEN),
     ],
     "At equal cost": [
-        Claim("generation", "gc-rl", 30, "g-rl", "samples", ANSWERS, ALL),
-        Claim("generation", "gc-rl", 30, "g-rl", "seconds", ANSWERS, ALL),
-        Claim("critique", "gc-rl", 30, "g-rl", "samples", CRITICS, ALL),
-        Claim("t2", "score", 30, "g-rl", "samples", ANSWERS, ALL, "generation"),
-        Claim("t2", "score", 30, "g-rl, long", "seconds", ANSWERS, FEW, "generation"),
+        Claim("generation", "gc-rl", "g-rl", ALL, other_step="samples"),
+        Claim("generation", "gc-rl", "g-rl", ALL, other_step="seconds"),
+        Claim("critique", "gc-rl", "g-rl", ALL, other_step="samples"),
+        Claim("t2", "score", "g-rl", ALL, other_step="samples", other_metric="generation"),
+        Claim("t2", "score", "g-rl, long", FEW, other_step="seconds", other_metric="generation"),
     ],
     "Right for the right reason: do critics find the error?": [
-        Claim("critique_sound", "c-rl", 30, "c-rl", 0, CRITICS, ALL),
-        Claim("critique_sound", "gc-rl", 30, "gc-rl", 0, CRITICS, ALL),
-        Claim("critique_sound", "g-rl", 30, "g-rl", 0, CRITICS, ALL),
+        Claim("critique_sound", "c-rl", "c-rl", ALL, other_step=0),
+        Claim("critique_sound", "gc-rl", "gc-rl", ALL, other_step=0),
+        Claim("critique_sound", "g-rl", "g-rl", ALL, other_step=0),
     ],
     "The other numbers": [
-        Claim("generation", "hard, filter", 30, "hard, g-rl", 30, ANSWERS, HALF),
-        Claim("generation", "hard, filter", 30, "hard, eq. 3", 30, ANSWERS, HALF),
-        Claim("generation", "hard, eq. 3", 30, "hard, any pairs", 30, ANSWERS, HALF),
-        Claim("generation", "gc-rl, eq. 4", 30, "gc-rl", 30, ANSWERS, HALF),
-        Claim("generation", "c-rl, eq. 4", 30, "c-rl", 30, ANSWERS, HALF),
-        Claim("generation", "gc-rl", 30, "gc-rl, static", 30, ANSWERS, HALF),
-        Claim("generation", "c-rl", 30, "c-rl, dynamic", 30, ANSWERS, HALF),
-        Claim("t1", "score", 30, "multi-turn", 30, ANSWERS, ALL),
-        Claim("delta", "score", 30, "score, alpha 0", 30, DELTA, HALF),
-        Claim("delta", "score, alpha 10", 30, "score", 30, DELTA, HALF),
-        Claim("t2", "score", 30, "score, alpha 0", 30, ANSWERS, HALF),
-        Claim("t2", "score, alpha 10", 30, "score", 30, ANSWERS, HALF),
+        Claim("generation", "hard, filter", "hard, g-rl", HALF),
+        Claim("generation", "hard, filter", "hard, eq. 3", HALF),
+        Claim("generation", "hard, eq. 3", "hard, any pairs", HALF),
+        Claim("generation", "gc-rl, eq. 4", "gc-rl", HALF),
+        Claim("generation", "c-rl, eq. 4", "c-rl", HALF),
+        Claim("generation", "gc-rl", "gc-rl, static", HALF),
+        Claim("generation", "c-rl", "c-rl, dynamic", HALF),
+        Claim("t1", "score", "multi-turn", ALL),
+        Claim("delta", "score", "score, alpha 0", HALF),
+        Claim("delta", "score, alpha 10", "score", HALF),
+        Claim("t2", "score", "score, alpha 0", HALF),
+        Claim("t2", "score, alpha 10", "score", HALF),
     ],
 }
 WHY = {  # {finding: a sentence why, as far as the runs tell; written after them}
@@ -282,6 +282,15 @@ CURVES = [
 ]
 
 # ---------------------------------------------------------------------------------------- the runs
+
+
+def smallest(claim):
+    """The smallest difference that would matter; a threshold has none beside it."""
+    if claim.threshold is not None:
+        return 0
+    if claim.metric.startswith("critique"):
+        return CRITICS
+    return DELTA if claim.metric == "delta" else ANSWERS
 
 
 def command_of(run, seed):
@@ -503,9 +512,9 @@ def differences(lines, claim):
     for run, other in pairs:
         value = number(run, claim.step, claim.metric)
         if claim.other == "above":
-            found.append(value - claim.other_step)
+            found.append(value - claim.threshold)
         elif claim.other == "below":
-            found.append(claim.other_step - value)
+            found.append(claim.threshold - value)
         elif step is not None:
             second = number(other, step, claim.other_metric or claim.metric)
             # Where nothing is called right there is no precision.
@@ -585,7 +594,7 @@ def words_of(lines, claim):
     other = claim.other
     first = WORDS[claim.metric]
     if claim.other in ("above", "below"):
-        other = f"{claim.other} {claim.other_step}"
+        other = f"{claim.other} {claim.threshold}"
         run = f"{run} at the start" if claim.step == 0 else run
     else:
         if claim.other_step in ("samples", "seconds"):
@@ -646,11 +655,11 @@ def show_findings(lines):
         for claim in deciding:
             found = estimate(lines, claim)
             words = words_of(lines, claim)
-            verdicts.append(verdict(found, claim.least))
+            verdicts.append(verdict(found, smallest(claim)))
             told.append(f"{words}: {show_estimate(found)}, {verdicts[-1]}")
             of.append(found.of if found else "0")
             short = verdicts[-1].removeprefix("does not hold here: ")
-            drawn.append((words, short, found and found[:3], claim.least))
+            drawn.append((words, short, found and found[:3], smallest(claim)))
         decided = decide(verdicts)
         if " of " in "".join(of) and decided != "not run yet":
             decided += " so far"
@@ -670,7 +679,9 @@ def show_others(lines):
             found = estimate(lines, claim)
             of = found.of if found else "0"
             words = words_of(lines, claim)
-            print(f"| {words} | {show_estimate(found)} | {of} | {verdict(found, claim.least)} |")
+            print(
+                f"| {words} | {show_estimate(found)} | {of} | {verdict(found, smallest(claim))} |"
+            )
 
 
 RECALLED = """The probability of the right digit in solving / in checking, by kind of fact as
