@@ -218,8 +218,8 @@ function questions() {
     const label = h("p", {}, h("b", {}, members.length), ` ${meaning}`);
     return members.length > 0 && h("div", {}, box("squares", members.map(column)), label);
   });
-  const legend = soft(" \u00b7 a column each; a square is a response: full right, hollow wrong");
-  return [h("h3", {}, "Questions of this step", legend), box("questions", groups)];
+  const legend = soft(" \u00b7 squares are responses, the full ones right");
+  return h("div", {}, h("h3", {}, "Questions of this step", legend), box("questions", groups));
 }
 
 /** Buttons that look for some of the samples, with their number in this step. */
@@ -328,8 +328,7 @@ function stepView() {
     return button(`question ${question}`, question.slice(0, 60), question === chosen, choose);
   };
   return [
-    questions(),
-    filters(rows),
+    box("top", questions(), filters(rows)),
     asked.length > 1 && box("bar", soft("Texts are kept of"), asked.map(tab)),
     heading(chosen),
     chain(rows.filter(row => row.question === chosen)),
@@ -458,6 +457,7 @@ function fromAddress() {
   if (!Object.hasOwn(COLOURS, state.colour)) state.colour = START.colour;
   if (!Object.hasOwn(ONLY, state.only)) state.only = "";
   show();
+  if (asked.has("sample")) document.querySelector(".chosen")?.scrollIntoView({ block: "center" });
 }
 
 function move(name, by) {

@@ -30,7 +30,7 @@ STEP = re.compile(rb'\{"step": (\d+)')  # so a row begins, but for those of prob
 COPIED = """step probe id parent role right says_right stopped clipped
 response_right wrong_line no_line sound again"""
 UNUSABLE = ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError
-WINDOWLESS = "--headless --disable-gpu --no-first-run --hide-scrollbars --window-size=1280,860"
+WINDOWLESS = "--headless --disable-gpu --no-first-run --hide-scrollbars --window-size=1200,820"
 BROWSERS = "chromium", "google-chrome"
 
 
@@ -55,7 +55,7 @@ def data_of(out):
         raise InputError(f"{out}: there is no run in it: no metrics.jsonl")
     [flags] = rows_of(out / "run.json") or [{}]
     rows = rows_of(out / "metrics.jsonl", with_step)
-    names = {name: None for row in rows for name in row}
+    names = sorted(set().union(*rows))
     data = {
         "flags": {name: str(value) for name, value in flags.items()},
         "metrics": {name: [number(row.get(name)) for row in rows] for name in names},

@@ -110,7 +110,7 @@ def chromium(profile):
             text = b""
             while not text.endswith(b"\0"):
                 byte = reader.read(1)
-                assert byte, "the browser has ended"
+                assert byte
                 text += byte
             answer = json.loads(text[:-1])
             if "id" in answer:
@@ -174,4 +174,4 @@ def test_the_page_in_a_browser(tmp_path):
                 value(action)
                 time.sleep(0.05)
                 assert value(f"!!({expected})"), expected
-    assert errors == []
+    assert not errors
