@@ -41,7 +41,11 @@ FLAGS = {
         ("seed", 0, "of data order and sampling"),
         ("device", str, "cpu, cuda, cuda:1, mps (else cuda where there is one)"),
         ("precision", str, "compute dtype (else bf16 on cuda)"),
-        ("out", "out", "folder of the run: model, metrics.jsonl, samples.jsonl, resume.pt"),
+        (
+            "out",
+            "out",
+            "folder of the run: model, run.html, metrics.jsonl, samples.jsonl, resume.pt",
+        ),
         ("resume", False, "go on with the run in --out: the same command and this flag"),
         ("eval-every", 10, "steps between evaluations with a checkpoint; both also at the end"),
         ("eval-size", 256, "held-out problems, and pairs of the exam, in an evaluation"),

@@ -4,6 +4,7 @@ OUT/start            the policy that RL starts from, which is the KL's reference
 OUT/resume.pt        everything that `--resume` needs, as of the last checkpoint
 OUT/run.json         the flags
 OUT/metrics.jsonl    a line for each step; train, held_out, exam and samples.jsonl beside it
+OUT/run.html         a page that shows them
 OUT                  at the end, the trained policy
 """
 

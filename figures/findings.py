@@ -464,7 +464,7 @@ A claim *holds here* if the 95% interval of the mean difference over seeds lies 
 not hold here* if it lies below. Of {} intervals {} would be expected not to contain 0 if nothing
 made any difference. Where a claim *cannot be told*, so many seeds would tell if mean and deviation
 stayed what they are. What was *added later* was added after results had been seen. The picture
-(findings.svg) has all intervals side by side.
+(findings.svg) has all intervals side by side, [another](methods.svg) the methods step by step.
 """
 
 

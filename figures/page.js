@@ -35,19 +35,17 @@ function h(tag, attributes = {}, ...children) {
 const box = (name, ...children) => h("div", { class: name }, ...children);
 const CHANGED = " \u00b7 what has changed is underlined";
 const soft = words => h("span", { class: "soft" }, words);
-
 // key: by it the button keeps the focus when the page is drawn again.
 const button = (key, label, pressed, onclick) =>
-  h("button", { "data-key": key, "aria-pressed": pressed, onclick }, label);
-
+  h("button", { "data-key": key, "aria-pressed": `${pressed}`, onclick }, label);
 const number = (value, digits = 2) => value?.toFixed(digits) ?? "\u2013";
 const signed = (value, digits = 2) => (value > 0 ? "+" : "") + number(value, digits);
 const share = (list, test) => `${list.filter(test).length} of ${list.length}`;
 const unique = values => [...new Set(values)];
 
 // ------------------------------------------------------------------------------------ samples
-/** The samples of a step, or of an evaluation's questions, made whole when first asked for. */
 const made = new Set();
+/** The samples of a step, or of an evaluation's questions, made whole when first asked for. */
 function samplesOf(step, view = state.view) {
   const rows = (view === "step" ? run.steps : run.probes)[step] ?? [];
   if (made.has(rows)) return rows;
@@ -200,7 +198,7 @@ function card(row, earlier, context) {
 /** All questions of the step: what became of each, and why. */
 function questions() {
   const rows = run.outcomes[state.step];
-  if (!rows) return null;
+  if (!rows?.length) return null;
   const dropped = run.flags.method === "gc-rl" && run.flags.balance === "filter";
   const kind = ([, letters]) => letters.includes("r") + 2 * letters.includes("w");
   const meanings = [
@@ -460,10 +458,12 @@ function fromAddress() {
   if (asked.has("sample")) document.querySelector(".chosen")?.scrollIntoView({ block: "center" });
 }
 
+/** To the next step, or to the next sample that passes the filters. */
 function move(name, by) {
-  const count = state.view === "step" ? samplesOf(state.step).length : 8;
-  const [least, most] = name === "step" ? [0, last] : [1, Math.max(1, count)];
-  go({ [name]: Math.min(most, Math.max(least, state[name] + by)) });
+  const samples = () => samplesOf(state.step).filter(passes).map(row => row.n);
+  const numbers = state.view === "step" ? samples() : [1, 2, 3, 4, 5, 6, 7, 8];
+  const beyond = (name === "step" ? metrics.step : numbers).filter(n => by * (n - state[name]) > 0);
+  if (beyond.length) go({ [name]: by > 0 ? beyond[0] : beyond.at(-1) });
   if (name === "sample") document.querySelector(".chosen")?.scrollIntoView({ block: "nearest" });
 }
 
