@@ -9,6 +9,7 @@ taken on trust.
 """
 
 import functools
+import math
 from dataclasses import dataclass, replace
 
 from details import threads  # noqa: F401  # isort: skip (before torch)
@@ -21,14 +22,21 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from critique import correct_prompt, critique_prompt, judgement, solve_prompt
 from details import cost
-from details.errors import InputError
-from details.fast import SharedLayer, left_pad, packed, settle_attention, shares_prompts
+from details.errors import InputError, one_line
+from details.fast import LearningLayer, SharedLayer, left_pad, packed, shares_prompts
 from details.log import BAR_OFF
-from details.memory import LOGITS, halved_if_memory_runs_out, micro_batches, sampling_batches
+from details.memory import (
+    LOGITS,
+    halved_if_memory_runs_out,
+    micro_batches,
+    recomputed,
+    sampling_batches,
+)
 from details.policy import (
     autocast,
     context_length,
     decode,
+    dtype_of,
     encode_chat,
     load_folder,
     stop_set,
@@ -432,19 +440,22 @@ def batch_logprobs(model, samples, temperature):
     real = torch.arange(width) < torch.tensor(lengths)[:, None]  # which are no padding
     tokens = tokens.to(model.device)
     real = real.to(model.device)
-    with autocast(model):
-        cache = Cache(layer_class_to_replicate=DynamicLayer)
+    longest = max(len(sample.prompt) + len(sample.tokens) for sample in samples)
+    with autocast(model), recomputed(model, longest):
+        cache = Cache(layer_class_to_replicate=LearningLayer)
         prompts = [sample.prompt for sample in samples]
         states, mask, owner = prefill(model, prompts, cache)
-        for layer in cache.layers:  # index_select: the gradient of [owner] is not deterministic
-            layer.keys = layer.keys.index_select(0, owner)
-            layer.values = layer.values.index_select(0, owner)
+        behind = []  # a copy for each row
+        for layer in cache.layers:
+            # index_select: the gradient of [owner] is not deterministic.
+            keys = layer.keys.index_select(0, owner)
+            behind.append(LearningLayer(keys, layer.values.index_select(0, owner)))
         # The prompt's last position predicts the first token, the rest of them predict the rest.
         states = states.index_select(0, owner)[:, None][:, :width]
         if width > 1:
             # A token is fed where another follows it.
             mask = torch.cat([mask[owner], real[:, 1:].long()], 1)
-            rest = forward(model, tokens[:, :-1], mask, cache)
+            rest = forward(model, tokens[:, :-1], mask, Cache(behind))
             states = torch.cat([states, rest], 1)
         assert states.shape[:2] == tokens.shape == (count, width)
         cost.count(computed=tokens.numel(), useful=sum(lengths))
@@ -482,5 +493,42 @@ def load_policy(name, device=None, precision=None):
     `model.generate` sample another policy than the one trained. Raises InputError.
     """
     model, tokenizer = load_folder(name, device, precision)
-    settle_attention(model, name, generate, logprobs)
+    settle_attention(model, name)
     return model, tokenizer
+
+
+def settle_attention(model, name):
+    """Let rows share the keys of their prompts in sampling, if that finds the same log-probs as the
+    library's attention. If not, one line says so. Raises InputError for a model that no key-value
+    cache can sample."""
+    library = model.config._attn_implementation
+    if library == "sdpa" and model._supports_attention_backend:
+        model.set_attn_implementation("shared_prompts")
+        away, reason = sampling_error(model)
+        if away < 1e-3:
+            return
+        print(f"note: {name}: each row copies its prompt ({reason})")
+        model.set_attn_implementation(library)
+    away, reason = sampling_error(model)
+    if not away < 0.1:  # Mamba and its like keep another state
+        raise InputError(f"model {name}: no sampling with a key-value cache: {reason}")
+
+
+@torch.no_grad()
+def sampling_error(model):
+    """How far sampling is from scoring, in which the library's attention is at work: the mean |log
+    ratio|, and the same in words. In fp32, whatever the compute dtype: the rounding of bf16 would
+    hide what a model computes otherwise."""
+    dtype = dtype_of(model)
+    model.compute_dtype = torch.float32
+    prompts = [list(range(length)) for length in range(5, 9)]
+    try:
+        samples = generate(model, prompts, 2, max_new_tokens=4, stop=())
+        scored = torch.cat(logprobs(model, samples)).cpu()
+        drawn = torch.tensor([sample.logprobs for sample in samples])
+        away = (scored - drawn.flatten()).abs().mean().item()
+    except Exception as error:  # models differ in what caches and attention get
+        return math.inf, one_line(error)
+    finally:
+        model.compute_dtype = dtype
+    return away, f"mean |log ratio| {away:.2g}"

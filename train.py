@@ -57,7 +57,7 @@ from tqdm import tqdm
 
 from critique import correct_prompt
 from details import cost
-from details.flags import SUPERVISED, train_flags
+from details.flags import SUPERVISED, selected_by, train_flags
 from details.log import (
     BAR_OFF,
     log_answers,
@@ -68,7 +68,7 @@ from details.log import (
 )
 from details.memory import micro_batches, smaller_if_memory_runs_out
 from details.policy import save_policy
-from details.runs import save_state, signals_caught
+from details.runs import finish_best, keep_best, save_state, signals_caught
 from details.start import begin_run, first_pairs
 from details.supervised import demonstration, imitate
 from figures.page import write_page
@@ -541,11 +541,17 @@ def train(args):
                 start = time.time()
                 numbers, answers = evaluate(sampler, state["held_out"], state["exam"])
                 probes = probe(sampler, state["held_out"][:PROBES])
-                row |= numbers | {"seconds/eval": time.time() - start}
+                row |= numbers
+                if state["selecting"]:
+                    numbers, _ = evaluate(sampler, state["selecting"], state["selecting_exam"])
+                    row["select"] = numbers[selected_by(args.method)]
+                row["seconds/eval"] = time.time() - start
                 log_answers(state, step, answers)
                 log_probes(out, state, sampler.tokenizer, step, probes)
             row["seconds"] = time.time() - begin
             log_row(out, state, row)
+            if due:
+                keep_best(out, state, sampler)
             # Save.
             state |= {"step": step + 1, "seconds": row["seconds"], "cache": list(cache)}
             if due or signals:
@@ -560,6 +566,7 @@ def train(args):
         bar.close()
         save_policy(sampler.model, sampler.tokenizer, out)
         show_result(state, out)
+        finish_best(out, state, sampler)
     return state["metrics"][-1]
 
 

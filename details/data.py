@@ -24,6 +24,7 @@ import torch
 from details.answers import is_correct, reference_key
 from details.errors import InputError, one_line
 from details.grader import GRADER
+from details.memory import ran_out
 from details.programs import NotJudged, setup_error, take_apart
 from reward import Pair, Problem
 
@@ -43,7 +44,9 @@ def run_command(program, *args):
     except BrokenPipeError:  # `sample.py ... | head`: nobody reads on
         lose_output()
         sys.exit(141)
-    except (InputError, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
+    except (InputError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
+        if type(error) is RuntimeError and not ran_out(error):
+            raise
         sys.exit(f"error: {one_line(error, 3000)}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -5,7 +5,6 @@
 """
 
 import functools
-import math
 import weakref
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -18,7 +17,6 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from details.errors import InputError, one_line
 from details.policy import dtype_of
 
 LARGE = 1 << 16  # numbers in a weight; a larger one is packed
@@ -101,6 +99,26 @@ class SharedLayer(DynamicLayer):
             self.prompts = self.prompts[:, prompts]
             self.room = self.room[:, :, rows]
         self.table, self.index = rows_by_prompt(self.owner)
+
+
+class LearningLayer(DynamicLayer):
+    """One layer's keys and values where log-probs are computed: those of the prompts, `given` for
+    what comes behind them, and its own. What is given is not changed, so that a block of the model
+    can be computed again."""
+
+    def __init__(self, *given):
+        super().__init__()
+        self.given = given
+        self.is_initialized = bool(given)
+        self.keys, self.values = given or (None, None)
+
+    def update(self, keys, values, *args, **kwargs):
+        both = keys, values
+        if self.given:
+            both = [torch.cat(pair, 2) for pair in zip(self.given, both)]
+        self.is_initialized = True
+        self.keys, self.values = both
+        return self.keys, self.values
 
 
 def attend(module, query, keys, values, attention_mask, scaling, **options):
@@ -205,43 +223,3 @@ def left_pad(rows, device):
     rows = [torch.tensor(row) for row in rows]
     ids = pad_sequence(rows, batch_first=True, padding_value=-1, padding_side="left").to(device)
     return ids.clamp(min=0), (ids >= 0).long()
-
-
-# ------------------------------------------------------------- which attention a model is left with
-
-
-def settle_attention(model, name, generate, logprobs):
-    """Let rows share the keys of their prompts in sampling, if that finds the same log-probs as the
-    library's attention. If not, one line says so. Raises InputError for a model that no key-value
-    cache can sample. generate, logprobs: those of rollout.py."""
-    library = model.config._attn_implementation
-    if library == "sdpa" and model._supports_attention_backend:
-        model.set_attn_implementation("shared_prompts")
-        away, reason = sampling_error(model, generate, logprobs)
-        if away < 1e-3:
-            return
-        print(f"note: {name}: each row copies its prompt ({reason})")
-        model.set_attn_implementation(library)
-    away, reason = sampling_error(model, generate, logprobs)
-    if not away < 0.1:  # Mamba and its like keep another state
-        raise InputError(f"model {name}: no sampling with a key-value cache: {reason}")
-
-
-@torch.no_grad()
-def sampling_error(model, generate, logprobs):
-    """How far sampling is from scoring, in which the library's attention is at work: the mean |log
-    ratio|, and the same in words. In fp32, whatever the compute dtype: the rounding of bf16 would
-    hide what a model computes otherwise."""
-    dtype = dtype_of(model)
-    model.compute_dtype = torch.float32
-    prompts = [list(range(length)) for length in range(5, 9)]
-    try:
-        samples = generate(model, prompts, 2, max_new_tokens=4, stop=())
-        scored = torch.cat(logprobs(model, samples)).cpu()
-        drawn = torch.tensor([sample.logprobs for sample in samples])
-        away = (scored - drawn.flatten()).abs().mean().item()
-    except Exception as error:  # models differ in what caches and attention get
-        return math.inf, one_line(error)
-    finally:
-        model.compute_dtype = dtype
-    return away, f"mean |log ratio| {away:.2g}"

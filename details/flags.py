@@ -34,10 +34,11 @@ FLAGS = {
         ("data", str, "JSONL file, gsm8k or mbpp [gsm8k; toy: its own]"),
         ("eval-data", str, "held-out: a file, humaneval (else --data's test set or last tenth)"),
         ("exam", str, "JSONL file of pairs, the critic's evaluation set (else sampled)"),
+        ("select-data", str, "problems that choose OUT/best (else the held-out ones)"),
         ("grader", str, "FILE.py:function(row, response) -> bool, in place of answers or tests"),
         ("unsafe-code", False, "run programs without a sandbox, where the system has none"),
         ("cold-start", str, "JSONL file of demonstrations to be learned before RL"),
-        ("cold-start-lr", 2e-5, "learning rate of the cold start"),
+        ("cold-start-lr", 2e-5, "learning rate of the cold start (--lora: 10 times that)"),
         ("seed", 0, "of data order and sampling"),
         ("device", str, "cpu, cuda, cuda:1, mps (else cuda where there is one)"),
         ("precision", str, "compute dtype (else bf16 on cuda)"),
@@ -55,7 +56,8 @@ FLAGS = {
         ("questions", 32, "questions a step (paper: 512)"),
         ("n", 8, "samples per prompt (paper: 5)"),
         ("updates", 4, "optimizer steps per rollout, whatever it holds (paper: 4)"),
-        ("lr", 1e-6, "learning rate of AdamW, constant after a short warm-up (paper: 1e-6)"),
+        ("lr", 1e-6, "of AdamW, constant after a warm-up (paper: 1e-6; --lora: 10 times that)"),
+        ("lora", 0, "rank of low-rank adapters, which are trained and not the weights (0: off)"),
         ("kl", 1e-3, "g-rl, c-rl, gc-rl: weight of the KL to the starting policy (paper: 1e-3)"),
         ("clip", 0.2, "the ratio is clipped to 1 - clip, 1 + clip (paper: 0.2)"),
         ("temperature", 1.0, "of sampling; the log-probs are those of this distribution"),
@@ -120,6 +122,9 @@ def train_flags(argv, methods):
         parser.set_defaults(**TOY_SETTINGS)
         if not known.data:
             parser.set_defaults(**TOY_FILES)
+    if known.lora:
+        for name in ("lr", "cold_start_lr"):
+            parser.set_defaults(**{name: 10 * parser.get_default(name)})
     args = parser.parse_args(argv)
     settle(args)
     return args
@@ -131,6 +136,7 @@ def refuse(message):
 
 MAY_BE_ZERO = (
     "steps",
+    "lora",
     "kl",
     "clip",
     "seed",
@@ -179,6 +185,13 @@ def check_numbers(args, may_be_zero):
         if not fine:
             flag = name.replace("_", "-")
             raise InputError(f"--{flag} {value}: must be finite and {bound} 0")
+
+
+def selected_by(method):
+    """The metric of an evaluation by which a run's best model is chosen."""
+    if method in ("score", "multi-turn", *SUPERVISED):
+        return "eval/t2"
+    return "eval/critique" if method == "c-rl" else "eval/generation"
 
 
 def largest_kl(args):

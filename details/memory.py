@@ -4,17 +4,24 @@ A batch is cut by a forecast of what it takes (`sampling_batches`, `micro_batche
 where the memory runs out all the same (`halved_if_memory_runs_out`, `smaller_if_memory_runs_out`).
 """
 
+import functools
 import os
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from details import threads  # noqa: F401  # isort: skip (before torch)
 
 import torch
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from details.errors import InputError
 from details.flags import largest_kl
-from details.policy import device_of, dtype_of, without_weights
+from details.lora import add_adapters
+from details.policy import compute_dtype, device_of, dtype_of, trained_weights, without_weights
 
 CPU_BYTES = 1 << 27  # what a batch may take on a CPU, at least
+CGROUP = Path("/sys/fs/cgroup")
 LOGITS = 1 << 24  # that are held at once where log-probs are computed
 
 
@@ -23,8 +30,19 @@ def memory(model):
     is free at the moment, since how a batch is cut shapes its rounding, and a resumed run must cut
     alike. On a CPU, where more brings no speed, twice the weights, or CPU_BYTES if that is more."""
     if model.device.type == "cuda":
-        return torch.cuda.mem_get_info(model.device)[1] // 4
+        return memory_of(model.device) // 4
     return max(CPU_BYTES, 8 * model.num_parameters())
+
+
+def memory_of(device):
+    """Bytes of a GPU; on a CPU those of the machine, or what a container may have of them."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroups of today, and before
+        with suppress(OSError, ValueError):  # ValueError: "max", no limit
+            there = min(there, int((CGROUP / file).read_text()))
+    return there
 
 
 def sampling_batches(model, rows, n, max_new_tokens):
@@ -55,14 +73,36 @@ def rows_that_fit(model, length, n):
 
 
 def most_tokens(model):
-    """How many tokens one forward pass with gradients may have. For each of them a backward pass
-    needs about what goes into and comes out of each matrix."""
+    """How many tokens one forward pass with gradients may have."""
+    return memory(model) / token_bytes(model)
+
+
+def token_bytes(model):
+    """What a backward pass needs for each token: about what goes into and comes out of each matrix
+    (but for those of adapters, which are small)."""
     vocabulary = model.get_input_embeddings().num_embeddings
     numbers = 0
-    for p in model.parameters():
-        if p.dim() == 2 and len(p) != vocabulary:
+    for name, p in model.named_parameters():
+        if p.dim() == 2 and len(p) != vocabulary and "lora" not in name:
             numbers += sum(p.shape)
-    return memory(model) / (numbers * dtype_of(model).itemsize)
+    return numbers * dtype_of(model).itemsize
+
+
+@contextmanager
+def recomputed(model, tokens):
+    """Inside the block, if the activations of so many tokens would take more than a quarter of the
+    device's memory, only what goes into each block of the model is kept for the backward pass,
+    which computes the rest again: a third more time."""
+    blocks = []
+    if torch.is_grad_enabled() and 4 * tokens * token_bytes(model) > memory_of(model.device):
+        blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    for block in blocks:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
 
 
 def micro_batches(model, samples, parts=1):
@@ -115,6 +155,11 @@ def cut(samples, order, most):
     return sum(costs), batches
 
 
+def ran_out(error):
+    """Has the device no memory left? A CPU says so by a mere RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def halved_if_memory_runs_out(sample):
     """A decorator: where the device runs out of memory each half of the rows is sampled alone. The
     tokens are the same, since each row has uniforms of its own."""
@@ -122,8 +167,8 @@ def halved_if_memory_runs_out(sample):
     def sample_or_halve(model, prompts, uniforms, *settings):
         try:
             return sample(model, prompts, uniforms, *settings)
-        except torch.OutOfMemoryError:
-            if len(prompts) == 1:
+        except RuntimeError as error:
+            if not ran_out(error) or len(prompts) == 1:
                 raise
         torch.cuda.empty_cache()  # not in `except`, where the error still holds on to the tensors
         half = len(prompts) // 2
@@ -140,8 +185,8 @@ def smaller_if_memory_runs_out(add_gradient):
     def add_or_retry(model, samples, *settings, parts=1):
         try:
             return add_gradient(model, samples, *settings, parts=parts)
-        except torch.OutOfMemoryError:
-            if len(micro_batches(model, samples, parts)) == len(samples):
+        except RuntimeError as error:
+            if not ran_out(error) or len(micro_batches(model, samples, parts)) == len(samples):
                 raise
         torch.cuda.empty_cache()
         model.zero_grad()
@@ -157,24 +202,26 @@ def check_memory(args):
     try:
         model = without_weights(args.model)
         device = device_of(args.device)
-        on_gpu = device.type == "cuda"
-        if on_gpu:
-            there = torch.cuda.mem_get_info(device)[1]
-        else:
-            there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        there = memory_of(device)
     except Exception:  # of a folder or a device that loading will name, or on Windows
         return
-    count = model.num_parameters()
+    on_gpu = device.type == "cuda"
+    model.compute_dtype = compute_dtype(device, args.precision)
+    if args.lora:
+        add_adapters(model, args.lora)
+    trained = sum(weight.numel() for weight in trained_weights(model).values())
+    frozen = sum(weight.nbytes for weight in model.parameters() if not weight.requires_grad)
     # Twice what a batch is allowed, which counts what matrices read and write, and not what lies
-    # between them. On a GPU batches are cut until they fit; one completion is the least.
+    # between them. On a GPU batches are cut until they fit; one completion is the least, and what
+    # is then more than a quarter is recomputed.
     batches = 2 * memory(model)
     tokens = most_tokens(model)
     if on_gpu:
-        batches *= args.max_new_tokens / tokens
+        batches *= min(1, args.max_new_tokens / tokens)
     in_bf16 = on_gpu and args.precision != "fp32"  # with a copy of the weights
     needed = {  # bytes
-        "weights, gradients, optimizer": (16 + 2 * in_bf16) * count,
-        "reference": 4 * count * (largest_kl(args) > 0),
+        "weights, gradients, optimizer": frozen + (16 + 2 * in_bf16) * trained,
+        "reference": 4 * trained * (largest_kl(args) > 0),
         "batches": batches,
         "logits": 16 * min(LOGITS, tokens * model.config.get_text_config().vocab_size),
         # With torch, of which a build for CUDA is larger, transformers, and a small model loaded.
@@ -186,6 +233,6 @@ def check_memory(args):
     if total > there:
         raise InputError(
             f"--model {args.model} would need {line}; "
-            "take a smaller one, no KL, or scale/ for several GPUs"
+            "take a smaller one, --lora 16, no KL, or scale/ for several GPUs"
         )
     print(f"needs {line}")

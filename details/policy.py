@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from details.errors import InputError, one_line
+from details.lora import merged_weights, save_adapters
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -58,14 +59,19 @@ def load_folder(name, device, precision):
         eos_token_id=stops,
         pad_token_id=tokenizer.pad_token_id,
     )
-    precision = precision or ("bf16" if device.type == "cuda" else "fp32")
-    model.compute_dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    model.compute_dtype = compute_dtype(device, precision)
     return model, tokenizer
 
 
 def device_of(name):
     """The device of that name; without a name CUDA where there is one, else the CPU."""
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def compute_dtype(device, precision):
+    """The dtype that `precision` names; without a name bf16 on CUDA, else fp32."""
+    precision = precision or ("bf16" if device.type == "cuda" else "fp32")
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
 def run_flags(folder):
@@ -130,11 +136,20 @@ def special_tokens(tokenizer):
     return {i: token.content for i, token in added if token.special}
 
 
+def trained_weights(model):
+    """{name: weight} of what is trained: all weights, or the adapters alone."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
 def save_policy(model, tokenizer, folder):
-    """Write `folder` so that `AutoModelForCausalLM.from_pretrained(folder)` loads it."""
+    """Write `folder` so that `AutoModelForCausalLM.from_pretrained(folder)` loads it; of a model
+    with adapters these beside it."""
+    folder = Path(folder)
     try:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=merged_weights(model))
         tokenizer.save_pretrained(folder)
+        if hasattr(model, "lora_rank"):
+            save_adapters(model, folder / "adapter")
     except Exception as error:  # safetensors has errors of its own for a full disk
         raise InputError(f"{folder}: the model cannot be written: {one_line(error)}") from error
 

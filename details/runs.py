@@ -5,10 +5,13 @@ OUT/resume.pt        everything that `--resume` needs, as of the last checkpoint
 OUT/run.json         the flags
 OUT/metrics.jsonl    a line for each step; train, held_out, exam and samples.jsonl beside it
 OUT/run.html         a page that shows them
-OUT                  at the end, the trained policy
+OUT/best             the policy of the best evaluation
+OUT                  at the end, the trained policy; with --lora, its adapters in OUT/adapter
 """
 
+import copy
 import os
+import shutil
 import signal
 import sys
 from contextlib import contextmanager
@@ -20,13 +23,17 @@ import torch
 
 from details.data import from_pair, from_problem, write_jsonl
 from details.errors import InputError, one_line
+from details.flags import selected_by
+from details.log import say
+from details.lora import save_adapters
+from details.policy import save_policy, trained_weights
 
 if os.name == "nt":
     import msvcrt
 else:
     import fcntl
 
-FORMAT = 7  # of resume.pt
+FORMAT = 8  # of resume.pt
 BEFORE_CHECKPOINT = {
     "start",
     "lock",
@@ -88,7 +95,7 @@ def lock_folder(out):
 
 def save_state(out, state, model, optimizer):
     """Write resume.pt: aside, flushed to disk, renamed. At no moment is there half of one."""
-    state = state | {"weights": model.state_dict(), "optimizer": optimizer.state_dict()}
+    state = state | {"weights": trained_weights(model), "optimizer": optimizer.state_dict()}
     partial = out / "resume.pt.partial"
     try:
         with open(partial, "wb") as file:
@@ -116,6 +123,60 @@ def write_files(out, state):
         file.truncate(min(file.tell(), state["samples"]))
     # Of a run that is extended: a model in the folder says that the run has ended.
     (out / "model.safetensors").unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------- the best model
+
+
+def best_row(state):
+    """(the evaluation by which the run's model is best, its value, that of the last one). Of equal
+    ones the first."""
+    name = selected_by(state["flags"]["method"])
+    values = {}
+    for row in state["metrics"]:
+        if name in row:
+            values[row["step"]] = row.get("select", row[name]) or 0.0
+    step = max(values, key=values.get)
+    return step, values[step], list(values.values())[-1]
+
+
+def keep_best(out, state, sampler):
+    """Leave the model in OUT/best if its evaluation, the last row, is better than all before it.
+    What was there is replaced file by file, each as a whole: only the weights differ."""
+    if best_row(state)[0] != state["metrics"][-1]["step"]:
+        return
+    if state["flags"]["lora"]:
+        # Merged when the run ends.
+        save_adapters(sampler.model, out / "best" / "adapter")
+        state["best"] = copy.deepcopy(trained_weights(sampler.model))
+    else:
+        write_best(out, sampler)
+
+
+def write_best(out, sampler):
+    partial = out / "best.partial"
+    save_policy(sampler.model, sampler.tokenizer, partial)
+    for name in ("run.json", "held_out.jsonl", "exam.jsonl"):
+        shutil.copy(out / name, partial)
+    (out / "best").mkdir(exist_ok=True)
+    for path in partial.iterdir():
+        if path.is_file():  # adapters are there already
+            os.replace(path, out / "best" / path.name)
+    shutil.rmtree(partial)
+
+
+def finish_best(out, state, sampler):
+    """Make OUT/best a plain model, if it holds adapters, and say which it is."""
+    if state["flags"]["lora"]:
+        sampler.model.load_state_dict(state["best"], strict=False)
+        write_best(out, sampler)
+    step, best, last = best_row(state)
+    what = selected_by(state["flags"]["method"])
+    if state["selecting"]:
+        what += " on --select-data"
+    say(f"best: {out / 'best'}, step {step}: {what} {best:.3f}, at the end {last:.3f}")
+    if not state["selecting"]:
+        say("(the largest of several noisy numbers is too high; --select-data chooses by others)")
 
 
 @contextmanager

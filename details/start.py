@@ -5,6 +5,8 @@ with the starting policy: the critic's evaluation set, and the pairs that critic
 these are static.
 """
 
+import copy
+import hashlib
 import random
 from pathlib import Path
 
@@ -14,11 +16,27 @@ import torch
 
 from critique import correct_prompt
 from details import grader, programs
-from details.data import batch_of, load_split, read_jsonl, seed_of, to_pair, without
+from details.data import (
+    batch_of,
+    load_problems,
+    load_split,
+    read_jsonl,
+    seed_of,
+    to_pair,
+    without,
+)
 from details.demonstrations import load_demonstrations
 from details.errors import InputError
+from details.lora import add_adapters
 from details.memory import check_memory
-from details.policy import context_length, encode_chat, save_policy
+from details.policy import (
+    compute_dtype,
+    context_length,
+    device_of,
+    encode_chat,
+    save_policy,
+    trained_weights,
+)
 from details.runs import FORMAT, lock_folder, open_run, save_state, write_files
 from details.supervised import cold_start, demonstration
 from reward import filter_pairs, pairs_by_question, random_pairs
@@ -39,26 +57,30 @@ def begin_run(args):
     saved, lock = open_run(args)
     check_memory(args)
     if not saved:
-        problems, held_out, exam, examples = load_data(args)
-    source = out / "start" if saved else args.model
-    model, tokenizer = load_policy(source, args.device, args.precision)
+        problems, held_out, selecting, exam, examples = load_data(args)
+    model, tokenizer, base = load_start(args, saved)
     sampler = Sampler(model, tokenizer, args.max_new_tokens, args.temperature)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0, fused=True)
     if saved:
         state = saved
         check_outcomes(state["problems"])
-        model.load_state_dict(state.pop("weights"))
-        optimizer.load_state_dict(state.pop("optimizer"))
+        if base != state["base"]:
+            raise InputError(
+                f"--resume: --model {args.model} is not the model that the run began with"
+            )
+        model.load_state_dict(state["start"], strict=False)
     else:
         # What does not fit the model's context is refused before the first file is written.
         samples = [demonstration(tokenizer, *example) for example in examples]
-        check_lengths(sampler, problems + held_out, samples)
+        check_lengths(sampler, problems + held_out + selecting, samples)
         lock = lock_folder(out)
         if samples:
             cold_start(args, model, samples)
-        save_policy(model, tokenizer, out / "start")
-        state = first_state(args, problems, held_out, exam)
-        save_state(out, state, model, optimizer)
+        state = first_state(args, problems, held_out, selecting, exam)
+        if args.lora:
+            state["base"] = base
+            state["start"] = copy.deepcopy(trained_weights(model))
+        else:
+            save_policy(model, tokenizer, out / "start")
     # Stage I is half of the steps that are planned when training starts, whatever --steps a run
     # that goes on has.
     if state["step"] <= 1:
@@ -68,11 +90,43 @@ def begin_run(args):
     reference = None
     if largest_kl(args) > 0:
         # Without gradients autocast keeps no copy of it in bf16.
-        reference = load_policy(out / "start", args.device, args.precision)[0].requires_grad_(False)
+        reference = frozen_copy(model)
+    weights = trained_weights(model).values()
+    optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0, fused=True)
+    if saved:
+        model.load_state_dict(state.pop("weights"), strict=False)
+        optimizer.load_state_dict(state.pop("optimizer"))
+    else:
+        save_state(out, state, model, optimizer)
     return sampler, reference, optimizer, state, lock
 
 
-def first_state(args, problems, held_out, exam):
+def load_start(args, saved):
+    """(model, tokenizer, None): the model that a run begins with, or of a run that goes on the one
+    that its RL began with. With --lora the base model with new adapters, and a hash of it: a run's
+    folder has no copy of it."""
+    if not args.lora:
+        source = Path(args.out) / "start" if saved else args.model
+        return *load_policy(source, args.device, args.precision), None
+    # On the CPU first: a device may be too small for its weights in fp32.
+    model, tokenizer = load_policy(args.model, "cpu")
+    found = hashlib.sha256()
+    for weight in model.parameters():
+        found.update(weight.detach().flatten().view(torch.uint8).numpy())
+    device = device_of(args.device)
+    model.compute_dtype = compute_dtype(device, args.precision)
+    add_adapters(model, args.lora, seed_of(args.seed, "lora"))
+    return model.to(device), tokenizer, found.hexdigest()
+
+
+def frozen_copy(model):
+    """The KL's reference, which stays as the model is now. What is not trained is shared: with
+    adapters it costs no more than these."""
+    shared = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
+    return copy.deepcopy(model, shared).requires_grad_(False)
+
+
+def first_state(args, problems, held_out, selecting, exam):
     """What resume.pt has beside weights and optimizer: cache and metrics are those before `step`.
     What was read and sampled at the start is kept: a run goes on with that, whatever has become of
     the files."""
@@ -81,12 +135,16 @@ def first_state(args, problems, held_out, exam):
         "flags": vars(args).copy(),
         "step": 0,
         "seconds": 0.0,
+        "base": None,  # with --lora: a hash of the model, and the adapters that RL started from
+        "start": {},
         "metrics": [],
         "samples": 0,  # bytes of samples.jsonl
         "cache": [],
         "problems": problems,
         "held_out": held_out,
         "exam": exam,
+        "selecting": selecting,  # problems and pairs that choose OUT/best
+        "selecting_exam": [],
         "static": [],
         "missed": [],  # held-out questions that the starting policy got wrong
         "gained": [],  # of those, what it answers right by now
@@ -95,17 +153,23 @@ def first_state(args, problems, held_out, exam):
 
 
 def load_data(args):
-    """(training problems, held-out problems, the critic's evaluation set, demonstrations). No
-    held-out question is trained on, and none that the critic is evaluated on, whether or not it is
-    among those that --eval-size takes."""
+    """(training problems, held-out problems, those of --select-data, the critic's evaluation set,
+    demonstrations). No held-out question is trained on, and none that the critic is evaluated on,
+    whether or not it is among those that --eval-size takes."""
     problems, held_out = load_split(args.data, args.eval_data)
+    trained = [problem.question for problem in problems]
     unseen = [problem.question for problem in held_out]
+    selecting = []
+    if args.select_data:
+        # Neither trained nor reported.
+        rows = [(problem.question, problem) for problem in load_problems(args.select_data)]
+        selecting = without(trained + unseen, f"--select-data {args.select_data}", rows, "problem")
+        unseen += [problem.question for problem in selecting]
     exam = []
     examples = []
-    check_outcomes(problems + held_out)
+    check_outcomes(problems + held_out + selecting)
     if args.exam:
         # Of trained questions the critic has seen the answers.
-        trained = [problem.question for problem in problems]
         rows = [(pair.problem.question, pair) for pair in read_jsonl(args.exam, to_pair)]
         pairs = without(trained, f"--exam {args.exam}", rows, "pair")
         unseen += [pair.problem.question for pair in pairs]
@@ -117,7 +181,8 @@ def load_data(args):
             raise InputError(f"--exam {args.exam}: no pair of a right and a wrong response is left")
     if args.cold_start:
         examples = load_demonstrations(args.cold_start, unseen)
-    return problems, held_out[: args.eval_size], exam[: args.eval_size // 2 * 2], examples
+    size = args.eval_size
+    return problems, held_out[:size], selecting[:size], exam[: size // 2 * 2], examples
 
 
 def settle_outcomes(args):
@@ -170,6 +235,9 @@ def first_pairs(args, sampler, state):
     if begins and not state["exam"]:
         settings = 8, args.eval_size, seed_of(args.seed, "exam")
         state["exam"] = sample_pairs(sampler, state["held_out"], *settings, show="critique pairs")
+    if begins and args.method == "c-rl" and state["selecting"]:
+        settings = 8, args.eval_size, seed_of(args.seed, "selecting")
+        state["selecting_exam"] = sample_pairs(sampler, state["selecting"], *settings)
     if begins and (critic or args.method == "pair-sft"):
         count = min(len(state["problems"]), STATIC_QUESTIONS)
         asked = batch_of(state["problems"], 1, args.seed, count)

@@ -14,7 +14,7 @@ from details import cost
 from details.errors import InputError
 from details.log import BAR_OFF, say
 from details.memory import micro_batches, smaller_if_memory_runs_out
-from details.policy import encode_chat
+from details.policy import encode_chat, trained_weights
 from rollout import Sample, batch_logprobs
 
 COLD_START_PASSES = 3  # over the demonstrations
@@ -67,7 +67,8 @@ def add_gradient(model, samples, parts=1):
 def cold_start(args, model, samples):
     """Learn demonstrations before RL: a short warm-up, then linear decay."""
     steps = math.ceil(COLD_START_PASSES * len(samples) / COLD_START_BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
+    weights = trained_weights(model).values()
+    optimizer = torch.optim.AdamW(weights, weight_decay=0.0, fused=True)
     for step in tqdm(range(steps), "cold start", disable=BAR_OFF):
         batch = batch_of(samples, step + 1, args.seed, COLD_START_BATCH)
         rate = min(1, (step + 1) / (0.1 * steps)) * (1 - step / steps)

@@ -50,13 +50,15 @@ WHERE = {"cpu": "--device cpu", "cuda": "--device cuda --precision fp32"}
 ALL = "--kl 0 --lr 2e-5 --updates 2 --max-new-tokens 64 --eval-size 200"
 STEPS = {"programs": "--steps 10", "arithmetic": "--steps 20"}
 AS_IT_IS = "g-rl-as-it-is"
-RUNS = {  # {name: (flags, seeds)}; all but the first begin from the second start
+RUNS = {  # {name: (flags, seeds)}; all but the first two begin from the second start
     AS_IT_IS: ("--method g-rl {steps} --questions 16", 5),
+    f"{AS_IT_IS}-lora": ("--method g-rl {steps} --questions 16 --lora 16 --lr 2e-4", 3),
     "g-rl": ("--method g-rl {steps} --questions 16", 5),
     "gc-rl": ("--method gc-rl {steps} --questions 16", 5),
     "score": ("--method score {steps} --questions 8", 3),
 }
 COMPARED = [  # a metric of a run, and of another run
+    ("generation", f"{AS_IT_IS}-lora", "generation", AS_IT_IS),
     ("generation", "gc-rl", "generation", "g-rl"),
     ("critique", "gc-rl", "critique", "g-rl"),
     ("t2", "score", "generation", "g-rl"),
@@ -152,7 +154,7 @@ def carry_out(task, model, folder, device, wanted):
         return
     files = prepare(task, model, folder, device)
     for name, flags, seed in tqdm(todo, "runs"):
-        begun = model if name == AS_IT_IS else folder / "start"
+        begun = model if name.startswith(AS_IT_IS) else folder / "start"
         out = folder / f"{name}-{seed}"
         train(out, f"{flags} --seed {seed}", model=begun, **files)
         [before, *steps] = read_jsonl(out / "metrics.jsonl", dict)
@@ -180,6 +182,7 @@ def carry_out(task, model, folder, device, wanted):
         write_jsonl(lines_of(task), [line], "a")
         (out / "resume.pt").unlink()  # 1.6 GB; the trained model stays
         shutil.rmtree(out / "start")
+        shutil.rmtree(out / "best")
 
 
 # -------------------------------------------------------------------------------- what came out

@@ -337,7 +337,7 @@ def sharing(kind, dtype=torch.float32):
     """A `tiny` model whose rows share their prompts, as `load_policy` sets it up."""
     model = tiny(kind)
     model.compute_dtype = dtype
-    fast.settle_attention(model, kind, generate, rollout.logprobs)
+    rollout.settle_attention(model, kind)
     return model
 
 

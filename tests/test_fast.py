@@ -5,6 +5,7 @@ from unittest import mock
 
 import torch
 
+import rollout
 from details import fast
 from rollout import generate, load_policy, logprobs
 from tests.helpers import KINDS, fails, model_of, patch, printed_by, ragged, sharing, tiny
@@ -69,7 +70,7 @@ def test_bf16_models_that_disagree_keep_the_librarys():
 
 def test_a_sampler_that_is_not_the_learner_is_refused():
     """Log-probs that are half a nat apart would be another policy's."""
-    with patch(fast, "sampling_error", return_value=(0.5, "half a nat")):
+    with patch(rollout, "sampling_error", return_value=(0.5, "half a nat")):
         fails("no sampling|half a nat", load_policy, "toy", "cpu")
 
 

@@ -11,8 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import rollout
 import train
 from details import data, fast, memory
+from details.fast import LearningLayer
 from rollout import Sample, generate
 from tests.helpers import (
+    KINDS,
     ON_TOY,
     TOY,
     fails,
@@ -20,6 +22,8 @@ from tests.helpers import (
     patch,
     ragged,
     saved,
+    take_gradient,
+    trained,
 )
 from tests.test_fast import is_packed
 
@@ -122,3 +126,42 @@ def test_micro_batches_by_hand():
             prompts, completions = zip(*[sizes[index] for index in indices])
             computed = max(prompts) * len(set(prompts)) + max(completions) * len(indices)
             assert computed <= room // parts or len(indices) == 1
+
+
+def test_blocks_computed_again_give_the_same_gradient():
+    """On a device too small for one completion every block is computed again, to the same bits."""
+    samples = [Sample([1, 5], [7, 8], [], True), Sample([1, 5], [9], [], True)]
+    for kind in KINDS:
+        model = model_of(kind)
+        blocks = []
+        gradients = []
+        for there in (1 << 40, 1):
+            with patch(memory, "memory_of", return_value=there):
+                scored = torch.cat(rollout.batch_logprobs(model, samples, 1.0))
+            with patch(
+                LearningLayer, "update", autospec=True, side_effect=LearningLayer.update
+            ) as again:
+                scored.square().sum().backward()
+            blocks.append(again.call_count)
+            gradients.append(take_gradient(model))
+        assert torch.equal(*gradients), kind
+        assert blocks == [0, 2 * model.config.num_hidden_layers], kind
+
+
+def test_memory_of_a_container(tmp_path):
+    """The limit of its cgroup counts, if it has one below the machine's memory."""
+    cpu = torch.device("cpu")
+    (tmp_path / "memory.max").write_text("max\n")
+    with patch(memory, "CGROUP", tmp_path):
+        machine = memory.memory_of(cpu)
+        (tmp_path / "memory.max").write_text("1000000\n")
+        assert memory.memory_of(cpu) == 1000000 < machine
+
+
+def test_a_cpu_without_memory(tmp_path):
+    """A CPU's allocator raises a RuntimeError: one line too, and no traceback."""
+    error = RuntimeError(
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    )
+    with patch(rollout, "prefill", side_effect=error):
+        fails("can't allocate memory", trained, tmp_path / "run", "--steps 0 --eval-size 2")
