@@ -524,18 +524,11 @@ def train(args):
             due = step == args.steps or step % args.eval_every == 0
             if step > 0:
                 metrics, learned = train_step(
-                    args,
-                    sampler,
-                    reference,
-                    optimizer,
-                    step,
-                    cache,
-                    state,
+                    args, sampler, reference, optimizer, step, cache, state
                 )
                 row |= metrics
                 if learned:
-                    show = due or step == 1
-                    log_samples(out, state, sampler.tokenizer, step, learned, show)
+                    log_samples(out, state, sampler.tokenizer, step, learned, due or step == 1)
                 bar.update()
             if due:
                 start = time.time()
@@ -558,10 +551,8 @@ def train(args):
                 save_state(out, state, sampler.model, optimizer)
                 write_page(out)
             if signals and step < args.steps:
-                print(
-                    f"stopped after step {step}; go on with the same command and --resume",
-                    file=sys.stderr,
-                )
+                words = f"stopped after step {step}; go on with the same command and --resume"
+                print(words, file=sys.stderr)
                 sys.exit(128 + signals[0])
         bar.close()
         save_policy(sampler.model, sampler.tokenizer, out)
