@@ -88,6 +88,15 @@ def test_samples_of_a_run(tmp_path):
     assert len(kept) == sum(groups[key] for key in groups if key[1] == kept[0])
 
 
+def test_the_text_of_each_token():
+    """Where several tokens are one character, the last has it."""
+    _, tokenizer = base()
+    text = "7 \u6f22\u00e9 x"
+    tokens = tokenizer(text, add_special_tokens=False).input_ids
+    texts = samples_jsonl.token_texts(tokenizer, tokens)
+    assert texts == ["7", " ", "", "", "\u6f22", "", "\u00e9", " ", "x"]
+
+
 def test_printed_text_is_safe_for_a_terminal(tmp_path):
     """Control characters are spelled out, new lines are not; in errors too."""
     assert log.printable("a\x1b[2J\n") == "a\\x1b[2J\n"
