@@ -38,7 +38,6 @@ from sample import attempts_table
 from tests.helpers import (
     SEVEN,
     SEVEN_PAIRS,
-    Recorder,
     a_sample,
     arguments,
     attempts,
@@ -47,6 +46,7 @@ from tests.helpers import (
     close,
     fails,
     gradient_of,
+    learned,
     patch,
     plain_logprobs,
     problems,
@@ -279,13 +279,6 @@ def test_cache_draws_without_replacement():
 # -------------------------------------------------------------------------- prompts and judgement
 
 
-def test_prompt_to_solve():
-    """It shows the question as it is, braces included, and asks for a box."""
-    (message,) = solve_prompt("How many {x}?")
-    assert "How many {x}?" in message["content"]
-    assert "\\boxed{}." in message["content"]
-
-
 def test_prompt_to_criticise():
     """One user message, since the response is somebody's text: question, response, and the two
     conclusions to choose from."""
@@ -296,20 +289,22 @@ def test_prompt_to_criticise():
         assert part in message["content"]
 
 
-def test_prompt_to_correct():
-    """It goes on with the conversation in which the response was given, and asks for the same:
-    an answer in a box, a program, or what the question says. A critique, if there is one, stands in
-    the request."""
+def test_prompts_to_solve_and_to_correct():
+    """The question stands as it is, braces included; what is asked for is an answer in a box, a
+    program, or what the question says. To correct goes on with the conversation in which the
+    response was given, and asks for the same. A critique stands in the request, if there is one."""
     question = "How many {x}?"
     response = "It is \\boxed{5} {"
     check = "No. {\nConclusion: wrong"
     for program, end in ((False, "\\boxed{}."), (True, "```python."), (None, "{x}?")):
-        assert solve_prompt(question, program)[0]["content"].endswith(end)
+        [asked] = solve_prompt(question, program)
+        assert asked["content"].startswith(question)
+        assert asked["content"].endswith(end)
         unaided = correct_prompt(question, response, program=program)
         helped = correct_prompt(question, response, check, program)
         for chat in (unaided, helped):
             assert [message["role"] for message in chat] == ["user", "assistant", "user"]
-            assert chat[:1] == solve_prompt(question, program)
+            assert chat[0] == asked
             assert chat[1]["content"] == response
             assert chat[2]["content"].endswith("corrected." if program is None else end)
         assert check not in unaided[2]["content"]
@@ -478,6 +473,7 @@ def test_gc_rl_samples_responses_and_critiques_of_them():
     assert len({sample.group for sample in responses}) == 8
     assert len({sample.group for sample in critiques}) == pairs
     assert metrics["critique/reward"] == sum(rewards_of(critiques)) / len(critiques)
+    assert metrics["critique/age"] == 0, "of this very step"
     mixed = 0
     for first in range(0, 32, 4):
         mixed += len(set(rewards_of(responses[first : first + 4]))) == 2
@@ -700,7 +696,7 @@ def test_gradient_is_clipped_to_its_largest_norm():
 
 def test_mini_batches_share_out_the_prompts():
     """Two optimizer steps: each has the gradient of its own samples, and all have their turn. The
-    completions of a prompt stay together."""
+    completions of a prompt stay together; so there are no more steps than prompts."""
     samples = [sample for sample in toy_rollout() if sample.reward != 0]
     with gradients_added() as added:
         _, gradients = updated(samples, "--updates 2")
@@ -714,13 +710,8 @@ def test_mini_batches_share_out_the_prompts():
     assert len(batches[0] + batches[1]) == len(samples)
     for sample in samples:
         assert sample in batches[0] + batches[1]
-
-
-def test_no_more_optimizer_steps_than_prompts():
-    """Each needs a prompt of its own, whatever --updates says."""
-    for updates, count in ((3, 3), (8, 5)):
-        _, gradients = updated(toy_rollout(n=4, count=5), f"--updates {updates}")
-        assert len(gradients) == count
+    batches = train.mini_batches(samples, 8, random.Random(0))
+    assert [len({sample.problem for sample in batch}) for batch in batches] == [1] * 4
 
 
 def test_metrics_of_a_policy_that_has_moved():
@@ -735,24 +726,15 @@ def test_metrics_of_a_policy_that_has_moved():
     assert metrics["ratio/clipped"] == 0, "1.65 is inside 1.9"
 
 
-def learned(flags, samples, reference=None):
-    """(metrics, the gradients of all optimizer steps) of an update of the toy."""
-    recorder = Recorder()
-    settings = arguments(flags), toy_sampler(), reference, recorder
-    with patch(train, "GRAD_CLIP", 1e9):
-        metrics = train.update(*settings, samples, random.Random(0))
-    return metrics, recorder.gradients
-
-
 def test_rewards_are_compared_inside_groups():
     """From the rewards of each group advantages are computed, divided or not."""
     samples = toy_rollout(n=2, count=2)
     for sample, earned in zip(samples, [1, 0, 1, 1]):
         sample.reward = earned
         sample.group = sample.problem
-    learned("", samples)
+    learned(samples)
     close([sample.advantage for sample in samples], [1, -1, 0, 0], 1e-5)
-    learned("--no-std", samples)
+    learned(samples, "--no-std")
     close([sample.advantage for sample in samples], [0.5, -0.5, 0, 0])
 
 
@@ -766,7 +748,7 @@ def test_metrics_of_a_rollout_by_hand():
         sample.role = "a" if index < 6 else "b"
         sample.stopped = index != 1
         nats -= sum(sample.logprobs)
-    metrics, _ = learned("", samples)
+    metrics, _ = learned(samples)
     lengths = [len(sample.tokens) for sample in samples]
     close(metrics["groups/no_spread"], 2 / 3)
     close(metrics["truncated"], 1 / 8)
@@ -805,31 +787,28 @@ def test_kl_to_the_reference():
         close(metrics["kl/response"], torch.cat(k3[1:]).mean().item(), 1e-4)
 
 
-def test_kl_to_the_policy_itself():
-    """In step 1, in which the policy still is the reference, there is no distance and no gradient
-    yet."""
-    metrics, (seen,) = updated(samples_with_kl(1.0), reference=base()[0])
-    assert metrics["kl/response"] < 1e-9
-    assert seen.abs().max() < 1e-5
-
-
 def test_reference_is_loaded_where_it_is_needed(tmp_path):
     """It is the starting policy in the same precision, a model of its own that is not learned;
-    without a KL there is none."""
+    without a KL there is none. A run that goes on loads both from OUT/start."""
     for flags, needed in (("--kl 0", False), ("--kl 0.1", True), ("--method score", True)):
-        args = arguments(flags + " --device cpu --precision bf16")
-        args.out = tmp_path / flags
-        with patch(start, "check_memory"):
-            sampler, reference, optimizer, _, lock = start.begin_run(args)
-        lock.close()
-        assert optimizer.param_groups[0]["weight_decay"] == 0
-        assert (reference is not None) == needed
-        if needed:
-            assert reference is not sampler.model
-            assert policy.dtype_of(reference) == torch.bfloat16
-            for ours, p in zip(sampler.model.parameters(), reference.parameters()):
-                assert torch.equal(ours, p)
-                assert not p.requires_grad
+        out = tmp_path / flags
+        for source in ("toy", out / "start"):
+            args = arguments(flags + " --device cpu --precision bf16 --resume")
+            args.out = str(out)
+            loading = patch(start, "load_policy", wraps=rollout.load_policy)
+            with patch(start, "check_memory"), loading as load:
+                sampler, reference, optimizer, _, lock = start.begin_run(args)
+            lock.close()
+            sources = [call.args[0] for call in load.call_args_list]
+            assert sources == [source] + [out / "start"] * needed
+            assert optimizer.param_groups[0]["weight_decay"] == 0
+            assert (reference is not None) == needed
+            if needed:
+                assert reference is not sampler.model
+                assert policy.dtype_of(reference) == torch.bfloat16
+                for ours, p in zip(sampler.model.parameters(), reference.parameters()):
+                    assert torch.equal(ours, p)
+                    assert not p.requires_grad
 
 
 def device_for(rows):
@@ -866,18 +845,6 @@ def test_out_of_memory_for_a_single_row_is_an_error():
         fails("a small device", updated, toy_rollout()[:4], kind=torch.OutOfMemoryError)
 
 
-def test_learning_rate_rises_in_three_steps():
-    """A third of --lr in the first step, two thirds in the second, and then all of it."""
-    args = arguments("--method g-rl --lr 0.3")
-    state = {"problems": problems(2), "static": []}
-    samples = toy_rollout(n=4, count=2)
-    recorder = Recorder()
-    with mock.patch.dict(train.METHODS, {"g-rl": lambda *rest: (samples, {})}):
-        for step, rate in ((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.3)):
-            train.train_step(args, toy_sampler(), None, recorder, step, None, state)
-            close(recorder.param_groups[0]["lr"], rate)
-
-
 def test_attempts_are_compared_with_those_of_the_same_past():
     """First attempts with the others at the question, second attempts with those that follow the
     same outcome: 11 and not 0 after a wrong first, 1 and not -10 after a right one. And that is
@@ -889,7 +856,7 @@ def test_attempts_are_compared_with_those_of_the_same_past():
         (MULTI_TURN, 1, two_thirds, [-1, 1, -1, 1], 0),
     ):
         first, second, _ = score_step(flags, step)
-        metrics, (seen,) = learned(flags, first + second, base()[0])
+        metrics, (seen,) = learned(first + second, flags, base()[0])
         close([sample.advantage for sample in first], of_first)
         close([sample.advantage for sample in second], of_second)
         same_gradient(seen, plain_gradient(first + second))

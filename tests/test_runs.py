@@ -376,21 +376,6 @@ def test_folders_in_use_are_left_alone(tmp_path):
     assert len(list(tmp_path.glob("other/*"))) == 3
 
 
-def test_what_a_run_leaves(tmp_path):
-    """Held-out problems and exam of --eval-size, and the flags, beside the model. What a kill left
-    before the first checkpoint is written over."""
-    run = tmp_path / "run"
-    (run / "start").mkdir(parents=True)
-    (run / "start/model.safetensors").write_bytes(b"half")
-    (run / "resume.pt.partial").write_bytes(b"half")
-    rows, _ = go(run, "1 --max-new-tokens 40")
-    assert [row["step"] for row in rows] == [0, 1]
-    assert len(lines(run / "held_out.jsonl")) == 4
-    assert len(lines(run / "exam.jsonl")) == 4
-    assert policy.run_flags(run)["max_new_tokens"] == 40
-    assert policy.run_flags(tmp_path) == {}
-
-
 def test_a_run_goes_on_by_resume_only(tmp_path):
     """Without --resume nothing is written over; with it, the flags must be the same. Where there is
     no run it says so."""

@@ -5,12 +5,10 @@ from unittest import mock
 
 import train
 from details import data, start, supervised
-from rollout import load_policy
 from tests.helpers import (
     TOY,
     arguments,
     files,
-    patch,
     printed_by,
     problems,
     shown_rows,
@@ -67,7 +65,9 @@ def test_the_exam_is_of_the_starting_policy(tmp_path):
     exam, other = exams
     assert exam == other
     assert [pair.right for pair in exam] == [True, False] * (len(exam) // 2)
-    assert {pair.problem for pair in exam} <= set(held_out[:16])
+    questions = {pair.problem for pair in exam}
+    assert questions <= set(held_out[:16])
+    assert not questions <= set(held_out[:8])
 
 
 def test_static_pairs_follow_balance(tmp_path):
@@ -83,21 +83,8 @@ def test_static_pairs_follow_balance(tmp_path):
     filtered, unbalanced, of_pair_sft, nothing = found
     assert [pair.right for pair in filtered] == [True, False] * (len(filtered) // 2)
     assert 0 < len(filtered) < 12
+    # Of all problems, in the order of the seed.
+    assert [pair.problem for pair in unbalanced[::2]] == data.batch_of(asked, 1, 0, 6)
     assert len(unbalanced) == 12
     assert of_pair_sft == filtered, "it learns a right response after a wrong one"
     assert nothing == []
-
-
-def test_the_reference_is_loaded_once(tmp_path):
-    """From OUT/start, when a run begins or goes on; with --beta1 0 too, where the first attempts of
-    Stage I are still held to the start. The policy of a run that goes on is loaded from there as
-    well."""
-    flags = "--method score --beta1 0 --beta2 0.5 --stage1-steps 3 --lr 1e-3"
-    flags += " --questions 4 --n 4 --eval-size 2 --steps"
-    loading = mock.Mock(wraps=load_policy)
-    with patch(start, "load_policy", loading):
-        rows, _ = trained(tmp_path / "out", flags + " 3")
-        trained(tmp_path / "out", flags + " 3 --resume")
-    assert rows[2]["kl/attempt 1"] > 1e-6
-    kept = tmp_path / "out/start"
-    assert [call.args[0] for call in loading.call_args_list] == ["toy", kept, kept, kept]
