@@ -281,12 +281,14 @@ def test_to_number_by_hand():
 HOSTILE = (
     r"9|{|\boxed{|\frac{|#|1,111|1/|-|####1|\text{|^|=| |1 |answer is |\frac{1} |1 1/|9e9"
     r"|5 \times 10^|答案是|中|¶|(|[[|a=|x_{1}|f(|, aa| or 1|aa |1 million |\boxed{}|\frac{{}"
-    r"|\boxed{9{9}|**|~|{}|#### |answer¶|\forall,|(x,"
+    r"|\boxed{9{9}|**|~|{}|#### |answer¶|\forall,|(x,|conclusion|conclusion |conclusion: right [ "
+    r"|conclusion:**********************************"
 )
 
 
 def test_hostile_text_takes_linear_time():
-    """A million characters of anything are graded in less than two seconds."""
+    """A million characters of anything are graded, and read for a judgement, in less than two
+    seconds."""
     units = HOSTILE.replace("¶", "\n").split("|")
     texts = [unit * (10**6 // len(unit)) for unit in units]
     texts += ["\\boxed{" + "9" * 10**6 + "}", "the answer is " + "9" * 10**6, "9**9**9"]
@@ -298,6 +300,7 @@ def test_hostile_text_takes_linear_time():
         assert not is_correct(text, "8")
         is_correct("8", text)
         to_number(text)
+        judgement(text)
         assert time.process_time() - start < 2, f"{text[:20]!r}..."
 
 
