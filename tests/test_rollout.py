@@ -198,8 +198,7 @@ def test_completions_are_truncated_at_the_end_of_the_context():
     """A long prompt leaves room for 8 tokens, beside others that have room for all."""
     for kind in ("Llama", "GPT2"):
         model = model_of(kind)
-        prompts = [[5] * 3] * 30
-        prompts.append([5] * 120)
+        prompts = [[5] * 3] * 30 + [[5] * 120]
         samples = generate(
             model,
             prompts,

@@ -66,7 +66,7 @@ def test_the_exam_is_of_the_starting_policy(tmp_path):
 def test_static_pairs_follow_balance(tmp_path):
     """Static pairs come by the filter, or, with --balance none, two of each question. Only methods
     that learn from them have any."""
-    asked = problems(6, seed=8)
+    asked = problems(10, seed=8)
     found = []
     for flags in ("c-rl", "c-rl --balance none", "pair-sft --balance none", "g-rl"):
         args = arguments(f"--out {tmp_path} --method {flags}")
@@ -75,9 +75,9 @@ def test_static_pairs_follow_balance(tmp_path):
         found.append(state["static"])
     filtered, unbalanced, of_pair_sft, nothing = found
     assert [pair.right for pair in filtered] == [True, False] * (len(filtered) // 2)
-    assert 0 < len(filtered) < 12
+    assert 0 < len(filtered) < 20
     # Of all problems, in the order of the seed.
-    assert [pair.problem for pair in unbalanced[::2]] == data.batch_of(asked, 1, 0, 6)
-    assert len(unbalanced) == 12
+    assert [pair.problem for pair in unbalanced[::2]] == data.batch_of(asked, 1, 0, 10)
+    assert len(unbalanced) == 20
     assert of_pair_sft == filtered, "it learns a right response after a wrong one"
     assert nothing == []

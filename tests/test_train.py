@@ -26,7 +26,6 @@ from tests.helpers import (
     same_gradient,
     shown_rows,
     toy_rollout,
-    toy_sampler,
     trained,
     updated,
 )
@@ -130,10 +129,6 @@ def test_no_two_rollouts_share_their_random_numbers(tmp_path):
         assert len(set(seeds)) == len(seeds) > 4, method
     state = torch.load(tmp_path / "c-rl-0" / "resume.pt", weights_only=True)
     assert len(state["cache"]) == len(state["static"]) - 4, "all but two steps' pairs wait"
-    with patch(start, "respond", return_value=[]) as respond:
-        start.sample_pairs(toy_sampler(), problems(32), 2, 32, seed=0)
-    asked = [problem for call in respond.call_args_list for problem in call.args[1]]
-    assert asked == problems(32)
 
 
 def test_a_bonus_for_format_is_no_outcome():
