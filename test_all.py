@@ -381,23 +381,16 @@ def test_judgement_is_the_last_conclusion():
 # --------------------------------------------------------------------------------------- rollouts
 
 
-def test_truncated_response_is_not_right():
-    """Whatever number it stopped at: it has no final answer, and earns nothing."""
-    ended = a_sample("7")
-    truncated = a_sample("7", stopped=False)
-    rollout.judge([ended, truncated], [SEVEN, SEVEN], "response")
-    assert ended.right is True
-    assert truncated.right is False
-
-
-def test_truncated_critique_has_no_judgement():
-    """Whatever it says so far."""
+def test_truncated_completions_have_no_outcome():
+    """Whatever they say so far: a response has no final answer, and a critique no judgement."""
+    responses = [a_sample("7"), a_sample("7", stopped=False)]
+    rollout.judge(responses, [SEVEN, SEVEN], "response")
+    assert [sample.right for sample in responses] == [True, False]
     drawn = [a_sample("Conclusion: right"), a_sample("Conclusion: right", stopped=False)]
     sampler = mock.Mock()
     sampler.complete.return_value = drawn
-    ended, truncated = rollout.criticise(sampler, SEVEN_PAIRS[:1], 2, seed=0)
-    assert ended.says_right is True
-    assert truncated.says_right is None
+    critiques = rollout.criticise(sampler, SEVEN_PAIRS[:1], 2, seed=0)
+    assert [sample.says_right for sample in critiques] == [True, None]
 
 
 def test_second_attempt_goes_on_with_the_conversation():
@@ -816,7 +809,7 @@ def test_out_of_memory_means_smaller_micro_batches():
     error = torch.OutOfMemoryError("once")
     once.side_effect = [mock.DEFAULT, error] + [mock.DEFAULT] * 99
     in_the_middle = patch(train, "batch_logprobs", once)
-    for room, device in ((10**6, device_for(5)), (10**6, device_for(1)), (200, in_the_middle)):
+    for room, device in ((10**6, device_for(1)), (200, in_the_middle)):
         with micro_batches_of(room), device:
             _, (seen,) = updated(samples)
         same_gradient(seen, expected)

@@ -297,7 +297,7 @@ KINDS = [
     "GPT2",
     "Phi",
     "Gemma2",  # has a soft cap behind its head
-    "Granite",  # scales its logits behind its head
+    "GraniteMoe",  # scales its logits behind its head, and has experts
     "Bloom",  # has an attention of its own
     "DiffLlama",  # does more with its attention's result
 ]

@@ -40,7 +40,7 @@ from tests.helpers import (
 
 def six_steps(folder, method, count):
     """The metrics of six steps on a few problems again and again, with what holds of every run."""
-    out = folder / "run"
+    out = folder / method
     flags = f"--method {method} --questions {count} --steps 6 --n 8 --updates 2 --eval-size 4"
     with patch(start, "STATIC_QUESTIONS", count):
         rows, _ = trained(out, flags + " --lr 4e-4", *files(folder, data=problems(count, 3)))
@@ -61,19 +61,22 @@ def rises(rows, name):
     assert after > before + 0.05, f"{name} went from {before:.2f} to {after:.2f}"
 
 
-def test_g_rl_learns_to_answer(tmp_path):
-    """Plain RL: more and more responses are right."""
-    rises(six_steps(tmp_path, "g-rl", 16), "response/accuracy")
+def test_g_rl_c_rl_and_gc_rl_learn(tmp_path):
+    """More and more responses are right; of the critic alone, more and more judgements."""
+    for method, name in (
+        ("g-rl", "response/accuracy"),
+        ("c-rl", "critique/accuracy"),
+        ("gc-rl", "response/accuracy"),
+    ):
+        rises(six_steps(tmp_path, method, 16), name)
 
 
-def test_c_rl_learns_to_criticise(tmp_path):
-    """The critic alone: more and more judgements are right."""
-    rises(six_steps(tmp_path, "c-rl", 16), "critique/accuracy")
-
-
-def test_gc_rl_learns_to_answer(tmp_path):
-    """Both together: more and more responses are right."""
-    rises(six_steps(tmp_path, "gc-rl", 16), "response/accuracy")
+def test_multi_turn_and_star_learn(tmp_path):
+    """First attempts get better, without stages; of multi-turn RL second ones too."""
+    for method, names in (("multi-turn", ("t1", "t2")), ("star", ("t1",))):
+        rows = six_steps(tmp_path, method, 8)
+        for name in names:
+            rises(rows, name)
 
 
 def test_score_learns_to_correct(tmp_path):
@@ -82,18 +85,6 @@ def test_score_learns_to_correct(tmp_path):
     rises(rows, "t2")
     assert [row["stage"] for row in rows] == [1, 1, 1, 2, 2, 2]
     assert max(row["kl/attempt 1"] for row in rows) > 0
-
-
-def test_multi_turn_learns_both_attempts(tmp_path):
-    """Both attempts get better, without stages."""
-    rows = six_steps(tmp_path, "multi-turn", 8)
-    rises(rows, "t1")
-    rises(rows, "t2")
-
-
-def test_star_learns_from_its_own_traces(tmp_path):
-    """First attempts get better."""
-    rises(six_steps(tmp_path, "star", 8), "t1")
 
 
 def test_pair_sft_learns_its_pairs(tmp_path):
@@ -410,14 +401,13 @@ def test_a_checkout_that_was_moved(tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_read(tmp_path):
-    """Half a file, an empty one, or one of another version: one line that says why."""
+    """One of another version, or an empty file: one line that says why."""
     run = tmp_path / "run"
     run.mkdir()
     torch.save({"format": 0}, run / "resume.pt")
     fails("resume.pt cannot be read|of another version", go, run, "2 --resume")
-    for content, words in ((b"half", ""), (b"", "EOFError")):
-        (run / "resume.pt").write_bytes(content)
-        fails("resume.pt cannot be read: " + words, go, run, "2 --resume")
+    (run / "resume.pt").write_bytes(b"")
+    fails("resume.pt cannot be read: EOFError", go, run, "2 --resume")
 
 
 def test_a_full_disk(tmp_path):
