@@ -40,7 +40,7 @@ def run_command(program, *args):
     except BrokenPipeError:  # `sample.py ... | head`: nobody reads on
         lose_output()
         sys.exit(141)
-    except (InputError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
+    except (InputError, OSError, RuntimeError, MemoryError) as error:
         if type(error) is RuntimeError and not ran_out(error):
             raise
         sys.exit(f"error: {one_line(error, 3000)}")

@@ -178,34 +178,34 @@ def hub(folder, url):
     return stack
 
 
-def test_data_sets_without_a_network_fail_clearly(tmp_path):
-    """One line; nothing is written."""
-    with hub(tmp_path, "http://127.0.0.1:9/"):
-        fails("gsm8k|cannot download", train.main, ["--data", "gsm8k", "--out", f"{tmp_path}/out"])
-        fails("humaneval: it has no train set", data.load_split, "humaneval")
-    assert not list(tmp_path.rglob("*.jsonl"))
-    assert not (tmp_path / "out").exists()
-
-
 def test_data_sets_by_name(tmp_path):
     """They are fetched, unpacked and kept. Of MBPP the tasks from 601 on are trained on; without
-    --eval-data the test set is held out."""
-    task = {"text": "q", "test_list": ["assert f(2) == 4"]}
-    rows = {
-        "mbpp": [task | {"text": str(number), "task_id": number} for number in (10, 11, 601)],
-        "humaneval": [{"prompt": "q", "test": task["test_list"][0], "entry_point": "f"}],
+    --eval-data the test set is held out. Without a network one line says so, and nothing is
+    written."""
+    test = "assert f(2) == 4"
+    sources = {
+        data.GSM8K + "train.jsonl": [Problem("train", "2")],
+        data.GSM8K + "test.jsonl": [Problem("test", "2")],
+        data.MBPP: [{"text": str(n), "test_list": [test], "task_id": n} for n in (10, 11, 601)],
+        data.SETS["humaneval"]["test"]: [{"prompt": "q", "test": test, "entry_point": "f"}],
     }
-    for name, splits in data.SETS.items():
-        for split, source in splits.items():
-            file = tmp_path / "hub" / source
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write(file, [Problem(split, "2")] if name == "gsm8k" else rows[name])
-            if file.suffix == ".gz":
-                file.write_bytes(gzip.compress(file.read_bytes()))
+    for source, rows in sources.items():
+        file = tmp_path / "hub" / source
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(file, rows)
+        if file.suffix == ".gz":
+            file.write_bytes(gzip.compress(file.read_bytes()))
+    nowhere = "http://127.0.0.1:9/"
     found = []
-    for url in (f"file://{tmp_path}/hub/", "http://127.0.0.1:9/"):
+    for url in (f"file://{tmp_path}/hub/", nowhere):
         with hub(tmp_path, url):
             for names in (["gsm8k"], ["mbpp"], ["mbpp", "humaneval"]):
                 split = data.load_split(*names)
                 found.append([problem.question.split("\n")[0] for (problem,) in split])
     assert found == [["train", "test"], ["601", "11"], ["601", "q"]] * 2
+    with hub(tmp_path / "empty", nowhere):
+        flags = f"--data gsm8k --out {tmp_path}/out"
+        fails("gsm8k|cannot download", train.main, flags.split())
+        fails("humaneval: it has no train set", data.load_split, "humaneval")
+    assert not list(tmp_path.rglob("empty/**/*.jsonl"))
+    assert not (tmp_path / "out").exists()

@@ -60,29 +60,23 @@ def refused(words, folder, model, tokenizer, **options):
     fails(words, load_policy, folder, "cpu")
 
 
-def test_missing_and_unknown_weights_are_refused(tmp_path):
-    """The library would fill the ones at random and drop the others."""
+def test_models_that_would_be_something_else_are_refused(tmp_path):
+    """The library would fill missing weights at random and drop unknown ones. A tokenizer that
+    gives ids for which the model has no embedding is another model's. Without an EOS no completion
+    could ever end."""
     weights = dict(base()[0].state_dict())
     more = weights | {"model.extra.weight": torch.ones(3)}
     refused("unexpected keys|model.extra.weight", tmp_path, *base(), state_dict=more)
     del weights["model.norm.weight"]
     refused("missing keys|model.norm.weight", tmp_path, *base(), state_dict=weights)
-
-
-def test_more_tokens_than_embeddings_are_refused(tmp_path):
-    """A tokenizer that gives ids for which the model has no embedding is another model's."""
     model, tokenizer = toy_copy()
     model.resize_token_embeddings(300)
     refused(f"{len(tokenizer)}|300", tmp_path, model, tokenizer)
-
-
-def test_a_model_without_eos_is_refused(tmp_path):
-    """No completion could ever end."""
     model, tokenizer = toy_copy()
     for config in (model.config, model.generation_config, tokenizer):
         config.eos_token_id = None
     tokenizer.chat_template = None
-    refused("no EOS", tmp_path, model, tokenizer)
+    refused("no EOS", tmp_path / "endless", model, tokenizer)
 
 
 def test_folders_that_are_no_policy_are_refused(tmp_path):

@@ -179,17 +179,13 @@ def test_what_is_computed():
         assert shapes[t][1] == 1
 
 
-def test_prompts_without_room_are_refused():
-    """A prompt that is empty, or as long as the context, is named by its index."""
+def test_what_cannot_be_sampled_is_refused():
+    """A prompt that is empty, or as long as the context, is named by its index. A count of no
+    samples and a temperature below 0 mean nothing."""
     for kind in ("Llama", "GPT2"):
         model = model_of(kind)
         fails("prompt 1|128", generate, model, [[5], [5] * 128])
         fails("prompt 0|0 tokens", generate, model, [[]])
-
-
-def test_bad_settings_are_refused():
-    """A count of no samples and a temperature below 0 mean nothing."""
-    model = model_of("Llama")
     fails("n, max_new_tokens >= 1", generate, model, [[5]], n=0)
     fails("temperature", generate, model, [[5]], temperature=-1)
 
@@ -279,13 +275,13 @@ def test_bf16_logprobs_of_all_kinds():
 
 
 def test_every_token_of_a_large_vocabulary_can_be_drawn():
-    """A top token of 0.9 before 151,935 others: the random number in the middle of a token's share
-    draws that token."""
-    vocabulary = 151_936
-    probs = torch.full((vocabulary,), 0.1 / (vocabulary - 1), dtype=torch.float64)
-    probs[0] = 0.9
-    tokens = torch.arange(1, vocabulary, 9970)
-    uniforms = 0.9 + (tokens.double() - 0.5) * probs[1]
-    logits = probs.log().float().repeat(len(tokens), 1)
-    drawn, _ = rollout.choose(logits, uniforms, 1.0)
+    """A top token of 0.9 before 151,935 others: a random number just inside a token's share draws
+    that token. In fp32 the shares would be rounded to each other's edges."""
+    logits = torch.full([151_936], -14.0)
+    logits[0] = 0.0
+    weights = logits.exp().double()
+    total = weights.cumsum(0)
+    tokens = torch.arange(1, len(logits), 9970)
+    uniforms = (total[tokens] - 0.99 * weights[1]) / total[-1]
+    drawn, _ = rollout.choose(logits.repeat(len(tokens), 1), uniforms, 1.0)
     assert drawn.tolist() == tokens.tolist()
