@@ -21,7 +21,7 @@ from details import threads  # noqa: F401  # isort: skip (before torch)
 
 import torch
 
-from details.answers import is_correct, reference_key
+from details.answers import is_correct, reference
 from details.errors import InputError, Unreachable, one_line
 from details.grader import GRADER
 from details.memory import ran_out
@@ -158,7 +158,7 @@ def to_problem(row):
         row = {"answer": str(answer)}
     answer = text_field(row, "answer")
     unread = NO_ANSWER.search(answer) and not is_correct(answer, answer)
-    if unread or reference_key(answer) is None:
+    if unread or reference(answer).value is None:
         raise Unreachable(f"field 'answer': no response can reach {answer[:60]!r}")
     return Problem(question, answer, row=line)
 

@@ -84,14 +84,22 @@ def test_data_files(tmp_path):
     assert read_problems(tmp_path, windows.encode()) == found
 
 
-# References that no response can reach, and some that one can.
-UNREACHABLE = """
+# References that no response can reach, and some that one can; ¶ is a new line.
+UNREACHABLE = r"""
 proof
 notfound
 NaN
+Infinity
+-Infinity
+inf
+1e400
 $
+####
+\boxed{}
 He has 2+3=5. A: 5
 Let n be odd. Then it is a square.
+Let n = 2k.¶¶we are done
+We proceed by induction. The base case is clear.
 The first player wins whenever the number is odd
 """
 REACHABLE = """
@@ -109,10 +117,11 @@ def test_problems_without_an_answer_are_left_out(tmp_path):
     """In data sets `proof` and prose stand where an answer is missing. A line counts the problems
     that are left out; a file that has no others is refused."""
     good = [Problem(answer, answer) for [answer] in rows_of(REACHABLE)]
-    bad = [Problem(answer, answer) for [answer] in rows_of(UNREACHABLE)]
+    bad = [Problem("too long", "a" * 2000)]
+    bad += [Problem("q", answer.replace("¶", "\n")) for [answer] in rows_of(UNREACHABLE)]
     path = write(tmp_path / "data.jsonl", bad + good)
     printed = printed_by(lambda argv: print(data.load_problems(*argv) == good), "", path)
-    assert printed == f"{path}: 7 lines left out: no response to them can be judged right\nTrue\n"
+    assert printed == f"{path}: 16 lines left out: no response to them can be judged right\nTrue\n"
     fails("data.jsonl|no line is left", data.load_problems, write(path, bad))
 
 

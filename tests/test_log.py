@@ -80,13 +80,6 @@ def test_a_run_that_cannot_learn_says_why():
     assert log.why_nothing_is_learned({"groups/no_spread": 0.9, "truncated": 0.9}) is None
 
 
-def test_thinking_that_is_never_closed_is_counted_apart():
-    """Of three completions one was truncated; one ended inside its thinking."""
-    unclosed = a_sample(stopped=False, unclosed=True)
-    samples = [a_sample(), a_sample(stopped=False), unclosed]
-    assert log.without_an_end(samples) == {"truncated": 1 / 3, "unclosed": 1 / 3}
-
-
 def test_cost_of_a_step():
     """The clock ticks whenever it is read: once in the prefill and once in the decoding of five
     seconds of sampling, then once while learning. Of prompts of 2 and 3 tokens there are 6 in the
