@@ -21,16 +21,12 @@ from details import threads  # noqa: F401  # isort: skip (before torch)
 
 import torch
 
-from details.answers import is_correct, reference_key
-from details.errors import InputError, one_line
+from details.answers import is_correct, reference
+from details.errors import InputError, Unreachable, one_line
 from details.grader import GRADER
 from details.memory import ran_out
-from details.programs import NotJudged, setup_error, take_apart
+from details.programs import setup_error, take_apart
 from reward import Pair, Problem
-
-
-class Unreachable(InputError):
-    """A problem whose responses cannot be judged, as one whose answer no response can reach."""
 
 
 def run_command(program, *args):
@@ -44,7 +40,7 @@ def run_command(program, *args):
     except BrokenPipeError:  # `sample.py ... | head`: nobody reads on
         lose_output()
         sys.exit(141)
-    except (InputError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
+    except (InputError, OSError, RuntimeError, MemoryError) as error:
         if type(error) is RuntimeError and not ran_out(error):
             raise
         sys.exit(f"error: {one_line(error, 3000)}")
@@ -162,7 +158,7 @@ def to_problem(row):
         row = {"answer": str(answer)}
     answer = text_field(row, "answer")
     unread = NO_ANSWER.search(answer) and not is_correct(answer, answer)
-    if unread or reference_key(answer) is None:
+    if unread or reference(answer).value is None:
         raise Unreachable(f"field 'answer': no response can reach {answer[:60]!r}")
     return Problem(question, answer, row=line)
 
@@ -183,10 +179,7 @@ def to_program(row, question, line):
     setup = [*row.get("test_imports", []), row.get("test_setup_code", ""), row.get("setup", "")]
     if not all(isinstance(source, str) for source in sources + setup):
         raise ValueError("tests and their setup must be texts")
-    try:
-        calls = take_apart(sources, row.get("entry_point"))
-    except NotJudged as error:
-        raise Unreachable(str(error)) from error
+    calls = take_apart(sources, row.get("entry_point"))
     setup = "\n".join(setup).strip()
     if setup and failure_of(setup):
         raise ValueError(f"the setup fails: {failure_of(setup)}")
@@ -319,12 +312,10 @@ def seed_of(*parts):
 
 def batch_of(items, step, seed, count):
     """The items of a step: pass after pass over all of them, each in an order of its own."""
-    orders = {}
-    batch = []
-    for index in range((step - 1) * count, step * count):
-        epoch, index = divmod(index, len(items))
-        if epoch not in orders:
-            rng = random.Random(seed_of(seed, "epoch", epoch))
-            orders[epoch] = rng.sample(items, len(items))
-        batch.append(orders[epoch][index])
-    return batch
+    begin = (step - 1) * count
+    size = len(items)
+    dealt = []  # from the pass in which the step begins on
+    for epoch in range(begin // size, (begin + count) // size + 1):
+        rng = random.Random(seed_of(seed, "epoch", epoch))
+        dealt += rng.sample(items, size)
+    return dealt[begin % size :][:count]

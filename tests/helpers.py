@@ -232,17 +232,20 @@ class Recorder(torch.optim.SGD):
         self.gradients.append(take_gradient())
 
 
-def updated(samples, text="", reference=None, grad_clip=1e9):
-    """(metrics, the gradients of all optimizer steps) of an update of the toy by one optimizer
-    step, or as the flags say. Rewards are taken for advantages as they are, so that any advantage
-    can be tried."""
-    args = arguments("--updates 1 " + text)
+def learned(samples, text="", reference=None, grad_clip=1e9):
+    """(metrics, the gradients of all optimizer steps) of an update of the toy under these flags."""
     recorder = Recorder()
-    as_they_are = patch(train, "advantages", lambda rewards, groups, std: torch.tensor(rewards))
-    with patch(train, "GRAD_CLIP", grad_clip), as_they_are:
-        rng = random.Random(0)
-        metrics = train.update(args, toy_sampler(), reference, recorder, samples, rng)
+    settings = arguments(text), toy_sampler(), reference, recorder
+    with patch(train, "GRAD_CLIP", grad_clip):
+        metrics = train.update(*settings, samples, random.Random(0))
     return metrics, recorder.gradients
+
+
+def updated(samples, text="", **settings):
+    """The same with one optimizer step, unless the flags say otherwise. Rewards are taken for
+    advantages as they are, so that any advantage can be tried."""
+    with patch(train, "advantages", lambda rewards, groups, std: torch.tensor(rewards)):
+        return learned(samples, "--updates 1 " + text, **settings)
 
 
 def judged(*judgements):
@@ -294,7 +297,7 @@ KINDS = [
     "GPT2",
     "Phi",
     "Gemma2",  # has a soft cap behind its head
-    "Granite",  # scales its logits behind its head
+    "GraniteMoe",  # scales its logits behind its head, and has experts
     "Bloom",  # has an attention of its own
     "DiffLlama",  # does more with its attention's result
 ]

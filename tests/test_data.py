@@ -84,14 +84,22 @@ def test_data_files(tmp_path):
     assert read_problems(tmp_path, windows.encode()) == found
 
 
-# References that no response can reach, and some that one can.
-UNREACHABLE = """
+# References that no response can reach, and some that one can; ¶ is a new line.
+UNREACHABLE = r"""
 proof
 notfound
 NaN
+Infinity
+-Infinity
+inf
+1e400
 $
+####
+\boxed{}
 He has 2+3=5. A: 5
 Let n be odd. Then it is a square.
+Let n = 2k.¶¶we are done
+We proceed by induction. The base case is clear.
 The first player wins whenever the number is odd
 """
 REACHABLE = """
@@ -109,10 +117,11 @@ def test_problems_without_an_answer_are_left_out(tmp_path):
     """In data sets `proof` and prose stand where an answer is missing. A line counts the problems
     that are left out; a file that has no others is refused."""
     good = [Problem(answer, answer) for [answer] in rows_of(REACHABLE)]
-    bad = [Problem(answer, answer) for [answer] in rows_of(UNREACHABLE)]
+    bad = [Problem("too long", "a" * 2000)]
+    bad += [Problem("q", answer.replace("¶", "\n")) for [answer] in rows_of(UNREACHABLE)]
     path = write(tmp_path / "data.jsonl", bad + good)
     printed = printed_by(lambda argv: print(data.load_problems(*argv) == good), "", path)
-    assert printed == f"{path}: 7 lines left out: no response to them can be judged right\nTrue\n"
+    assert printed == f"{path}: 16 lines left out: no response to them can be judged right\nTrue\n"
     fails("data.jsonl|no line is left", data.load_problems, write(path, bad))
 
 
@@ -178,34 +187,34 @@ def hub(folder, url):
     return stack
 
 
-def test_data_sets_without_a_network_fail_clearly(tmp_path):
-    """One line; nothing is written."""
-    with hub(tmp_path, "http://127.0.0.1:9/"):
-        fails("gsm8k|cannot download", train.main, ["--data", "gsm8k", "--out", f"{tmp_path}/out"])
-        fails("humaneval: it has no train set", data.load_split, "humaneval")
-    assert not list(tmp_path.rglob("*.jsonl"))
-    assert not (tmp_path / "out").exists()
-
-
 def test_data_sets_by_name(tmp_path):
     """They are fetched, unpacked and kept. Of MBPP the tasks from 601 on are trained on; without
-    --eval-data the test set is held out."""
-    task = {"text": "q", "test_list": ["assert f(2) == 4"]}
-    rows = {
-        "mbpp": [task | {"text": str(number), "task_id": number} for number in (10, 11, 601)],
-        "humaneval": [{"prompt": "q", "test": task["test_list"][0], "entry_point": "f"}],
+    --eval-data the test set is held out. Without a network one line says so, and nothing is
+    written."""
+    test = "assert f(2) == 4"
+    sources = {
+        data.GSM8K + "train.jsonl": [Problem("train", "2")],
+        data.GSM8K + "test.jsonl": [Problem("test", "2")],
+        data.MBPP: [{"text": str(n), "test_list": [test], "task_id": n} for n in (10, 11, 601)],
+        data.SETS["humaneval"]["test"]: [{"prompt": "q", "test": test, "entry_point": "f"}],
     }
-    for name, splits in data.SETS.items():
-        for split, source in splits.items():
-            file = tmp_path / "hub" / source
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write(file, [Problem(split, "2")] if name == "gsm8k" else rows[name])
-            if file.suffix == ".gz":
-                file.write_bytes(gzip.compress(file.read_bytes()))
+    for source, rows in sources.items():
+        file = tmp_path / "hub" / source
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(file, rows)
+        if file.suffix == ".gz":
+            file.write_bytes(gzip.compress(file.read_bytes()))
+    nowhere = "http://127.0.0.1:9/"
     found = []
-    for url in (f"file://{tmp_path}/hub/", "http://127.0.0.1:9/"):
+    for url in (f"file://{tmp_path}/hub/", nowhere):
         with hub(tmp_path, url):
             for names in (["gsm8k"], ["mbpp"], ["mbpp", "humaneval"]):
                 split = data.load_split(*names)
                 found.append([problem.question.split("\n")[0] for (problem,) in split])
     assert found == [["train", "test"], ["601", "11"], ["601", "q"]] * 2
+    with hub(tmp_path / "empty", nowhere):
+        flags = f"--data gsm8k --out {tmp_path}/out"
+        fails("gsm8k|cannot download", train.main, flags.split())
+        fails("humaneval: it has no train set", data.load_split, "humaneval")
+    assert not list(tmp_path.rglob("empty/**/*.jsonl"))
+    assert not (tmp_path / "out").exists()

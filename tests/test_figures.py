@@ -153,6 +153,8 @@ def test_findings(tmp_path):
 ELECTIONS = """
 1 2/4 0.5 3 -> 1 1 1 1 -> 1
 2x 2*x y -> 1 1 1 -> 0
+1,2 3 2,1 -> 1 1 1 -> 0
+X+1 y X+1 -> 1 1 1 -> 0
 1 2 2 1 -> 1 1 1 1 -> 0
 ? ? 3 -> 1 1 1 -> 2
 ? ? -> 1 1 -> None
@@ -166,7 +168,7 @@ ELECTIONS = """
 def test_majority_vote():
     """The answer with the most weight is elected, by the first text that gives it: 2/4 and 0.5 are
     one answer. A tie goes to the answer that came first. Where no critique calls any right it is a
-    plain vote; what cannot be read has no vote to weigh."""
+    plain vote; what cannot be read has no vote to weigh. Sets may stand in any order."""
     for answers, weights, elected in rows_of(ELECTIONS):
         texts = [box(answer).replace(box("?"), "hm") for answer in answers.split()]
         found = votes.majority_vote(texts, [float(weight) for weight in weights.split()])

@@ -25,7 +25,7 @@ from tests.helpers import (
 
 # A command line, and some of its flags.
 DEFAULTS = """
- -> {"steps": 30, "lr": 2e-4, "kl": 0.0, "n": 8, "pairs": 32, "no_std": false}
+ -> {"steps": 30, "lr": 2e-4, "kl": 0.0, "n": 8, "pairs": 32, "cache": 64, "no_std": false}
 --data mine.jsonl -> {"data": "mine.jsonl", "eval_data": null, "exam": null, "steps": 30}
 --model x -> {"steps": 200, "lr": 1e-6, "kl": 1e-3, "beta2": 0.1, "data": "gsm8k"}
 --method c-rl -> {"critique_data": "static"}

@@ -83,15 +83,8 @@ def test_bad_graders_are_refused(tmp_path):
     for line in BAD_GRADERS.strip().split("\n"):
         name, words = line.split(" -> ")
         with mock.patch.dict(grader.GRADER, clear=True):
-            argv = [
-                "--data",
-                f"{rows}",
-                "--grader",
-                f"{tmp_path}/{name}",
-                "--out",
-                f"{tmp_path}/out",
-            ]
-            fails("--grader|" + words, main, argv)
+            flags = f"--data {rows} --grader {tmp_path}/{name} --out {tmp_path}/out"
+            fails("--grader|" + words, main, flags.split())
     assert not (tmp_path / "out").exists()
 
 

@@ -3,21 +3,23 @@
 import contextlib
 import functools
 import io
+import itertools
 import json
 import re
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import sample
 import train
-from details import cost, data, log
+from details import cost, data, fast, log
 from figures import samples as samples_jsonl
 from reward import Pair
+from rollout import generate, logprobs
 from tests.helpers import (
     ON_TOY,
     SEVEN,
@@ -26,6 +28,7 @@ from tests.helpers import (
     close,
     fails,
     lines,
+    model_of,
     patch,
     printed_by,
     rows_of,
@@ -125,26 +128,25 @@ def test_a_run_that_cannot_learn_says_why():
     assert log.why_nothing_is_learned({"groups/no_spread": 0.9, "truncated": 0.9}) is None
 
 
-def test_thinking_that_is_never_closed_is_counted_apart():
-    """Of three completions one was truncated; one ended inside its thinking."""
-    unclosed = a_sample(stopped=False, unclosed=True)
-    samples = [a_sample(), a_sample(stopped=False), unclosed]
-    assert log.without_an_end(samples) == {"truncated": 1 / 3, "unclosed": 1 / 3}
-
-
 def test_cost_of_a_step():
-    """Three seconds of sampling, one of them decoding, and two of learning; of ten tokens that were
-    computed eight were needed. The next step begins at 0."""
+    """The clock ticks whenever it is read: once in the prefill and once in the decoding of five
+    seconds of sampling, then once while learning. Of prompts of 2 and 3 tokens there are 6 in the
+    prefill, and again in scoring, with one of padding. Of the 3 tokens of both completions 2 are
+    fed to go on, and all count in scoring. The next step begins at 0."""
+    model = model_of("Llama")
     cost.start_step()
-    with patch(time, "perf_counter", side_effect=[0, 1, 2, 3, 4, 6]):
-        with cost.timed("sample"), cost.timed("decode"):
-            cost.count(samples=2, computed=7, useful=6)
+    clock = mock.Mock()
+    clock.perf_counter.side_effect = itertools.count()
+    with patch(cost, "time", clock), patch(fast, "MANY", 99):  # without packed weights
+        with cost.timed("sample"):
+            samples = generate(model, [[5, 6], [7, 8, 9]], max_new_tokens=3, stop=())
         with cost.timed("update"):
-            cost.count(computed=3, useful=2)
-    metrics = cost.step_cost(tokens=15)
-    expected = {"seconds/rewards": 2, "seconds/step": 5, "tokens/s": 3, "samples": 2}
+            logprobs(model, samples)
+    assert cost.COUNTS["useful"] == 5 + 4 + 5 + 6
+    metrics = cost.step_cost(tokens=12)
+    expected = {"seconds/rewards": 3, "seconds/step": 6, "tokens/s": 2, "samples": 2}
     assert metrics | expected == metrics
-    close(metrics["padding"], 0.2)
+    close(metrics["padding"], 2 / (6 + 4 + 6 + 6))
     cost.start_step()
     assert not cost.SECONDS
     assert not cost.COUNTS

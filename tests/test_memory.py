@@ -100,15 +100,6 @@ def test_a_device_too_small_for_one_row_is_an_error():
     assert not is_packed(model_of("Mistral"))
 
 
-def test_rows_that_fit_by_hand():
-    """3 layers of keys and values of 2 heads of 8 fp32 are 384 bytes a token; 8 times a hidden
-    state of 32 are 1024, shared by 2 rows; 97 tokens of vocabulary have 16 bytes each."""
-    row = 100 * (384 + 512) + 16 * 97
-    for room, rows in [(5 * row, 5), (5 * row - 1, 4), (10, 1)]:
-        with patch(memory, "memory", return_value=room):
-            assert memory.rows_that_fit(model_of("Llama"), 100, 2) == rows
-
-
 def test_micro_batches_by_hand():
     """Every sample is in one micro-batch, none of which is too large, in few of them. What a token
     needs is what goes into and comes out of 7 matrices a layer, in fp32: q, o 32 + 32, k, v 32 +
