@@ -384,7 +384,7 @@ def test_a_run_that_has_ended_writes_its_model_again(tmp_path):
 def test_flags_of_a_run_are_whole(tmp_path):
     """They are written aside and renamed; damaged ones are refused."""
     with patch(os, "replace"):
-        runs.write_files(tmp_path, defaultdict(list))
+        runs.write_files(tmp_path, defaultdict(list, samples=0))
     assert not (tmp_path / "run.json").exists()
     (tmp_path / "run.json").write_text('{"max_new')
     fails("run.json is damaged", policy.run_flags, tmp_path)
