@@ -72,11 +72,6 @@ def rows_that_fit(model, length, n):
     return max(1, memory(model) // row)
 
 
-def most_tokens(model):
-    """How many tokens one forward pass with gradients may have."""
-    return memory(model) / token_bytes(model)
-
-
 def token_bytes(model):
     """What a backward pass needs for each token: about what goes into and comes out of each matrix
     (but for those of adapters, which are small)."""
@@ -112,47 +107,32 @@ def micro_batches(model, samples, parts=1):
     Either the completions of a prompt stay together, which is then computed once for all of them,
     or like lengths do, which saves padding: whichever costs fewer tokens.
     """
-    most = most_tokens(model) / parts
+    most = memory(model) / token_bytes(model) / parts
+    sizes = [(tuple(sample.prompt), len(sample.tokens)) for sample in samples]
 
     def prompt_first(index):
-        sample = samples[index]
-        return len(sample.prompt), sample.prompt, len(sample.tokens)
+        prompt, wide = sizes[index]
+        return len(prompt), prompt, wide
 
     def size_first(index):
-        wide = len(samples[index].tokens)
-        return len(samples[index].prompt) + wide, wide
+        prompt, wide = sizes[index]
+        return len(prompt) + wide, wide
+
+    def cost(batch):
+        """The tokens of a batch with padding; each distinct prompt is computed once."""
+        prompts, widths = zip(*[sizes[index] for index in batch])
+        return len(set(prompts)) * max(map(len, prompts)) + len(batch) * max(widths)
 
     cuts = []
     for order in (prompt_first, size_first):
-        cuts.append(cut(samples, sorted(range(len(samples)), key=order), most))
+        batches = []
+        for index in sorted(range(len(samples)), key=order):
+            if not batches or cost([*batches[-1], index]) > most:
+                batches.append([])
+            batches[-1].append(index)
+        cuts.append((sum(map(cost, batches)), batches))
     _, batches = min(cuts)
     return batches
-
-
-def cut(samples, order, most):
-    """(tokens computed, batches): the samples' indices in that order, cut where a batch would have
-    more than `most` tokens with its padding."""
-    batches = []
-    costs = []
-    batch = []
-    prompts = set()
-    widest = 0  # completion in the batch
-    for index in order:
-        prompt = tuple(samples[index].prompt)
-        wide = len(samples[index].tokens)
-        prompts.add(prompt)
-        widest = max(widest, wide)
-        cost = len(prompts) * max(map(len, prompts)) + (len(batch) + 1) * widest
-        if not batches or cost > most:  # a new batch, with this sample
-            batch = []
-            batches.append(batch)
-            costs.append(0)
-            prompts = {prompt}
-            widest = wide
-            cost = len(prompt) + wide
-        batch.append(index)
-        costs[-1] = cost
-    return sum(costs), batches
 
 
 def ran_out(error):
@@ -160,17 +140,25 @@ def ran_out(error):
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
+@contextmanager
+def memory_may_run_out(divisible):
+    """If the device runs out of memory inside the block, what stands behind the block does the same
+    in smaller pieces: there no error holds on to the tensors any more. What is not `divisible()`
+    raises its error."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not ran_out(error) or not divisible():
+            raise
+
+
 def halved_if_memory_runs_out(sample):
     """A decorator: where the device runs out of memory each half of the rows is sampled alone. The
     tokens are the same, since each row has uniforms of its own."""
 
     def sample_or_halve(model, prompts, uniforms, *settings):
-        try:
+        with memory_may_run_out(lambda: len(prompts) > 1):
             return sample(model, prompts, uniforms, *settings)
-        except RuntimeError as error:
-            if not ran_out(error) or len(prompts) == 1:
-                raise
-        torch.cuda.empty_cache()  # not in `except`, where the error still holds on to the tensors
         half = len(prompts) // 2
         first = sample_or_halve(model, prompts[:half], uniforms[:half], *settings)
         return first + sample_or_halve(model, prompts[half:], uniforms[half:], *settings)
@@ -183,12 +171,11 @@ def smaller_if_memory_runs_out(add_gradient):
     micro-batches of half the size."""
 
     def add_or_retry(model, samples, *settings, parts=1):
-        try:
+        def divisible():
+            return len(micro_batches(model, samples, parts)) < len(samples)
+
+        with memory_may_run_out(divisible):
             return add_gradient(model, samples, *settings, parts=parts)
-        except RuntimeError as error:
-            if not ran_out(error) or len(micro_batches(model, samples, parts)) == len(samples):
-                raise
-        torch.cuda.empty_cache()
         model.zero_grad()
         return add_or_retry(model, samples, *settings, parts=2 * parts)
 
@@ -205,25 +192,25 @@ def check_memory(args):
         there = memory_of(device)
     except Exception:  # of a folder or a device that loading will name, or on Windows
         return
-    on_gpu = device.type == "cuda"
     model.compute_dtype = compute_dtype(device, args.precision)
     if args.lora:
         add_adapters(model, args.lora)
     trained = sum(weight.numel() for weight in trained_weights(model).values())
     frozen = sum(weight.nbytes for weight in model.parameters() if not weight.requires_grad)
-    # Twice what a batch is allowed, which counts what matrices read and write, and not what lies
-    # between them. On a GPU batches are cut until they fit; one completion is the least, and what
-    # is then more than a quarter is recomputed.
-    batches = 2 * memory(model)
-    tokens = most_tokens(model)
-    if on_gpu:
-        batches *= min(1, args.max_new_tokens / tokens)
-    in_bf16 = on_gpu and args.precision != "fp32"  # with a copy of the weights
+    # What a batch may have counts what matrices read and write, and not what lies between them. On
+    # a GPU batches are cut until they fit; one completion is the least, and what is then more than
+    # a quarter is recomputed.
+    batch = memory(model)
+    logits = model.config.get_text_config().vocab_size * batch / token_bytes(model)
+    if device.type == "cuda":
+        batch = min(batch, args.max_new_tokens * token_bytes(model))
+    copied = model.compute_dtype == torch.bfloat16
     needed = {  # bytes
-        "weights, gradients, optimizer": frozen + (16 + 2 * in_bf16) * trained,
+        # fp32, and in bf16 autocast's copy of what is trained.
+        "weights, gradients, optimizer": frozen + (16 + 2 * copied) * trained,
         "reference": 4 * trained * (largest_kl(args) > 0),
-        "batches": batches,
-        "logits": 16 * min(LOGITS, tokens * model.config.get_text_config().vocab_size),
+        "batches": 2 * batch,
+        "logits": 16 * min(LOGITS, logits),
         # With torch, of which a build for CUDA is larger, transformers, and a small model loaded.
         "program": (890 if torch.version.cuda else 450) << 20,
     }

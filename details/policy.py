@@ -70,8 +70,9 @@ def device_of(name):
 
 def compute_dtype(device, precision):
     """The dtype that `precision` names; without a name bf16 on CUDA, else fp32."""
-    precision = precision or ("bf16" if device.type == "cuda" else "fp32")
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    if not precision:
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def run_flags(folder):
