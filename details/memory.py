@@ -6,6 +6,7 @@ where the memory runs out all the same (`halved_if_memory_runs_out`, `smaller_if
 
 import functools
 import os
+import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -83,13 +84,22 @@ def token_bytes(model):
     return numbers * dtype_of(model).itemsize
 
 
+def standing_bytes(model):
+    """What a model takes that learns: its weights, and of those that are trained the gradients and
+    Adam's two moments; in bf16 autocast's copies of them, too."""
+    copied = 2 * (dtype_of(model) == torch.bfloat16)
+    trained = sum((12 + copied) * p.numel() for p in model.parameters() if p.requires_grad)
+    return trained + sum(p.nbytes for p in model.parameters())
+
+
 @contextmanager
 def recomputed(model, tokens):
-    """Inside the block, if the activations of so many tokens would take more than a quarter of the
-    device's memory, only what goes into each block of the model is kept for the backward pass,
-    which computes the rest again: a third more time."""
+    """Inside the block, if the activations of so many tokens do not fit beside the model, only what
+    goes into each block of it is kept for the backward pass, which computes the rest again: a third
+    more time."""
     blocks = []
-    if torch.is_grad_enabled() and 4 * tokens * token_bytes(model) > memory_of(model.device):
+    room = memory_of(model.device) - standing_bytes(model)
+    if torch.is_grad_enabled() and 2 * tokens * token_bytes(model) > room:
         blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     for block in blocks:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
@@ -137,7 +147,9 @@ def micro_batches(model, samples, parts=1):
 
 def ran_out(error):
     """Has the device no memory left? A CPU says so by a mere RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    words = "allocate memory|create a primitive|start new thread"
+    kinds = torch.OutOfMemoryError, MemoryError
+    return isinstance(error, kinds) or re.search(words, str(error)) is not None
 
 
 @contextmanager
@@ -184,36 +196,14 @@ def smaller_if_memory_runs_out(add_gradient):
 
 def check_memory(args):
     """Say what the run needs of memory at its peak, and refuse what cannot fit, before a model is
-    loaded. Sampling needs no more than learning: in place of the gradients it has packed weights.
-    """
+    loaded."""
     try:
         model = without_weights(args.model)
         device = device_of(args.device)
         there = memory_of(device)
     except Exception:  # of a folder or a device that loading will name, or on Windows
         return
-    model.compute_dtype = compute_dtype(device, args.precision)
-    if args.lora:
-        add_adapters(model, args.lora)
-    trained = sum(weight.numel() for weight in trained_weights(model).values())
-    frozen = sum(weight.nbytes for weight in model.parameters() if not weight.requires_grad)
-    # What a batch may have counts what matrices read and write, and not what lies between them. On
-    # a GPU batches are cut until they fit; one completion is the least, and what is then more than
-    # a quarter is recomputed.
-    batch = memory(model)
-    logits = model.config.get_text_config().vocab_size * batch / token_bytes(model)
-    if device.type == "cuda":
-        batch = min(batch, args.max_new_tokens * token_bytes(model))
-    copied = model.compute_dtype == torch.bfloat16
-    needed = {  # bytes
-        # fp32, and in bf16 autocast's copy of what is trained.
-        "weights, gradients, optimizer": frozen + (16 + 2 * copied) * trained,
-        "reference": 4 * trained * (largest_kl(args) > 0),
-        "batches": 2 * batch,
-        "logits": 16 * min(LOGITS, logits),
-        # With torch, of which a build for CUDA is larger, transformers, and a small model loaded.
-        "program": (890 if torch.version.cuda else 450) << 20,
-    }
+    needed = needed_memory(args, model, device, there)
     total = sum(needed.values())
     parts = [f"{what} {size / 1e9:.1f}" for what, size in needed.items()]
     line = f"{total / 1e9:.1f} of {there / 1e9:.1f} GB of memory: {'; '.join(parts)}"
@@ -223,3 +213,33 @@ def check_memory(args):
             "take a smaller one, --lora 16, no KL, or scale/ for several GPUs"
         )
     print(f"needs {line}")
+
+
+def needed_memory(args, model, device, there):
+    """{what: bytes} that a run needs of the memory that is `there`. model: without weights.
+    Sampling needs no more than learning: in place of the gradients it has packed weights."""
+    model.compute_dtype = compute_dtype(device, args.precision)
+    if args.lora:
+        add_adapters(model, args.lora)
+    trained = sum(weight.numel() for weight in trained_weights(model).values())
+    standing = standing_bytes(model)
+    # What a batch may have counts what matrices read and write, and not what lies between them,
+    # hence 2. On a GPU batches are cut until they fit; one completion is the least.
+    batch = memory(model)
+    logits = model.config.get_text_config().vocab_size * batch / token_bytes(model)
+    batch *= 2
+    if device.type == "cuda":
+        batch = min(batch, 2 * args.max_new_tokens * token_bytes(model))
+        if standing + batch > there:
+            # Recomputed: one block's activations, and what goes into each of them.
+            config = model.config.get_text_config()
+            batch /= config.num_hidden_layers
+            batch += 4 * args.max_new_tokens * config.num_hidden_layers * config.hidden_size
+    return {
+        "weights, gradients, optimizer": standing,
+        "reference": 4 * trained * (largest_kl(args) > 0),
+        "batches": batch,
+        "logits": 16 * min(LOGITS, logits),
+        # With torch, of which a build for CUDA is larger, transformers, and a small model loaded.
+        "program": (890 if device.type == "cuda" or torch.version.cuda else 450) << 20,
+    }

@@ -19,6 +19,7 @@ from tests.helpers import (
     patch,
     plain_distributions,
     plain_logprobs,
+    problems,
     ragged,
     same_gradient,
     sharing,
