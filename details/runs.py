@@ -32,7 +32,7 @@ if os.name == "nt":
 else:
     import fcntl
 
-FORMAT = 7  # of resume.pt
+FORMAT = 8  # of resume.pt
 BEFORE_CHECKPOINT = {
     "start",
     "lock",
