@@ -50,8 +50,9 @@ def rows_by_prompt(owner):
 def times_prompts(rows, prompts, layer):
     """`rows` [rows, heads, m, a] times their own prompt's matrix of `prompts` [prompts, heads, a,
     b]: one product for all rows of a prompt, whose matrix so is read once."""
-    lines = rows[layer.table].unflatten(0, (len(prompts), -1))
-    product = torch.einsum("pwhma,phab->pwhmb", lines, prompts)  # w: widest
+    table = rows[layer.table]
+    lines = table.unflatten(0, (len(prompts), -1))  # [prompts, widest, heads, m, a]
+    product = torch.einsum("pwhma,phab->pwhmb", lines, prompts)
     return product.flatten(0, 1)[layer.index]
 
 
@@ -69,9 +70,9 @@ class SharedLayer(DynamicLayer):
         self.is_initialized = True
         # Rounded as the library's attention rounds them, but kept in fp32: see `attend`.
         self.kind = read.values.dtype
-        # Keys and values, [2, ...].
-        self.prompts = torch.stack([read.keys, read.values]).to(self.kind).float()
-        _, _, heads, _, width = self.prompts.shape
+        both = torch.stack([read.keys, read.values])
+        self.prompts = both.to(self.kind).float()  # [2, ...]
+        _, heads, _, width = read.keys.shape
         self.room = self.prompts.new_empty(2, max_added, len(owner), heads, width)
         self.added = 0
         self.owner = owner

@@ -211,18 +211,19 @@ def check_lengths(sampler, problems, demonstrations=()):
     that its chat template refuses, before the first token is sampled (of the 50 longest);
     demonstrations, Samples, that do not fit it."""
     room = context_length(sampler.model)
-    sizes = {}  # {what needs so many tokens: how many}
     # Characters stand for tokens here: whichever is longest in tokens is among these.
-    for problem in sorted(problems, key=lambda problem: -len(problem.question))[:50]:
+    longest = sorted(problems, key=lambda problem: -len(problem.question))[:50]
+    for problem in longest:
         chat = correct_prompt(problem.question, "0", program=problem.program)
-        limit = sampler.max_new_tokens
-        what = f"--max-new-tokens {limit} behind {problem.question[:60]!r}"
-        sizes[what] = len(encode_chat(sampler.tokenizer, chat)) + limit
+        size = len(encode_chat(sampler.tokenizer, chat))
+        if size + sampler.max_new_tokens > room:
+            limit = f"--max-new-tokens {sampler.max_new_tokens}"
+            need = f"{size} and {limit} for {problem.question[:60]!r}"
+            raise InputError(f"the model's context of {room} tokens is too short: {need}")
     for sample in demonstrations:
-        sizes[f"--cold-start: {sample.text[:60]!r}"] = len(sample.prompt + sample.tokens)
-    for what, size in sizes.items():
+        size = len(sample.prompt + sample.tokens)
         if size > room:
-            raise InputError(f"{what}: {size} tokens, the model's context has {room}")
+            raise InputError(f"--cold-start: a demonstration has {size} tokens, the context {room}")
 
 
 # ------------------------------------------------------------------ pairs of the starting policy
