@@ -224,7 +224,7 @@ def parse_args(argv):
     add("--precision", choices=["fp32", "bf16"], help="compute dtype [that of the run]")
     add("--json", action="store_true", help="the numbers as one JSON object on the last line")
     args = parser.parse_args(argv)
-    check_numbers(args, ["seed"])
+    check_numbers(args)
     args.n = args.n or (8 if args.explain else 4)
     # Without this the program would load a model and say nothing.
     if args.explain and not args.question:

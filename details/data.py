@@ -43,7 +43,8 @@ def run_command(program, *args):
     except (InputError, OSError, RuntimeError, MemoryError) as error:
         if type(error) is RuntimeError and not ran_out(error):
             raise
-        sys.exit(f"error: {one_line(error, 3000)}")
+        what = "out of memory: " if ran_out(error) else ""
+        sys.exit(f"error: {what}{one_line(error, 3000)}")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -152,7 +152,7 @@ MAY_BE_ZERO = (
 
 def settle(args):
     """Fill in what depends on other flags; refuse what cannot work before any work is done."""
-    check_numbers(args, MAY_BE_ZERO)
+    check_numbers(args)
     if (args.stage1_steps or 0) > args.steps:
         raise InputError(f"--stage1-steps {args.stage1_steps}: --steps is only {args.steps}")
     args.data = args.data or "gsm8k"
@@ -173,15 +173,15 @@ def settle(args):
         print("note: --group prompt, divided by its std: constants of eqs. 3, 5 and 6 cancel")
 
 
-def check_numbers(args, may_be_zero):
-    """Refuse numbers of the command line that are not finite and above 0; where 0 has a sense, in
-    the flags `may_be_zero`, those below 0."""
+def check_numbers(args):
+    """Refuse numbers of a command line that are not finite and above 0; where 0 has a sense, those
+    below 0."""
     for name, value in vars(args).items():
         # Not isinstance: True is an int.
         if type(value) not in (int, float):
             continue
-        bound = "at least" if name in may_be_zero else "above"
-        fine = 0 < value < math.inf or (value == 0 and name in may_be_zero)
+        bound = "at least" if name in MAY_BE_ZERO else "above"
+        fine = 0 < value < math.inf or (value == 0 and name in MAY_BE_ZERO)
         if not fine:
             flag = name.replace("_", "-")
             raise InputError(f"--{flag} {value}: must be finite and {bound} 0")
@@ -196,10 +196,7 @@ def selected_by(method):
 
 def largest_kl(args):
     """The largest weight that a KL to the starting policy has in the run; 0: it has none."""
-    weights = {
-        "score": args.beta1 + args.beta2,
-        "multi-turn": args.beta1,
-        "star": 0.0,
-        "pair-sft": 0.0,
-    }
+    if args.method in SUPERVISED:
+        return 0.0
+    weights = {"score": args.beta1 + args.beta2, "multi-turn": args.beta1}
     return weights.get(args.method, args.kl)

@@ -8,7 +8,6 @@ All linear layers have adapters, their scale alpha / R is 2, and the learning ra
 of full training, as "LoRA Without Regret" (Thinking Machines, 2025) found to learn as much.
 """
 
-import itertools
 import json
 import math
 import os
@@ -54,16 +53,17 @@ def add_product(layer, inputs, output):
 
 @torch.no_grad()
 def merged_weights(model):
-    """The weights of a plain model: fp32, on the CPU, the adapters added to their layers."""
+    """The weights of a plain model: fp32, on the CPU, the adapters added to their layers. (Models
+    that can have adapters have no buffers that are saved.)"""
     plain = {}
-    kept = model.state_dict().keys()  # some buffers are not
-    for name, weight in itertools.chain(model.named_parameters(), model.named_buffers()):
+    for name, weight in model.named_parameters():
         path, _, kind = name.rpartition(".")
+        if kind.startswith("lora_"):
+            continue
         layer = model.get_submodule(path)
         if kind == "weight" and hasattr(layer, "lora_A"):
             weight = weight.float() + SCALE * layer.lora_B @ layer.lora_A
-        if name in kept and not kind.startswith("lora_"):
-            plain[name] = weight.cpu()
+        plain[name] = weight.cpu()
     return plain
 
 

@@ -70,8 +70,9 @@ def device_of(name):
 
 def compute_dtype(device, precision):
     """The dtype that `precision` names; without a name bf16 on CUDA, else fp32."""
-    precision = precision or ("bf16" if device.type == "cuda" else "fp32")
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    if not precision:
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def run_flags(folder):
@@ -144,12 +145,13 @@ def trained_weights(model):
 def save_policy(model, tokenizer, folder):
     """Write `folder` so that `AutoModelForCausalLM.from_pretrained(folder)` loads it; of a model
     with adapters these beside it."""
-    folder = Path(folder)
+    plain = None
     try:
-        model.save_pretrained(folder, state_dict=merged_weights(model))
-        tokenizer.save_pretrained(folder)
         if hasattr(model, "lora_rank"):
-            save_adapters(model, folder / "adapter")
+            plain = merged_weights(model)
+            save_adapters(model, Path(folder) / "adapter")
+        model.save_pretrained(folder, state_dict=plain)
+        tokenizer.save_pretrained(folder)
     except Exception as error:  # safetensors has errors of its own for a full disk
         raise InputError(f"{folder}: the model cannot be written: {one_line(error)}") from error
 

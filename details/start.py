@@ -54,33 +54,35 @@ def begin_run(args):
     """
     out = Path(args.out)
     settle_outcomes(args)
-    saved, lock = open_run(args)
+    state = open_run(args)
     check_memory(args)
-    if not saved:
-        problems, held_out, selecting, exam, examples = load_data(args)
-    model, tokenizer, base = load_start(args, saved)
+    begins = not state
+    if begins:
+        data, examples = load_data(args)
+        state = first_state(args, *data)
+    problems = state["problems"] + state["held_out"] + state["selecting"]
+    check_outcomes(problems)
+    model, tokenizer, base = load_start(args, begins)
     sampler = Sampler(model, tokenizer, args.max_new_tokens, args.temperature)
-    if saved:
-        state = saved
-        check_outcomes(state["problems"])
-        if base != state["base"]:
-            raise InputError(
-                f"--resume: --model {args.model} is not the model that the run began with"
-            )
-        model.load_state_dict(state["start"], strict=False)
-    else:
+    if begins:
         # What does not fit the model's context is refused before the first file is written.
         samples = [demonstration(tokenizer, *example) for example in examples]
-        check_lengths(sampler, problems + held_out + selecting, samples)
-        lock = lock_folder(out)
+        check_lengths(sampler, problems, samples)
+    lock = lock_folder(out)
+    if begins:
         if samples:
             cold_start(args, model, samples)
-        state = first_state(args, problems, held_out, selecting, exam)
         if args.lora:
             state["base"] = base
             state["start"] = copy.deepcopy(trained_weights(model))
         else:
             save_policy(model, tokenizer, out / "start")
+    else:
+        if base != state["base"]:
+            raise InputError(
+                f"--resume: --model {args.model} is not the model that the run began with"
+            )
+        model.load_state_dict(state["start"], strict=False)
     # Stage I is half of the steps that are planned when training starts, whatever --steps a run
     # that goes on has.
     if state["step"] <= 1:
@@ -93,20 +95,20 @@ def begin_run(args):
         reference = frozen_copy(model)
     weights = trained_weights(model).values()
     optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0, fused=True)
-    if saved:
+    if begins:
+        save_state(out, state, model, optimizer)
+    else:
         model.load_state_dict(state.pop("weights"), strict=False)
         optimizer.load_state_dict(state.pop("optimizer"))
-    else:
-        save_state(out, state, model, optimizer)
     return sampler, reference, optimizer, state, lock
 
 
-def load_start(args, saved):
+def load_start(args, begins):
     """(model, tokenizer, None): the model that a run begins with, or of a run that goes on the one
     that its RL began with. With --lora the base model with new adapters, and a hash of it: a run's
     folder has no copy of it."""
     if not args.lora:
-        source = Path(args.out) / "start" if saved else args.model
+        source = args.model if begins else Path(args.out) / "start"
         return *load_policy(source, args.device, args.precision), None
     # On the CPU first: a device may be too small for its weights in fp32.
     model, tokenizer = load_policy(args.model, "cpu")
@@ -137,6 +139,9 @@ def first_state(args, problems, held_out, selecting, exam):
         "seconds": 0.0,
         "base": None,  # with --lora: a hash of the model, and the adapters that RL started from
         "start": {},
+        "best": {
+            "value": -1.0
+        },  # the best evaluation: its step, its value, with --lora its adapters
         "metrics": [],
         "samples": 0,  # bytes of samples.jsonl
         "cache": [],
@@ -153,8 +158,8 @@ def first_state(args, problems, held_out, selecting, exam):
 
 
 def load_data(args):
-    """(training problems, held-out problems, those of --select-data, the critic's evaluation set,
-    demonstrations). No held-out question is trained on, and none that the critic is evaluated on,
+    """[training problems, held-out problems, those of --select-data, the critic's evaluation set],
+    demonstrations. No held-out question is trained on, and none that the critic is evaluated on,
     whether or not it is among those that --eval-size takes."""
     problems, held_out = load_split(args.data, args.eval_data)
     trained = [problem.question for problem in problems]
@@ -167,7 +172,6 @@ def load_data(args):
         unseen += [problem.question for problem in selecting]
     exam = []
     examples = []
-    check_outcomes(problems + held_out + selecting)
     if args.exam:
         # Of trained questions the critic has seen the answers.
         rows = [(pair.problem.question, pair) for pair in read_jsonl(args.exam, to_pair)]
@@ -182,7 +186,7 @@ def load_data(args):
     if args.cold_start:
         examples = load_demonstrations(args.cold_start, unseen)
     size = args.eval_size
-    return problems, held_out[:size], selecting[:size], exam[: size // 2 * 2], examples
+    return [problems, held_out[:size], selecting[:size], exam[: size // 2 * 2]], examples
 
 
 def settle_outcomes(args):
@@ -230,23 +234,25 @@ def first_pairs(args, sampler, state):
     set is fixed by the seed and the starting policy, unless there is one: --exam gives runs that
     start from different policies the same. Static pairs (the papers': C-RL's, Pair-SFT's) stay
     the same through the run."""
-    critic = args.method in ("c-rl", "gc-rl") and args.critique_data == "static"
-    begins = state["step"] == 0
-    if begins and not state["exam"]:
-        settings = 8, args.eval_size, seed_of(args.seed, "exam")
-        state["exam"] = sample_pairs(sampler, state["held_out"], *settings, show="critique pairs")
-    if begins and args.method == "c-rl" and state["selecting"]:
-        settings = 8, args.eval_size, seed_of(args.seed, "selecting")
-        state["selecting_exam"] = sample_pairs(sampler, state["selecting"], *settings)
-    if begins and (critic or args.method == "pair-sft"):
-        count = min(len(state["problems"]), STATIC_QUESTIONS)
-        asked = batch_of(state["problems"], 1, args.seed, count)
-        seed = seed_of(args.seed, "static")
-        choose = random_pairs if critic and args.balance != "filter" else filter_pairs
-        settings = STATIC_RESPONSES, 2 * count, seed, choose, "static pairs"
-        state["static"] = sample_pairs(sampler, asked, *settings)
-        if not state["static"]:
-            raise InputError(f"static pairs: 0 of {count} questions had right and wrong ones")
+    if state["step"] == 0:
+        settings = 8, args.eval_size
+        if not state["exam"]:
+            seed = seed_of(args.seed, "exam")
+            state["exam"] = sample_pairs(
+                sampler, state["held_out"], *settings, seed, show="critique pairs"
+            )
+        if args.method == "c-rl" and state["selecting"]:
+            seed = seed_of(args.seed, "selecting")
+            state["selecting_exam"] = sample_pairs(sampler, state["selecting"], *settings, seed)
+        critic = args.method in ("c-rl", "gc-rl") and args.critique_data == "static"
+        if critic or args.method == "pair-sft":
+            count = min(len(state["problems"]), STATIC_QUESTIONS)
+            asked = batch_of(state["problems"], 1, args.seed, count)
+            choose = random_pairs if critic and args.balance != "filter" else filter_pairs
+            settings = STATIC_RESPONSES, 2 * count, seed_of(args.seed, "static")
+            state["static"] = sample_pairs(sampler, asked, *settings, choose, "static pairs")
+            if not state["static"]:
+                raise InputError(f"static pairs: 0 of {count} questions had right and wrong ones")
     write_files(Path(args.out), state)
 
 

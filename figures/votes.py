@@ -127,7 +127,7 @@ def parse_args(argv):
     add("--device", help="cpu, cuda, mps [cuda where there is one]")
     add("--json", action="store_true", help="the numbers as one JSON object on the last line")
     args = parser.parse_args(argv)
-    check_numbers(args, ["seed"])
+    check_numbers(args)
     refuse_other_files(args.out)
     if args.critiques >= args.n:
         raise InputError(f"--critiques {args.critiques}: must be less than --n {args.n}")

@@ -19,6 +19,7 @@ from tests.helpers import (
     patch,
     plain_distributions,
     plain_logprobs,
+    problems,
     ragged,
     same_gradient,
     sharing,
@@ -249,15 +250,21 @@ def mean_away(samples, found):
     return (torch.cat(found) - drawn).abs().mean()
 
 
-def test_bf16_is_what_is_computed_in():
-    """The weights are fp32 all the same, and prompts are shared."""
-    model, _ = load_policy("toy", "cpu", "bf16")
-    assert fast.shares_prompts(model)
+def test_bf16_sampler_and_learner_compute_alike():
+    """The weights are fp32, and both compute in bf16; what is sampled and what is scored differ by
+    rounding only; with shared prompts too, as on a GPU."""
+    model, tokenizer = load_policy("toy", "cpu", "bf16")
+    assert not fast.shares_prompts(model)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     computed = []
     layer = model.model.layers[1].mlp.down_proj
     layer.register_forward_hook(lambda layer, args, result: computed.append(result.dtype))
-    logprobs(model, generate(model, [[5, 6]], max_new_tokens=9))
+    chats = [solve_prompt(problem.question) for problem in problems(8)]
+    prompts = [encode_chat(tokenizer, chat) for chat in chats]
+    samples = generate(model, prompts, 2, 40)
+    with patch(rollout, "shares_prompts", return_value=True):
+        samples += generate(model, prompts, 2, 40)
+    assert 0 < mean_away(samples, logprobs(model, samples)) < 0.02
     assert set(computed) == {torch.bfloat16}
 
 
