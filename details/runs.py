@@ -33,7 +33,7 @@ if os.name == "nt":
 else:
     import fcntl
 
-FORMAT = 8  # of resume.pt
+FORMAT = 9  # of resume.pt
 BEFORE_CHECKPOINT = {
     "start",
     "lock",
