@@ -115,7 +115,7 @@ class LearningLayer(DynamicLayer):
             both = [torch.cat(pair, 2) for pair in zip(self.given, both)]
         self.is_initialized = True
         self.keys, self.values = both
-        return self.keys, self.values
+        return both
 
 
 def attend(module, query, keys, values, attention_mask, scaling, **options):
