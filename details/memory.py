@@ -1,4 +1,4 @@
-"""What fits the memory: batches for sampling and for gradients, and the forecast of a whole run.
+"""What fits the memory: batches for sampling and for gradients (figures/fits.py: a whole run).
 
 A batch is cut by a forecast of what it takes (`sampling_batches`, `micro_batches`), and smaller
 where the memory runs out all the same (`halved_if_memory_runs_out`, `smaller_if_memory_runs_out`).
@@ -16,10 +16,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from details.errors import InputError
-from details.flags import largest_kl
-from details.lora import add_adapters
-from details.policy import compute_dtype, device_of, dtype_of, trained_weights, without_weights
+from details.policy import dtype_of
 
 CPU_BYTES = 1 << 27  # what a batch may take on a CPU, at least
 CGROUP = Path("/sys/fs/cgroup")
@@ -192,54 +189,3 @@ def smaller_if_memory_runs_out(add_gradient):
         return add_or_retry(model, samples, *settings, parts=2 * parts)
 
     return add_or_retry
-
-
-def check_memory(args):
-    """Say what the run needs of memory at its peak, and refuse what cannot fit, before a model is
-    loaded."""
-    try:
-        model = without_weights(args.model)
-        device = device_of(args.device)
-        there = memory_of(device)
-    except Exception:  # of a folder or a device that loading will name, or on Windows
-        return
-    needed = needed_memory(args, model, device, there)
-    total = sum(needed.values())
-    parts = [f"{what} {size / 1e9:.1f}" for what, size in needed.items()]
-    line = f"{total / 1e9:.1f} of {there / 1e9:.1f} GB of memory: {'; '.join(parts)}"
-    if total > there:
-        raise InputError(
-            f"--model {args.model} would need {line}; "
-            "take a smaller one, --lora 16, no KL, or scale/ for several GPUs"
-        )
-    print(f"needs {line}")
-
-
-def needed_memory(args, model, device, there):
-    """{what: bytes} that a run needs of the memory that is `there`. model: without weights.
-    Sampling needs no more than learning: in place of the gradients it has packed weights."""
-    model.compute_dtype = compute_dtype(device, args.precision)
-    if args.lora:
-        add_adapters(model, args.lora)
-    trained = sum(weight.numel() for weight in trained_weights(model).values())
-    standing = standing_bytes(model)
-    # What a batch may have counts what matrices read and write, and not what lies between them,
-    # hence 2. On a GPU batches are cut until they fit; one completion is the least.
-    batch = memory(model)
-    logits = model.config.get_text_config().vocab_size * batch / token_bytes(model)
-    batch *= 2
-    if device.type == "cuda":
-        batch = min(batch, 2 * args.max_new_tokens * token_bytes(model))
-        if standing + batch > there:
-            # Recomputed: one block's activations, and what goes into each of them.
-            config = model.config.get_text_config()
-            batch /= config.num_hidden_layers
-            batch += 4 * args.max_new_tokens * config.num_hidden_layers * config.hidden_size
-    return {
-        "weights, gradients, optimizer": standing,
-        "reference": 4 * trained * (largest_kl(args) > 0),
-        "batches": batch,
-        "logits": 16 * min(LOGITS, logits),
-        # With torch, of which a build for CUDA is larger, transformers, and a small model loaded.
-        "program": (890 if device.type == "cuda" or torch.version.cuda else 450) << 20,
-    }

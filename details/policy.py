@@ -13,7 +13,7 @@ from details import threads  # noqa: F401  # isort: skip (before torch)
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from details.errors import InputError, one_line
@@ -84,16 +84,6 @@ def run_flags(folder):
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is damaged: {one_line(error)}") from error
-
-
-def without_weights(name):
-    """The model as a shape: its parameters have sizes and take no memory."""
-    path = TOY if name == "toy" else name
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, trust_remote_code=False
-        )
 
 
 def refuse_unusable(name, model, report, tokenizer):

@@ -28,7 +28,6 @@ from details.data import (
 from details.demonstrations import load_demonstrations
 from details.errors import InputError
 from details.lora import add_adapters
-from details.memory import check_memory
 from details.policy import (
     compute_dtype,
     context_length,
@@ -39,6 +38,7 @@ from details.policy import (
 )
 from details.runs import FORMAT, lock_folder, open_run, save_state, write_files
 from details.supervised import cold_start, demonstration
+from figures.fits import check_memory
 from reward import filter_pairs, pairs_by_question, random_pairs
 from rollout import Sampler, load_policy, respond
 

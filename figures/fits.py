@@ -1,9 +1,10 @@
-"""Which models fit which GPU, with all weights trained and with adapters: a table, by arithmetic.
+"""What a run needs of memory at its peak, by arithmetic: a run that cannot fit is refused before a
+model is loaded. And a table of which models fit which GPU:
 
     python -m figures.fits
 
-The arithmetic is that by which a run refuses what cannot fit (details/memory.py); tests hold it
-against a measured peak on a CPU. No model is loaded: of each only the sizes are needed.
+Tests hold the arithmetic against a measured peak on a CPU. No model is loaded: of each only the
+sizes are needed.
 """
 
 from details import threads  # noqa: F401  # isort: skip (before torch)
@@ -11,11 +12,75 @@ from details import threads  # noqa: F401  # isort: skip (before torch)
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import train
 from details.data import run_command
-from details.flags import train_flags
-from details.memory import needed_memory
-from figures.real import print_table
+from details.errors import InputError
+from details.flags import largest_kl, train_flags
+from details.lora import add_adapters
+from details.memory import LOGITS, memory, memory_of, standing_bytes, token_bytes
+from details.policy import TOY, compute_dtype, device_of, trained_weights
+
+
+def check_memory(args):
+    """Say what the run needs of memory at its peak, and refuse what cannot fit, before a model is
+    loaded."""
+    try:
+        path = TOY if args.model == "toy" else args.model
+        model = without_weights(AutoConfig.from_pretrained(path, trust_remote_code=False))
+        device = device_of(args.device)
+        there = memory_of(device)
+    except Exception:  # of a folder or a device that loading will name, or on Windows
+        return
+    needed = needed_memory(args, model, device, there)
+    total = sum(needed.values())
+    parts = [f"{what} {size / 1e9:.1f}" for what, size in needed.items()]
+    line = f"{total / 1e9:.1f} of {there / 1e9:.1f} GB of memory: {'; '.join(parts)}"
+    if total > there:
+        raise InputError(
+            f"--model {args.model} would need {line}; "
+            "take a smaller one, --lora 16, no KL, or scale/ for several GPUs"
+        )
+    print(f"needs {line}")
+
+
+def without_weights(config):
+    """The model as a shape: its parameters have sizes and take no memory."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=False
+        )
+
+
+def needed_memory(args, model, device, there):
+    """{what: bytes} that a run needs of the memory that is `there`. model: without weights.
+    Sampling needs no more than learning: in place of the gradients it has packed weights."""
+    model.compute_dtype = compute_dtype(device, args.precision)
+    if args.lora:
+        add_adapters(model, args.lora)
+    trained = sum(weight.numel() for weight in trained_weights(model).values())
+    standing = standing_bytes(model)
+    # What a batch may have counts what matrices read and write, and not what lies between them,
+    # hence 2. On a GPU batches are cut until they fit; one completion is the least.
+    batch = memory(model)
+    logits = model.config.get_text_config().vocab_size * batch / token_bytes(model)
+    batch *= 2
+    if device.type == "cuda":
+        batch = min(batch, 2 * args.max_new_tokens * token_bytes(model))
+        if standing + batch > there:
+            # Recomputed: one block's activations, and what goes into each of them.
+            config = model.config.get_text_config()
+            batch /= config.num_hidden_layers
+            batch += 4 * args.max_new_tokens * config.num_hidden_layers * config.hidden_size
+    return {
+        "weights, gradients, optimizer": standing,
+        "reference": 4 * trained * (largest_kl(args) > 0),
+        "batches": batch,
+        "logits": 16 * min(LOGITS, logits),
+        # With torch, of which a build for CUDA is larger, transformers, and a small model loaded.
+        "program": (890 if device.type == "cuda" or torch.version.cuda else 450) << 20,
+    }
+
+
+# -------------------------------------------------------------------------------------- the table
 
 SIZES = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
 MODELS = {  # {name: (kind, SIZES, vocabulary, is the head the embedding?)}
@@ -42,14 +107,13 @@ def gigabytes(name, flags, there):
         vocab_size=vocabulary,
         tie_word_embeddings=tied,
     )
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    args = train_flags(["--model", name, *flags.split()], list(train.METHODS))
-    return sum(needed_memory(args, model, torch.device("cuda"), there).values())
+    args = train_flags(["--model", name, *flags.split()], ["gc-rl"])
+    return sum(needed_memory(args, without_weights(config), torch.device("cuda"), there).values())
 
 
 def main():
-    rows = []
+    heads = ["model", "trained", *(f"{size} GB" for size in GPUS)]
+    print(f"| {' | '.join(heads)} |\n{'| --- ' * len(heads)}|")
     for name in MODELS:
         for title, flags in WAYS.items():
             cells = []
@@ -58,8 +122,7 @@ def main():
                 needed = gigabytes(name, flags, there)
                 fits = "yes" if needed < there else "no"
                 cells.append(f"{fits}, {needed / (1 << 30):.1f}")
-            rows.append([name, title, *cells])
-    print_table(["model", "trained", *(f"{size} GB" for size in GPUS)], rows)
+            print(f"| {' | '.join([name, title, *cells])} |")
 
 
 if __name__ == "__main__":
