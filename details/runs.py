@@ -135,7 +135,8 @@ def keep_best(out, state, sampler):
         return
     state["best"] = {"step": row["step"], "value": value}
     if state["flags"]["lora"]:
-        # Merged when the run ends.
+        # Merged when the run ends; of a run that is extended, the model of before goes.
+        (out / "best" / "model.safetensors").unlink(missing_ok=True)
         save_adapters(sampler.model, out / "best" / "adapter")
         state["best"]["adapters"] = copy.deepcopy(trained_weights(sampler.model))
     else:

@@ -26,7 +26,7 @@ from details.data import (
     without,
 )
 from details.demonstrations import load_demonstrations
-from details.errors import InputError
+from details.errors import InputError, one_line
 from details.lora import add_adapters
 from details.policy import (
     compute_dtype,
@@ -118,7 +118,10 @@ def load_start(args, begins):
     device = device_of(args.device)
     model.compute_dtype = compute_dtype(device, args.precision)
     add_adapters(model, args.lora, seed_of(args.seed, "lora"))
-    return model.to(device), tokenizer, found.hexdigest()
+    try:
+        return model.to(device), tokenizer, found.hexdigest()
+    except Exception as error:  # whatever torch makes of a device that is not there
+        raise InputError(f"--device {args.device}: {one_line(error)}") from error
 
 
 def frozen_copy(model):
