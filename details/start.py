@@ -115,12 +115,15 @@ def load_start(args, begins):
     found = hashlib.sha256()
     for weight in model.parameters():
         found.update(weight.detach().flatten().view(torch.uint8).numpy())
-    device = device_of(args.device)
-    model.compute_dtype = compute_dtype(device, args.precision)
-    add_adapters(model, args.lora, seed_of(args.seed, "lora"))
     try:
+        device = device_of(args.device)
+        model.compute_dtype = compute_dtype(device, args.precision)
+        add_adapters(model, args.lora, seed_of(args.seed, "lora"))
         return model.to(device), tokenizer, found.hexdigest()
-    except Exception as error:  # whatever torch makes of a device that is not there
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # what torch makes of a device that is not there
         raise InputError(f"--device {args.device}: {one_line(error)}") from error
 
 
