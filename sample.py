@@ -22,13 +22,15 @@ from details.data import (
 )
 from details.errors import InputError, printable
 from details.flags import check_numbers, refuse
-from details.log import reasons, without_an_end
-from details.policy import TOY, run_flags
+from details.log import without_an_end
+from details.policy import TOY
+from details.runs import run_flags
 from details.start import check_lengths, check_outcomes, sample_pairs, settle_outcomes
 from figures.explain import explain, problem_of
 from figures.tables import print_table
 from reward import Pair, Problem
 from rollout import Sampler, criticise, load_policy, refine, two_attempts
+from toy.sound import soundness
 
 
 def show_question(sampler, problem, n, seed):
@@ -131,7 +133,7 @@ def judgement_table(critiques):
         "precision": mean(c.pair.right for c in critiques if c.says_right),
         "recall": p1,
         "unreadable": mean(c.says_right is None for c in critiques),
-    } | reasons(critiques)
+    } | soundness(critiques)
 
 
 def attempts_table(first, second):

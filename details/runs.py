@@ -20,18 +20,14 @@ from pathlib import Path
 from reward import Pair, Problem  # isort: skip (before torch)
 
 import torch
+from filelock import FileLock
 
-from details.data import from_pair, from_problem, write_jsonl
+from details.data import from_pair, from_problem, read_jsonl, write_jsonl
 from details.errors import InputError, one_line
 from details.flags import selected_by
 from details.log import say
 from details.lora import save_adapters
 from details.policy import save_policy, trained_weights
-
-if os.name == "nt":
-    import msvcrt
-else:
-    import fcntl
 
 FORMAT = 8  # of resume.pt
 BEFORE_CHECKPOINT = {
@@ -76,19 +72,19 @@ def open_run(args):
 
 
 def lock_folder(out):
-    """The run's folder is made. Returns an open file in it that no other process can lock until it
-    is closed, as it is when the process ends, however it ends. Raises InputError where another one
-    holds it."""
+    """The run's folder is made. Returns a lock on it, to be used in a `with`; it also ends with the
+    process, however that ends. Raises InputError where another process holds it."""
     (out / "start").mkdir(parents=True, exist_ok=True)
-    file = (out / "lock").open("w")
     try:
-        if os.name == "nt":
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        return FileLock(out / "lock").acquire(timeout=0)
+    except TimeoutError as error:
         raise InputError(f"--out {out}: another process is at work in it") from error
-    return file
+
+
+def run_flags(folder):
+    """The flags of the run that made a model folder; none if no run made it."""
+    path = folder / "run.json"
+    return read_jsonl(path, dict)[0] if path.exists() else {}
 
 
 def save_state(out, state, model, optimizer):
@@ -130,7 +126,6 @@ def keep_best(out, state, sampler):
     """Leave the model in OUT/best if its evaluation, the last row, is better than all before it."""
     row = state["metrics"][-1]
     value = row.get("select", row[selected_by(state["flags"]["method"])]) or 0.0
-    state["last"] = value
     if value <= state["best"]["value"]:
         return
     state["best"] = {"step": row["step"], "value": value}
@@ -164,8 +159,7 @@ def finish_best(out, state, sampler):
     what = selected_by(state["flags"]["method"])
     if state["selecting"]:
         what += " on --select-data"
-    values = f"{best['value']:.3f}, at the end {state['last']:.3f}"
-    say(f"best: {out / 'best'}, step {best['step']}: {what} {values}")
+    say(f"best: {out / 'best'}, step {best['step']}: {what} {best['value']:.3f}")
     if not state["selecting"]:
         say("(the largest of several noisy numbers is too high; --select-data chooses by others)")
 
