@@ -23,7 +23,8 @@ from details.data import (
 from details.errors import InputError, printable
 from details.flags import check_numbers, refuse
 from details.log import reasons, without_an_end
-from details.policy import TOY, run_flags
+from details.policy import TOY
+from details.runs import run_flags
 from details.start import check_lengths, check_outcomes, sample_pairs, settle_outcomes
 from figures.explain import explain, problem_of
 from figures.tables import print_table

@@ -31,10 +31,9 @@ from reward import Pair, Problem
 
 def run_command(program, *args):
     """What a program of the command line returns; what the user got wrong ends it with one line."""
-    for stream in (sys.stdout, sys.stderr):
+    if hasattr(sys.stdout, "reconfigure"):  # not so in a notebook
         # A terminal that cannot show a character shows a question mark.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+        sys.stdout.reconfigure(errors="replace")
     try:
         return program(*args)
     except BrokenPipeError:  # `sample.py ... | head`: nobody reads on
@@ -154,9 +153,7 @@ def to_problem(row):
         return to_program(row, question, line)
     answer = row.get("answer")
     if type(answer) in (int, float):
-        if answer - answer != 0:  # NaN, Infinity
-            raise ValueError(f"field 'answer': {answer} is not finite")
-        row = {"answer": str(answer)}
+        row = {"answer": json.dumps(answer)}
     answer = text_field(row, "answer")
     unread = NO_ANSWER.search(answer) and not is_correct(answer, answer)
     if unread or reference(answer).value is None:

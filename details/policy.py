@@ -4,7 +4,6 @@
 """
 
 import functools
-import json
 import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,7 +30,6 @@ def load_folder(name, device, precision):
     path = TOY if name == "toy" else name
     if (Path(path) / "adapter_config.json").exists():
         raise InputError(f"model {name!r}: an adapter; merge it into its base model first")
-    part = "model"
     try:
         device = device_of(device)
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -41,11 +39,10 @@ def load_folder(name, device, precision):
             trust_remote_code=False,
             output_loading_info=True,
         )
-        part = "tokenizer of model"
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model.to(device)
     except Exception as error:  # whatever the library makes of a broken folder
-        where = f"{part} {name!r} on device {str(device)!r}"
+        where = f"model {name!r} on device {str(device)!r}"
         if not Path(path).exists():
             where += " (there is no folder of that name)"
         raise InputError(f"cannot load {where}: {one_line(error)}") from error
@@ -73,17 +70,6 @@ def compute_dtype(device, precision):
     if not precision:
         precision = "bf16" if device.type == "cuda" else "fp32"
     return torch.bfloat16 if precision == "bf16" else torch.float32
-
-
-def run_flags(folder):
-    """The flags of the run that made a model folder; none if no run made it."""
-    path = folder / "run.json"
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {one_line(error)}") from error
 
 
 def refuse_unusable(name, model, report, tokenizer):

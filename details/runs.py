@@ -21,7 +21,7 @@ from reward import Pair, Problem  # isort: skip (before torch)
 
 import torch
 
-from details.data import from_pair, from_problem, write_jsonl
+from details.data import from_pair, from_problem, read_jsonl, write_jsonl
 from details.errors import InputError, one_line
 from details.flags import selected_by
 from details.log import say
@@ -91,6 +91,12 @@ def lock_folder(out):
     return file
 
 
+def run_flags(folder):
+    """The flags of the run that made a model folder; none if no run made it."""
+    path = folder / "run.json"
+    return read_jsonl(path, dict)[0] if path.exists() else {}
+
+
 def save_state(out, state, model, optimizer):
     """Write resume.pt: aside, flushed to disk, renamed. At no moment is there half of one."""
     state = state | {"weights": trained_weights(model), "optimizer": optimizer.state_dict()}
@@ -137,8 +143,8 @@ def keep_best(out, state, sampler):
     if state["flags"]["lora"]:
         # Merged when the run ends; of a run that is extended, the model of before goes.
         (out / "best" / "model.safetensors").unlink(missing_ok=True)
-        save_adapters(sampler.model, out / "best" / "adapter")
         state["best"]["adapters"] = copy.deepcopy(trained_weights(sampler.model))
+        save_adapters(sampler.model, out / "best" / "adapter")
     else:
         write_best(out, sampler)
 
@@ -165,7 +171,8 @@ def finish_best(out, state, sampler):
     what = selected_by(state["flags"]["method"])
     if state["selecting"]:
         what += " on --select-data"
-    values = f"{best['value']:.3f}, at the end {state['last']:.3f}"
+    value = best["value"]
+    values = f"{value:.3f}, {value - state['last']:+.3f} against the end"
     say(f"best: {out / 'best'}, step {best['step']}: {what} {values}")
     if not state["selecting"]:
         say("(the largest of several noisy numbers is too high; --select-data chooses by others)")

@@ -20,7 +20,8 @@ from details.answers import answer_key
 from details.data import load_problems, mean, run_command, seed_of
 from details.errors import InputError
 from details.flags import check_numbers
-from details.policy import TOY, run_flags
+from details.policy import TOY
+from details.runs import run_flags
 from details.start import check_lengths
 from figures.chart import command, line_charts, refuse_other_files
 from figures.tables import print_table

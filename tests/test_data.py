@@ -14,6 +14,7 @@ from tests.helpers import fails, patch, printed_by, rows_of, write
 GOOD_FILE = """{"question": "1+1?", "answer": "so #### 2", "score": NaN}
 
 {"question": "2+2\u2028?", "answer": 4}
+{"question": "1/0?", "answer": Infinity}
 """
 
 
@@ -31,9 +32,6 @@ question,answer -> one JSON object a line
 {"question": "a\ud800", "answer": "x"} -> surrogates
 {"prompt": "q", "solution": "1"} -> no field 'question'|prompt, solution
 {"question": "q", "solution": "1"} -> no field 'answer'|question, solution
-{"question": "q", "answer": NaN} -> answer|not finite
-{"question": "q", "answer": -Infinity} -> answer|not finite
-{"question": "q", "answer": 1e400} -> answer|not finite
 {"question": NaN, "answer": "1"} -> question
 {"question": "q", "answer": "\frac{3}{7}"} -> double the backslash
 {"question": "\beta?", "answer": "1"} -> double the backslash
@@ -60,7 +58,7 @@ def test_bad_lines_are_named(tmp_path):
     is expected and what was found."""
     good = GOOD_FILE.encode()
     for line, words in rows_of(BAD_ROWS):
-        fails("data.jsonl:4:|" + words, read_problems, tmp_path, good + line.encode())
+        fails("data.jsonl:5:|" + words, read_problems, tmp_path, good + line.encode())
     for text, words in rows_of(BAD_FILES):
         content = text.encode().decode("unicode_escape").encode("latin-1")
         fails("data.jsonl:1:|" + words, read_problems, tmp_path, content)
@@ -76,8 +74,8 @@ def read_problems(folder, content):
 
 def test_data_files(tmp_path):
     """Blank lines, a byte order mark, other ends of lines and numbers as answers are all right, and
-    so is NaN in a field that is not used; a line separator of Unicode ends no line. The field
-    `problem`, which is common, is read as `question`."""
+    so is NaN in a field that is not used; as an answer it is left out. A line separator of Unicode
+    ends no line. The field `problem`, which is common, is read as `question`."""
     found = [("1+1?", "so #### 2"), ("2+2\u2028?", "4")]
     assert read_problems(tmp_path, GOOD_FILE.encode()) == found
     windows = "\ufeff" + GOOD_FILE.replace("\n", "\r\n").replace("question", "problem")

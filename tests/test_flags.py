@@ -30,7 +30,7 @@ DEFAULTS = """
 --model x -> {"steps": 200, "lr": 1e-6, "kl": 1e-3, "beta2": 0.1, "data": "gsm8k"}
 --method c-rl -> {"critique_data": "static"}
 --method gc-rl -> {"critique_data": "dynamic"}
---method c-rl --n 1 --group batch -> {"critique_data": "static"}
+--method star --n 1 -> {"n": 1}
 """
 
 
@@ -82,8 +82,7 @@ REFUSED = """
 --method grpo -> --method|grpo
 --frobnicate -> --frobnicate
 --n 1 -> --n 1
---n 1 --group batch -> --n 1|critic
---n 1 --group batch --method c-rl --critique-data dynamic -> --n 1|critic
+--n 1 --group batch -> --n 1
 --data @long --eval-data @long --model @no -> no problem is left
 --data @long --eval-data @empty -> empty.jsonl
 --data @long --eval-data @good --model @no -> cannot load model|no.jsonl

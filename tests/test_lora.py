@@ -147,7 +147,7 @@ def test_the_best_model_is_kept(tmp_path):
     for text in ("", "--lora 4 --lr 1e-2"):
         out = tmp_path / f"run{len(text)}"
         printed, seen, best = best_run(out, [0.1, 0.7, 0.7, 0.5], text)
-        assert "best, step 1: eval/generation 0.700, at the end 0.500" in printed
+        assert "best, step 1: eval/generation 0.700, +0.200 against the end\n" in printed
         close(best, seen[1])
         assert not torch.equal(seen[1], seen[3])
         assert '"eval/size": 2' in used(f"--model {out}/best --eval --json")

@@ -85,7 +85,7 @@ def test_folders_that_are_no_policy_are_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     fails("an adapter|merge", load_policy, tmp_path, "cpu")
     base()[0].save_pretrained(tmp_path / "untold")
-    fails("cannot load tokenizer of model|untold", load_policy, tmp_path / "untold", "cpu")
+    fails("cannot load model|untold|tokenizer", load_policy, tmp_path / "untold", "cpu")
     model, _ = toy_copy()
     model.model.norm.weight.data[3] = math.nan
     fails("model.norm.weight|not finite", load_policy, saved(tmp_path / "nan", model), "cpu")

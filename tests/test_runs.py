@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import train
-from details import data, log, policy, runs, start
+from details import data, log, runs, start
 from details.data import InputError
 from details.flags import SUPERVISED
 from reward import Problem
@@ -387,7 +387,7 @@ def test_flags_of_a_run_are_whole(tmp_path):
         runs.write_files(tmp_path, defaultdict(list, samples=0))
     assert not (tmp_path / "run.json").exists()
     (tmp_path / "run.json").write_text('{"max_new')
-    fails("run.json is damaged", policy.run_flags, tmp_path)
+    fails("run.json:1|one JSON object", runs.run_flags, tmp_path)
 
 
 def test_a_checkout_that_was_moved(tmp_path):

@@ -5,7 +5,8 @@ import re
 from unittest import mock
 
 from critique import judgement
-from details import data, policy
+from details import data
+from details.runs import run_flags
 from reward import Pair, is_correct
 from rollout import load_policy
 from tests.helpers import TOY, a_sample, base, close, printed_by, problems, rows_of, solved
@@ -118,4 +119,4 @@ def long_make_writes_a_folder_like_the_committed_one(tmp_path):
     assert model.num_parameters() == toy.num_parameters()
     assert tokenizer.chat_template == committed.chat_template
     assert tokenizer.get_vocab() == committed.get_vocab()
-    assert policy.run_flags(tmp_path) == policy.run_flags(TOY) == {"max_new_tokens": 64}
+    assert run_flags(tmp_path) == run_flags(TOY) == {"max_new_tokens": 64}
