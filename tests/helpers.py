@@ -351,6 +351,18 @@ def model_of(kind, dtype=torch.float32):
         return sharing(kind, dtype)
 
 
+def small_device(module, name, rows):
+    """A device on which that function runs out of memory with more rows, its second argument."""
+    real = getattr(module, name)
+
+    def work(model, given, *more):
+        if len(given) > rows:
+            raise torch.OutOfMemoryError("a small device")
+        return real(model, given, *more)
+
+    return patch(module, name, side_effect=work)
+
+
 def ragged(count=7, longest=30):
     """Prompts of different lengths, two of them equal."""
     rng = random.Random(1)

@@ -1,7 +1,6 @@
 """Tests of details/log.py, details/cost.py and figures/samples.py, and of what programs print."""
 
 import contextlib
-import functools
 import io
 import itertools
 import json
@@ -34,6 +33,7 @@ from tests.helpers import (
     rows_of,
     trained,
 )
+from tests.test_runs import timeless
 
 
 def test_what_is_shown_belongs_together(tmp_path):
@@ -47,9 +47,8 @@ def test_what_is_shown_belongs_together(tmp_path):
         a_sample("d", "critique", group=3, pair=pair),
         a_sample("e", "critique", group=4, advantage=-1.0, pair=pair, says_right=True),
     ]
-    state = {"samples": 0}
-    log_samples = functools.partial(samples_jsonl.log_samples, tmp_path, state, base()[1])
-    printed = printed_by(lambda _: log_samples(3, samples, show=True))
+    settings = tmp_path, {"samples": 0}, base()[1], 3, samples
+    printed = printed_by(lambda _: samples_jsonl.log_samples(*settings, show=True))
     assert "[response is wrong, reward 0, advantage -1.00]\nb\n" in printed
     assert "[critique says right, reward 0, advantage -1.00]\ne\n" in printed
     first, *rows = lines(tmp_path / "samples.jsonl")
@@ -57,8 +56,6 @@ def test_what_is_shown_belongs_together(tmp_path):
     assert [row["completion"] for row in rows] == ["a", "b", "c", "d", "e"]
     assert [row["parent"] for row in rows] == [None, None, None, "3.1", "3.1"]
     assert rows[2]["response"] == "of an earlier step"
-    assert {row["step"] for row in rows} == {3}
-    assert state["samples"] == (tmp_path / "samples.jsonl").stat().st_size
 
 
 def test_samples_of_a_run(tmp_path):
@@ -66,11 +63,10 @@ def test_samples_of_a_run(tmp_path):
     step that evaluates keeps one. Each evaluation asks the same eight questions, and training is
     what it is without them."""
     flags = "--steps 1 --questions 4 --n 4 --eval-size 10 --lr 1e-3"
-    (_, row), _ = trained(tmp_path / "run", flags)
+    trained(tmp_path / "run", flags)
     with patch(train, "probe", return_value=[]), patch(samples_jsonl, "ROOM", 0):
-        (_, less), _ = trained(tmp_path / "less", flags)
-    same = [name for name in row if not re.search("second|tokens/s", name)]
-    assert [row[name] for name in same] == [less[name] for name in same]
+        trained(tmp_path / "less", flags)
+    assert timeless(tmp_path / "run") == timeless(tmp_path / "less")
     rows = [row for row in lines(tmp_path / "run" / "samples.jsonl") if "id" in row]
     named = {row["id"]: row for row in rows}
     groups = Counter()

@@ -122,40 +122,35 @@ def test_peft_reads_adapters(tmp_path):
 UP = "model.layers.0.mlp.up_proj.weight"
 
 
-def best_run(out, values, text=""):
-    """A run of three steps whose evaluations find `values`: what it printed, its UP after each
-    step, and that of its best model."""
+def best_run(out, text):
+    """A run of three steps with made-up evaluations: what it printed, its UP after each step."""
     seen = []
 
     def evaluate(sampler, asked, exam):
         numbers, answers = sample.evaluate(sampler, asked, exam)
-        if bool(exam) != ("--select-data" in text):  # other problems have no exam
+        if bool(exam) != ("--select-data" in text):  # whose problems have no exam
+            numbers["eval/generation"] = [0.1, 0.7, 0.7, 0.5][len(seen)]
             seen.append(merged_weights(sampler.model)[UP].clone())
-            numbers["eval/generation"] = values[len(seen) - 1]
         return numbers, answers
 
-    flags = f"{SHORT} --steps 3 --eval-every 1 --method g-rl {text}"
     with patch(train, "evaluate", evaluate):
-        _, printed = trained(out, flags)
-    best = AutoModelForCausalLM.from_pretrained(out / "best")
-    return printed, seen, best.state_dict()[UP]
+        _, printed = trained(out, f"{SHORT} --steps 3 --eval-every 1 --method g-rl {text}")
+    return printed, seen
 
 
 def test_the_best_model_is_kept(tmp_path):
-    """Of equal ones the first; with adapters it is merged when the run ends. sample.py evaluates it
-    as it does a run."""
-    for text in ("", "--lora 4 --lr 1e-2"):
+    """Of equal ones the first, on the problems of --select-data if there are any; with adapters it
+    is merged when the run ends. sample.py evaluates it as it does a run."""
+    select = write(tmp_path / "select.jsonl", problems(3, 9, held_out=True))
+    for text, words in (
+        ("", "eval/generation 0.700, at the end 0.500"),
+        ("--lora 4 --lr 1e-2", "eval/generation 0.700, at the end 0.500"),
+        (f"--select-data {select}", "eval/generation on --select-data 0.700"),
+    ):
         out = tmp_path / f"run{len(text)}"
-        printed, seen, best = best_run(out, [0.1, 0.7, 0.7, 0.5], text)
-        assert "best, step 1: eval/generation 0.700, at the end 0.500" in printed
+        printed, seen = best_run(out, text)
+        assert "best, step 1: " + words in printed
+        best = AutoModelForCausalLM.from_pretrained(out / "best").state_dict()[UP]
         close(best, seen[1])
         assert not torch.equal(seen[1], seen[3])
         assert '"eval/size": 2' in used(f"--model {out}/best --eval --json")
-
-
-def test_other_problems_choose_the_best_model(tmp_path):
-    """Those of --select-data are neither trained nor reported."""
-    path = write(tmp_path / "select.jsonl", problems(3, 9, held_out=True))
-    printed, seen, best = best_run(tmp_path / "run", [0.1, 0.2, 0.7, 0.5], f"--select-data {path}")
-    assert "step 2: eval/generation on --select-data 0.700" in printed
-    close(best, seen[2])

@@ -22,6 +22,7 @@ from tests.helpers import (
     patch,
     ragged,
     saved,
+    small_device,
     take_gradient,
     trained,
 )
@@ -71,31 +72,18 @@ def test_batches_that_fit_the_memory_give_the_same_tokens():
     assert sizes == [7, 7, 7, 7, 4]
 
 
-def small_device(room, tried):
-    """The device runs out of memory with more than `room` rows; `tried` gets each number."""
-    prefill = rollout.prefill
-
-    def prefill_or_fail(model, prompts, cache):
-        tried.append(len(prompts))
-        if len(prompts) > room:
-            raise torch.OutOfMemoryError("a small device")
-        return prefill(model, prompts, cache)
-
-    return patch(rollout, "prefill", prefill_or_fail)
-
-
 def test_halves_after_running_out_of_memory_give_the_same_tokens():
     """Where the device runs out, the rows are halved until they fit."""
-    tried = []
     whole = tokens_drawn()
-    with small_device(5, tried):
+    with small_device(rollout, "prefill", 5) as tried:
         assert tokens_drawn() == whole
-    assert tried[:4] == [32, 16, 8, 4]
+    rows = [len(call.args[1]) for call in tried.call_args_list]
+    assert rows[:4] == [32, 16, 8, 4]
 
 
 def test_a_device_too_small_for_one_row_is_an_error():
     """The device's own error ends the program in one line, and no weight stays packed."""
-    with patch(fast, "LARGE", 0), small_device(0, []):
+    with patch(fast, "LARGE", 0), small_device(rollout, "prefill", 0):
         fails("a small device", data.run_command, tokens_drawn)
     assert not is_packed(model_of("Mistral"))
 
