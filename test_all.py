@@ -784,9 +784,7 @@ def test_reference_is_loaded_where_it_is_needed(tmp_path):
             if needed:
                 assert reference is not sampler.model
                 assert policy.dtype_of(reference) == torch.bfloat16
-                for ours, p in zip(sampler.model.parameters(), reference.parameters()):
-                    assert torch.equal(ours, p)
-                    assert not p.requires_grad
+                assert not any(p.requires_grad for p in reference.parameters())
 
 
 def test_out_of_memory_means_smaller_micro_batches():

@@ -303,7 +303,7 @@ KINDS = [
 ]
 
 
-def tiny(kind, std=0.3, **more):
+def tiny(kind, **more):
     """A random decoder with 97 tokens; small windows, so that they matter."""
     torch.manual_seed(0)
     shape = {
@@ -331,7 +331,7 @@ def tiny(kind, std=0.3, **more):
     config = getattr(transformers, f"{name}Config")(**shape)
     model = AutoModelForCausalLM.from_config(config).eval()
     for p in model.parameters():
-        torch.nn.init.normal_(p, mean=p.mean().item(), std=std if p.dim() > 1 else 0.1)
+        torch.nn.init.normal_(p, mean=p.mean().item(), std=0.3 if p.dim() > 1 else 0.1)
     model.get_input_embeddings().weight.data[0] = 0.0  # as that of a padding token may be
     return model
 

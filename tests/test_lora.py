@@ -11,7 +11,7 @@ import sample
 import train
 from details.lora import add_adapters, merged_weights
 from details.policy import trained_weights
-from rollout import generate, logprobs
+from rollout import generate
 from tests.helpers import (
     TOY,
     close,
@@ -25,17 +25,18 @@ from tests.helpers import (
     used,
     write,
 )
+from tests.test_rollout import agree
 from tests.test_runs import SHORT, same_runs
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 
 
-def adapted(kind="Qwen2", rank=4, moved=True):
+def adapted(kind="Qwen2", moved=True):
     """(a model, the same with adapters); `moved`: these do something."""
     plain = tiny(kind)
     model = copy.deepcopy(plain)
     model.compute_dtype = torch.float32
-    add_adapters(model, rank)
+    add_adapters(model, 4)
     if moved:
         for name, weight in trained_weights(model).items():
             if name.endswith("lora_B"):
@@ -69,8 +70,7 @@ def test_sampler_and_learner_have_the_same_adapters():
     """Also with packed weights."""
     _, model = adapted()
     samples = generate(model, [[5, 6], [7, 8, 9]], 4, 8, stop=())
-    drawn = torch.tensor([sample.logprobs for sample in samples])
-    close(torch.stack(logprobs(model, samples)).detach(), drawn, 1e-4)
+    agree(model, samples)
 
 
 def test_blocks_with_other_matrices_are_refused():
@@ -112,11 +112,9 @@ def test_peft_reads_adapters(tmp_path):
 
     trained(tmp_path / "run", f"{SHORT} --steps 2 --lora 4 --lr 1e-2 --method g-rl")
     base = AutoModelForCausalLM.from_pretrained(TOY)
-    before = base(IDS).logits
     model = peft.PeftModel.from_pretrained(base, tmp_path / "run" / "adapter")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     close(model(IDS).logits, merged(IDS).logits, 1e-4)
-    assert not torch.allclose(before, merged(IDS).logits, atol=1e-2)
 
 
 UP = "model.layers.0.mlp.up_proj.weight"

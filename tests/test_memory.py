@@ -42,10 +42,8 @@ def test_a_run_says_what_memory_it_needs(tmp_path):
     config = AutoConfig.from_pretrained(TOY, **larger)
     torch.manual_seed(0)
     saved(tmp_path, AutoModelForCausalLM.from_config(config))
-    flags = f"--model {tmp_path} --data {TOY}/train.jsonl --out {tmp_path}/out --method g-rl"
-    flags += (
-        f" {ON_TOY} --steps 2 --questions 8 --updates 1 --kl 0.01 --eval-size 2 --max-new-tokens 48"
-    )
+    flags = f"""{ON_TOY} --model {tmp_path} --data {TOY}/train.jsonl --out {tmp_path}/out --steps 2
+    --method g-rl --questions 8 --updates 1 --kl 0.01 --eval-size 2 --max-new-tokens 48"""
     with patch(os, "sysconf", return_value=1 << 14):
         fails("would need|smaller", train.main, flags.split())
     if sys.platform == "linux":
@@ -64,17 +62,13 @@ def tokens_drawn():
 
 
 def test_batches_that_fit_the_memory_give_the_same_tokens():
-    """Rows are sampled in as many batches as memory asks for; the bar counts them."""
+    """Rows are sampled in as many batches as memory asks for, which the bar counts; where the
+    device runs out, they are halved until they fit."""
     whole = tokens_drawn()
     with patch(memory, "rows_that_fit", return_value=7), patch(rollout, "tqdm") as bar:
         assert tokens_drawn() == whole
     sizes = [call.args[0] for call in bar.return_value.update.call_args_list]
     assert sizes == [7, 7, 7, 7, 4]
-
-
-def test_halves_after_running_out_of_memory_give_the_same_tokens():
-    """Where the device runs out, the rows are halved until they fit."""
-    whole = tokens_drawn()
     with small_device(rollout, "prefill", 5) as tried:
         assert tokens_drawn() == whole
     rows = [len(call.args[1]) for call in tried.call_args_list]

@@ -74,10 +74,8 @@ def test_static_pairs_follow_balance(tmp_path):
         start.first_pairs(args, toy_sampler(), state)
         found.append(state["static"])
     filtered, unbalanced, of_pair_sft, nothing = found
-    assert [pair.right for pair in filtered] == [True, False] * (len(filtered) // 2)
     assert 0 < len(filtered) < 20
     # Of all problems, in the order of the seed.
     assert [pair.problem for pair in unbalanced[::2]] == data.batch_of(asked, 1, 0, 10)
-    assert len(unbalanced) == 20
     assert of_pair_sft == filtered, "it learns a right response after a wrong one"
     assert nothing == []
