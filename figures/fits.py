@@ -16,7 +16,7 @@ from details.data import run_command
 from details.errors import InputError
 from details.flags import largest_kl, train_flags
 from details.lora import add_adapters
-from details.memory import LOGITS, memory, memory_of, standing_bytes, token_bytes
+from details.memory import LOGITS, PROGRAM, memory, memory_of, standing_bytes, token_bytes
 from details.policy import TOY, compute_dtype, device_of, trained_weights
 
 
@@ -57,27 +57,27 @@ def needed_memory(args, model, device, there):
     if args.lora:
         add_adapters(model, args.lora)
     trained = sum(weight.numel() for weight in trained_weights(model).values())
-    standing = standing_bytes(model)
-    # What a batch may have counts what matrices read and write, and not what lies between them,
-    # hence 2. On a GPU batches are cut until they fit; one completion is the least.
+    config = model.config.get_text_config()
     batch = memory(model)
-    logits = model.config.get_text_config().vocab_size * batch / token_bytes(model)
-    batch *= 2
-    if device.type == "cuda":
-        batch = min(batch, 2 * args.max_new_tokens * token_bytes(model))
-        if standing + batch > there:
-            # Recomputed: one block's activations, and what goes into each of them.
-            config = model.config.get_text_config()
-            batch /= config.num_hidden_layers
-            batch += 4 * args.max_new_tokens * config.num_hidden_layers * config.hidden_size
-    return {
-        "weights, gradients, optimizer": standing,
+    needed = {
+        "weights, gradients, optimizer": standing_bytes(model),
         "reference": 4 * trained * (largest_kl(args) > 0),
-        "batches": batch,
-        "logits": 16 * min(LOGITS, logits),
-        # With torch, of which a build for CUDA is larger, transformers, and a small model loaded.
-        "program": (890 if device.type == "cuda" or torch.version.cuda else 450) << 20,
+        # What a batch may have counts what matrices read and write, and not what lies between.
+        "batches": 2 * batch,
+        "logits": 16 * min(LOGITS, config.vocab_size * batch / token_bytes(model)),
+        "program": PROGRAM,
     }
+    if device.type == "cuda":
+        needed["program"] = 890 << 20
+        # Batches are cut until they fit. One completion is the least: a critique, whose prompt
+        # holds a response.
+        tokens = 2 * args.max_new_tokens
+        needed["batches"] = min(2 * batch, 2 * tokens * token_bytes(model))
+        if sum(needed.values()) > there:
+            # Recomputed: one block's activations, and what goes into each of them.
+            needed["batches"] /= config.num_hidden_layers
+            needed["batches"] += 4 * tokens * config.num_hidden_layers * config.hidden_size
+    return needed
 
 
 # -------------------------------------------------------------------------------------- the table

@@ -94,8 +94,8 @@ const COLOURS = {
   none: ["nothing", () => undefined, []],
 };
 // Nothing is learned from an evaluation's questions: of their tokens the log-probs are known.
-const colour = () =>
-  COLOURS[state.view === "step" || state.colour === "none" ? state.colour : "logprob"];
+const colourName = () => (state.view === "step" ? state.colour : "logprob");
+const colour = () => COLOURS[colourName()];
 
 /** How far a token's log-prob is moved: little where it is sure already. */
 function push(row, i) {
@@ -180,8 +180,8 @@ function card(row, earlier, context) {
   const facts = [
     h("span", {}, inStep && `${row.n}. `, row.role),
     h("b", { class: row.good ? "up" : "down" }, row.good ? "\u2713 " : "\u2717 ", says),
-    inStep && h("span", {}, `reward ${Number(row.reward.toFixed(2))}`),
-    inStep && h("span", {}, `advantage ${signed(row.advantage)}`),
+    inStep && h("span", {}, `reward ${Number((row.reward ?? NaN).toFixed(2))}`),
+    inStep && h("span", {}, `advantage ${signed(row.advantage ?? NaN)}`),
     inStep && row.kept && h("b", {}, "kept for the critic"),
     !row.stopped && h("b", {}, "truncated"),
     row.again && !row.right && h("b", {}, "the same answer"),
@@ -434,7 +434,7 @@ function show() {
   const focus = document.activeElement?.dataset.key;
   find("slider").value = state.step;
   find("step").textContent = `step ${state.step} of ${last}`;
-  find("colour").value = state.colour;
+  find("colour").value = colourName();
   cursors.forEach(update => update());
   const legend = colour()[2];
   const swatch = value => paint(h("i", {}, signed(value, value % 1 ? 1 : 0)), value, legend);

@@ -51,10 +51,10 @@ def write_page(out):
 
 def data_of(out):
     """What page.js shows, from the files of the folder."""
-    if not (out / "metrics.jsonl").exists():
-        raise InputError(f"{out}: there is no run in it: no metrics.jsonl")
-    [flags] = rows_of(out / "run.json") or [{}]
+    flags = (rows_of(out / "run.json") or [{}])[0]
     rows = rows_of(out / "metrics.jsonl", with_step)
+    if not rows:
+        raise InputError(f"{out}: there is no run in it, or no step yet: no metrics.jsonl")
     names = sorted(set().union(*rows))
     data = {
         "flags": {name: str(value) for name, value in flags.items()},
@@ -85,7 +85,8 @@ def samples_of(path, texts, last):
     """The rows of samples.jsonl; of a long run every second, third, ... step's, and the last's."""
     content = path.read_bytes() if path.exists() else b""
     stride = 1 + len(content) // LARGEST
-    for number, line in enumerate(content.splitlines(), 1):
+    # Of a run that was killed while it wrote, the last line may be a part of one.
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
         step = STEP.match(line)
         if step and (last - int(step[1])) % stride:
             continue

@@ -303,7 +303,7 @@ KINDS = [
 ]
 
 
-def tiny(kind, std=0.3, **more):
+def tiny(kind, **more):
     """A random decoder with 97 tokens; small windows, so that they matter."""
     torch.manual_seed(0)
     shape = {
@@ -331,7 +331,7 @@ def tiny(kind, std=0.3, **more):
     config = getattr(transformers, f"{name}Config")(**shape)
     model = AutoModelForCausalLM.from_config(config).eval()
     for p in model.parameters():
-        torch.nn.init.normal_(p, mean=p.mean().item(), std=std if p.dim() > 1 else 0.1)
+        torch.nn.init.normal_(p, mean=p.mean().item(), std=0.3 if p.dim() > 1 else 0.1)
     model.get_input_embeddings().weight.data[0] = 0.0  # as that of a padding token may be
     return model
 
@@ -349,6 +349,18 @@ def model_of(kind, dtype=torch.float32):
     """A `sharing` model, made once."""
     with contextlib.redirect_stdout(io.StringIO()):
         return sharing(kind, dtype)
+
+
+def small_device(module, name, rows):
+    """A device on which that function runs out of memory with more rows, its second argument."""
+    real = getattr(module, name)
+
+    def work(model, given, *more):
+        if len(given) > rows:
+            raise torch.OutOfMemoryError("a small device")
+        return real(model, given, *more)
+
+    return patch(module, name, side_effect=work)
 
 
 def ragged(count=7, longest=30):

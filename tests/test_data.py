@@ -1,6 +1,5 @@
 """Tests of details/data.py: files of problems and pairs, held-out problems."""
 
-import contextlib
 import gzip
 
 import torch
@@ -177,14 +176,6 @@ def test_questions_are_compared_without_blanks_and_case():
     assert len({data.question_key(question) for [question] in rows_of(ALIKE)}) == 4
 
 
-def hub(folder, url):
-    """Data sets come from that address, into that folder."""
-    stack = contextlib.ExitStack()
-    stack.enter_context(patch(torch.hub, "get_dir", return_value=str(folder)))
-    stack.enter_context(patch(data, "GITHUB", url))
-    return stack
-
-
 def test_data_sets_by_name(tmp_path):
     """They are fetched, unpacked and kept. Of MBPP the tasks from 601 on are trained on; without
     --eval-data the test set is held out. Without a network one line says so, and nothing is
@@ -205,12 +196,15 @@ def test_data_sets_by_name(tmp_path):
     nowhere = "http://127.0.0.1:9/"
     found = []
     for url in (f"file://{tmp_path}/hub/", nowhere):
-        with hub(tmp_path, url):
+        with patch(torch.hub, "get_dir", return_value=tmp_path), patch(data, "GITHUB", url):
             for names in (["gsm8k"], ["mbpp"], ["mbpp", "humaneval"]):
                 split = data.load_split(*names)
                 found.append([problem.question.split("\n")[0] for (problem,) in split])
     assert found == [["train", "test"], ["601", "11"], ["601", "q"]] * 2
-    with hub(tmp_path / "empty", nowhere):
+    with (
+        patch(torch.hub, "get_dir", return_value=tmp_path / "empty"),
+        patch(data, "GITHUB", nowhere),
+    ):
         flags = f"--data gsm8k --out {tmp_path}/out"
         fails("gsm8k|cannot download", train.main, flags.split())
         fails("humaneval: it has no train set", data.load_split, "humaneval")

@@ -41,7 +41,7 @@ def test_models_that_agree_share_prompts():
     """Where the log-probs are those of the library's attention, prompts are shared, and nothing is
     said about it. Where the library's is not `sdpa` there is nothing to compare with (of Gemma2
     that depends on its version). Where they disagree, one line names the model and by how much it
-    would be wrong."""
+    would be wrong: also one that draws other tokens in bf16 from the first on."""
     others = {"Bloom": "eager", "DiffLlama": "sdpa"}
     note = r"note: DiffLlama: .* \(mean \|log ratio\| .*\)\n"
     for kind in KINDS:
@@ -49,6 +49,8 @@ def test_models_that_agree_share_prompts():
         if kind != "Gemma2":
             assert attention == others.get(kind, "shared_prompts")
         assert re.fullmatch(note if attention == "sdpa" else "", printed)
+    _, printed = set_up("DiffLlama", torch.bfloat16)
+    assert re.fullmatch(note, printed)
 
 
 def test_models_whose_attention_raises_keep_the_librarys():
@@ -58,13 +60,6 @@ def test_models_whose_attention_raises_keep_the_librarys():
             attention, printed = set_up("Llama", dtype)
         assert attention == "sdpa"
         assert re.fullmatch(r"note: Llama: .* \(no such shape\)\n", printed)
-
-
-def test_bf16_models_that_disagree_keep_the_librarys():
-    """Also one that draws other tokens from the first on."""
-    attention, printed = set_up("DiffLlama", torch.bfloat16)
-    assert attention == "sdpa"
-    assert printed.startswith("note: DiffLlama: ")
 
 
 def test_a_sampler_that_is_not_the_learner_is_refused():

@@ -1,7 +1,6 @@
 """Tests of details/log.py, details/cost.py and figures/samples.py, and of what programs print."""
 
 import contextlib
-import functools
 import io
 import itertools
 import json
@@ -34,31 +33,35 @@ from tests.helpers import (
     rows_of,
     trained,
 )
+from tests.test_runs import timeless
 
 
 def test_what_is_shown_belongs_together(tmp_path):
     """A response and a critique of that response, from a group that something is learned from."""
     pair = Pair(SEVEN, "b", False)
-    other = Pair(SEVEN, "of an earlier step", False)
     samples = [
         a_sample("a", "response", group=1, advantage=1.0, right=True),
         a_sample("b", "response", group=1, advantage=-1.0),
-        a_sample("c", "critique", group=2, advantage=1.0, pair=other),
+        a_sample(
+            "c", "critique", group=2, advantage=1.0, pair=Pair(SEVEN, "an earlier one", False)
+        ),
         a_sample("d", "critique", group=3, pair=pair),
         a_sample("e", "critique", group=4, advantage=-1.0, pair=pair, says_right=True),
     ]
-    state = {"samples": 0}
-    log_samples = functools.partial(samples_jsonl.log_samples, tmp_path, state, base()[1])
-    printed = printed_by(lambda _: log_samples(3, samples, show=True))
+    settings = tmp_path, {"samples": 0}, base()[1], 3, samples
+    printed = printed_by(lambda _: samples_jsonl.log_samples(*settings, show=True))
     assert "[response is wrong, reward 0, advantage -1.00]\nb\n" in printed
     assert "[critique says right, reward 0, advantage -1.00]\ne\n" in printed
     first, *rows = lines(tmp_path / "samples.jsonl")
     assert first["questions"] == [["q", "rw"]]
-    assert [row["completion"] for row in rows] == ["a", "b", "c", "d", "e"]
+    assert [row["completion"] for row in rows] == list("abcde")
     assert [row["parent"] for row in rows] == [None, None, None, "3.1", "3.1"]
-    assert rows[2]["response"] == "of an earlier step"
-    assert {row["step"] for row in rows} == {3}
-    assert state["samples"] == (tmp_path / "samples.jsonl").stat().st_size
+    assert rows[2]["response"] == "an earlier one"
+
+
+def samples_of(out):
+    """{name: row} of a run's samples."""
+    return {row["id"]: row for row in lines(out / "samples.jsonl") if "id" in row}
 
 
 def test_samples_of_a_run(tmp_path):
@@ -66,15 +69,13 @@ def test_samples_of_a_run(tmp_path):
     step that evaluates keeps one. Each evaluation asks the same eight questions, and training is
     what it is without them."""
     flags = "--steps 1 --questions 4 --n 4 --eval-size 10 --lr 1e-3"
-    (_, row), _ = trained(tmp_path / "run", flags)
+    trained(tmp_path / "run", flags)
     with patch(train, "probe", return_value=[]), patch(samples_jsonl, "ROOM", 0):
-        (_, less), _ = trained(tmp_path / "less", flags)
-    same = [name for name in row if not re.search("second|tokens/s", name)]
-    assert [row[name] for name in same] == [less[name] for name in same]
-    rows = [row for row in lines(tmp_path / "run" / "samples.jsonl") if "id" in row]
-    named = {row["id"]: row for row in rows}
+        trained(tmp_path / "less", flags)
+    assert timeless(tmp_path / "run") == timeless(tmp_path / "less")
+    named = samples_of(tmp_path / "run")
     groups = Counter()
-    for row in rows:
+    for row in named.values():
         assert "".join(row["tokens"]) == row["completion"] + "<|end|>"
         assert len(row["tokens"]) == len(row["logprobs"])
         before = named.get(row["parent"], row)
@@ -84,11 +85,11 @@ def test_samples_of_a_run(tmp_path):
         if "probe" not in row:
             groups[row["role"], row["question"], row["parent"]] += 1
             assert (row["log_ratios"] is None) == (row["advantage"] == 0)
-    assert len(rows) - sum(groups.values()) == 2 * 3 * 8
+    assert len(named) - sum(groups.values()) == 2 * 3 * 8
     assert {count % 4 for count in groups.values()} == {0}
-    kept = [row["question"] for row in lines(tmp_path / "less" / "samples.jsonl") if "id" in row]
-    assert len(set(kept)) == 1
-    assert len(kept) == sum(groups[key] for key in groups if key[1] == kept[0])
+    kept = samples_of(tmp_path / "less").values()
+    [question] = {row["question"] for row in kept}
+    assert len(kept) == sum(groups[key] for key in groups if key[1] == question)
 
 
 def test_the_text_of_each_token():
@@ -148,8 +149,7 @@ def test_cost_of_a_step():
     assert metrics | expected == metrics
     close(metrics["padding"], 2 / (6 + 4 + 6 + 6))
     cost.start_step()
-    assert not cost.SECONDS
-    assert not cost.COUNTS
+    assert not cost.SECONDS | cost.COUNTS
 
 
 def test_the_end_of_a_run(tmp_path):

@@ -15,12 +15,10 @@ from critique import correct_prompt, critique_prompt
 from details import policy
 from rollout import Sample, Sampler, encode_chat, generate, load_policy
 from tests.helpers import (
-    KINDS,
     SEVEN,
     base,
     box,
     fails,
-    model_of,
     patch,
     rows_of,
     saved,
@@ -151,10 +149,11 @@ def test_errors_of_a_template_are_one_line():
     fails("chat template|zero", prompt_of, "{{ 1/0 }}", "hello")
 
 
-def test_thinking_is_off():
-    """Templates that know a thinking mode are asked for none."""
+def test_the_template_that_is_used():
+    """Of several the one that is named `default`; those that know a thinking mode are asked for
+    none."""
     template = "{% if enable_thinking is defined %}thinking {{ enable_thinking }}{% endif %}"
-    assert prompt_of(template, "hello") == "thinking False"
+    assert prompt_of({"default": template, "tools": "{{ 1/0 }}"}, "hello") == "thinking False"
 
 
 def test_the_date_is_in_no_prompt():
@@ -204,20 +203,18 @@ def test_marks_of_turns_take_linear_time():
     assert ids.count(tokenizer.eos_token_id) == 0
 
 
-def test_end_of_turn_among_the_added_tokens_only():
-    """A special token that the tokenizer does not list as one of its own still ends a turn."""
+def test_stop_tokens_that_stand_elsewhere():
+    """A special token that the tokenizer does not list as one of its own still ends a turn; so does
+    the EOS of multimodal models, which is in the configuration of their text."""
     model, tokenizer = toy_copy()
     tokenizer.add_tokens([transformers.AddedToken("<|eot_id|>", special=True)])
     turn = "{% for m in messages %}<|user|>{{ m.content }}<|eot_id|>{% endfor %}"
     tokenizer.chat_template = turn + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     end_of_turn = tokenizer.convert_tokens_to_ids("<|eot_id|>")
     assert end_of_turn in policy.stop_set(model, tokenizer)
-
-
-def test_named_templates():
-    """Of several chat templates the one that is named `default` is used."""
-    named = {"default": "plain: {{ messages[0].content }}", "tools": "{{ 1/0 }}"}
-    assert prompt_of(named, "hello") == "plain: hello"
+    model = mock.Mock(generation_config=None)
+    model.config.get_text_config.return_value.eos_token_id = 7
+    assert 7 in policy.stop_set(model, tokenizer)
 
 
 def read(model, tokenizer, prompt, text, stopped=True):
@@ -262,29 +259,8 @@ def test_a_stop_token_is_no_text():
 
 def test_models_without_a_key_value_cache_are_refused(tmp_path):
     """Mamba keeps another state: one line at load."""
-    config = transformers.MambaConfig(
-        vocab_size=400, hidden_size=32, state_size=8, num_hidden_layers=2
-    )
-    model = AutoModelForCausalLM.from_config(config)
-    fails("mamba|key-value cache", load_policy, saved(tmp_path / "mamba", model), "cpu")
-
-
-def test_eos_in_a_part_of_the_config():
-    """Multimodal models keep the EOS in the configuration of their text."""
-    model = mock.Mock(generation_config=None)
-    model.config.get_text_config.return_value.eos_token_id = 7
-    assert 7 in policy.stop_set(model, base()[1])
-
-
-def test_heads():
-    """A plain head is the output matrix alone; behind others stands more. What they give is tested
-    with the sampler. No trace is left of how these are called."""
-    for kind in KINDS:
-        model = model_of(kind)
-        more = kind in ("Gemma2", "GraniteMoe")
-        head = policy.whole_head if more else policy.plain_head
-        assert model.logits_head is head, kind
-        assert "forward" not in vars(model.base_model)
+    folder = saved(tmp_path / "mamba", tiny("Mamba", vocab_size=400))
+    fails("mamba|key-value cache", load_policy, folder, "cpu")
 
 
 def test_logits_that_do_not_come_from_the_states_are_refused():

@@ -60,22 +60,19 @@ def rises(rows, name):
     assert after > before + 0.05, f"{name} went from {before:.2f} to {after:.2f}"
 
 
-def test_g_rl_c_rl_and_gc_rl_learn(tmp_path):
-    """More and more responses are right; of the critic alone, more and more judgements."""
-    for method, name in (
-        ("g-rl", "response/accuracy"),
-        ("c-rl", "critique/accuracy"),
-        ("gc-rl", "response/accuracy"),
+def test_methods_learn(tmp_path):
+    """More and more responses are right, of the critic alone more and more judgements; first
+    attempts get better, without stages, and second ones where they are rewarded."""
+    for method, count, name in (
+        ("g-rl", 16, "response/accuracy"),
+        ("c-rl", 16, "critique/accuracy"),
+        ("gc-rl", 16, "response/accuracy"),
+        ("star", 8, "t1"),
     ):
-        rises(six_steps(tmp_path, method, 16), name)
-
-
-def test_multi_turn_and_star_learn(tmp_path):
-    """First attempts get better, without stages; of multi-turn RL second ones too."""
-    for method, names in (("multi-turn", ("t1", "t2")), ("star", ("t1",))):
-        rows = six_steps(tmp_path, method, 8)
-        for name in names:
-            rises(rows, name)
+        rises(six_steps(tmp_path, method, count), name)
+    rows = six_steps(tmp_path, "multi-turn", 8)
+    rises(rows, "t1")
+    rises(rows, "t2")
 
 
 def test_score_learns_to_correct(tmp_path):
@@ -361,7 +358,6 @@ def test_a_run_can_be_extended(tmp_path):
     data.write_jsonl(run / "metrics.jsonl", [{"step": 2, "left": "over"}], "a")
     rows, _ = go(run, "4 --resume --eval-every 7", seed=4)
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
-    assert "left" not in rows[2]
     assert "eval/t1" in rows[4]
     assert data.load_problems(run / "train.jsonl") == problems(12, 3)
     fails("--steps 4, not 3", go, run, "3 --resume --eval-every 7")
@@ -429,14 +425,12 @@ def test_texts_of_a_run(tmp_path):
         rows, printed = trained(tmp_path / "run", flags, *asked)
     assert [row["skipped"] for row in rows[1:]] == [3, 3]
     assert rows[1]["tokens"] == 18
-    assert rows[1]["truncated"] == 1
     assert printed.count("cannot learn: all completions were truncated") == 2
     assert "[response is wrong, reward 0, advantage +0.00]" in printed
     rows = lines(tmp_path / "run" / "samples.jsonl")
     texts = [row for row in rows if row["role"] == "response"]
     assert [row["step"] for row in texts] == [1] * 6 + [2] * 6
     assert sum("prompt" in row for row in texts) == 4, "one for three responses to a question"
-    assert not any(row["stopped"] for row in texts)
 
 
 def test_order_of_the_problems():
@@ -455,7 +449,6 @@ def test_two_processes_in_one_folder(tmp_path):
     trained(tmp_path / "run", flags)
     with runs.lock_folder(tmp_path / "run"):
         fails("run|another process", trained, tmp_path / "run", flags)
-    trained(tmp_path / "run", flags)
 
 
 def test_terminals_that_cannot_show_a_character():
