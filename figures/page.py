@@ -164,7 +164,7 @@ def chromium(profile, *more):
 def main(argv=None):
     """The command line."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="?", default="out", help="the folder of a run [out]")
+    parser.add_argument("run", help="the folder of a run")
     parser.add_argument("--picture", action="store_true", help="figures/page.png too")
     args = parser.parse_args(argv)
     page = write_page(args.run)
