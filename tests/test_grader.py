@@ -156,7 +156,7 @@ def test_a_run_on_programs(tmp_path):
         assert first["eval/kept"] is None
         assert last["seconds/outcomes"] > 0
         samples = lines(out / "samples.jsonl")
-        [asked, *_] = [row["prompt"] for row in samples if row["role"] == "response"]
+        [asked, *_] = [row["prompt"] for row in samples if "prompt" in row]
         assert "begins with ```python." in asked
         args = sample.parse_args(["Write g(n).", "--model", str(out)])
         assert sample.asked_problem(args, out, {}).program

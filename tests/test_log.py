@@ -130,10 +130,10 @@ def test_a_run_that_cannot_learn_says_why():
 
 
 def test_cost_of_a_step():
-    """The clock ticks whenever it is read: once in the prefill and once in the decoding of five
-    seconds of sampling, then once while learning. Of prompts of 2 and 3 tokens there are 6 in the
-    prefill, and again in scoring, with one of padding. Of the 3 tokens of both completions 2 are
-    fed to go on, and all count in scoring. The next step begins at 0."""
+    """The clock ticks whenever it is read: once for packed weights, once in the prefill and once in
+    the decoding of seven seconds of sampling, then once while learning. Of prompts of 2 and 3
+    tokens there are 6 in the prefill, and again in scoring, with one of padding. Of the 3 tokens of
+    both completions 2 are fed to go on, and all count in scoring. The next step begins at 0."""
     model = model_of("Llama")
     cost.start_step()
     clock = mock.Mock()
@@ -145,7 +145,7 @@ def test_cost_of_a_step():
             logprobs(model, samples)
     assert cost.COUNTS["useful"] == 5 + 4 + 5 + 6
     metrics = cost.step_cost(tokens=12)
-    expected = {"seconds/rewards": 3, "seconds/step": 6, "tokens/s": 2, "samples": 2}
+    expected = {"seconds/rewards": 4, "seconds/step": 8, "tokens/s": 1.5, "samples": 2}
     assert metrics | expected == metrics
     close(metrics["padding"], 2 / (6 + 4 + 6 + 6))
     cost.start_step()

@@ -64,8 +64,11 @@ metrics.jsonl -> {"step": "1"} -> metrics.jsonl:1|step
 """
 
 
-OLDER = """{"step": 1, "role": "response", "prompt": "p", "completion": "c", "stopped": true,
+OLDER = (
+    """{"step": 1, "role": "response", "prompt": "p", "completion": "c", "stopped": true,
 "right": true, "says_right": null, "reward": 1.0, "advantage": 0.5}""".replace("\n", "")
+    + "\n"
+)
 
 
 def test_what_cannot_be_shown(tmp_path):
@@ -76,7 +79,7 @@ def test_what_cannot_be_shown(tmp_path):
     (tmp_path / "samples.jsonl").write_text(OLDER)
     assert data_of(tmp_path)["texts"] == ["c", "p"]
     for name, line, words in rows_of(BAD):
-        (tmp_path / name).write_text(line)
+        (tmp_path / name).write_text(line + "\n")
         fails(words, data.run_command, page.main, [str(tmp_path)])
 
 
