@@ -278,7 +278,6 @@ def use(argv):
                 n=8,
                 count=len(problems),
                 seed=seed,
-                show="critique pairs",
             )
         numbers, _ = evaluate(sampler, problems, exam)
         print_table(str(args.data or folder), {args.model: numbers})

@@ -60,10 +60,8 @@ from details import cost
 from details.flags import SUPERVISED, selected_by, train_flags
 from details.log import (
     BAR_OFF,
-    log_answers,
     log_row,
     say,
-    show_result,
     step_metrics,
 )
 from details.memory import micro_batches, smaller_if_memory_runs_out
@@ -73,6 +71,7 @@ from details.start import begin_run, first_pairs
 from details.supervised import demonstration, imitate
 from figures.page import write_page
 from figures.samples import log_probes, log_samples, not_finite
+from figures.tables import log_answers, show_result
 from reward import (
     PairCache,
     advantages,

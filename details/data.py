@@ -251,8 +251,9 @@ def download(name, url, path):
             partial.write_bytes(gzip.decompress(partial.read_bytes()))
         os.replace(partial, path)
     except (OSError, EOFError, http.client.HTTPException) as error:
-        remedy = f"fetch the file by hand and name it in place of {name}"
-        raise InputError(f"{name}: cannot download {url} ({error}); {remedy}") from error
+        raise InputError(
+            f"{name}: cannot download {url} ({error}); fetch it by hand and name the file instead"
+        ) from error
 
 
 def load_split(data, eval_data=None):
@@ -268,8 +269,7 @@ def load_split(data, eval_data=None):
         held_out = different(problems)
         held_out = held_out[-max(1, len(held_out) // 10) :]
     asked = [problem.question for problem in held_out]
-    rows = [(problem.question, problem) for problem in problems]
-    return without(asked, f"--data {data}", rows, "problem"), held_out
+    return without(asked, f"--data {data}", problems), held_out
 
 
 def different(problems):
@@ -280,16 +280,16 @@ def different(problems):
     return list(first.values())
 
 
-def without(questions, source, rows, kind):
-    """The items of rows, [(question, item), ...], whose question is none of `questions`; a line
-    says how many are left out, of which source and kind. Raises InputError if all of them are."""
+def without(questions, source, items, question_of=lambda problem: problem.question):
+    """The items, read from `source`, whose question is none of `questions`; one line says how many
+    are left out. Raises InputError if all of them are."""
     keys = set(map(question_key, questions))
-    kept = [item for question, item in rows if question_key(question) not in keys]
+    kept = [item for item in items if question_key(question_of(item)) not in keys]
     reason = "the run needs their questions for something else"
     if not kept:
-        raise InputError(f"{source}: no {kind} is left: {reason}")
-    if len(kept) < len(rows):
-        print(f"{source}: {len(rows) - len(kept)} {kind}s left out: {reason}")
+        raise InputError(f"{source}: no line is left: {reason}")
+    if len(kept) < len(items):
+        print(f"{source}: {len(items) - len(kept)} lines left out: {reason}")
     return kept
 
 

@@ -42,10 +42,10 @@ def load_folder(name, device, precision):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model.to(device)
     except Exception as error:  # whatever the library makes of a broken folder
-        where = f"model {name!r} on device {str(device)!r}"
-        if not Path(path).exists():
-            where += " (there is no folder of that name)"
-        raise InputError(f"cannot load {where}: {one_line(error)}") from error
+        hint = "" if Path(path).exists() else " (there is no folder of that name)"
+        raise InputError(
+            f"cannot load model {name!r} on device {str(device)!r}{hint}: {one_line(error)}"
+        ) from error
     refuse_unusable(name, model, report, tokenizer)
     stops = stop_set(model, tokenizer)
     if not stops:

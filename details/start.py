@@ -173,16 +173,17 @@ def load_data(args):
     selecting = []
     if args.select_data:
         # Neither trained nor reported.
-        rows = [(problem.question, problem) for problem in load_problems(args.select_data)]
-        selecting = without(trained + unseen, f"--select-data {args.select_data}", rows, "problem")
+        others = load_problems(args.select_data)
+        selecting = without(trained + unseen, f"--select-data {args.select_data}", others)
         unseen += [problem.question for problem in selecting]
     exam = []
     examples = []
     if args.exam:
         # Of trained questions the critic has seen the answers.
-        rows = [(pair.problem.question, pair) for pair in read_jsonl(args.exam, to_pair)]
         chosen_by = [problem.question for problem in selecting]
-        pairs = without(trained + chosen_by, f"--exam {args.exam}", rows, "pair")
+        pairs = read_jsonl(args.exam, to_pair)
+        source = f"--exam {args.exam}"
+        pairs = without(trained + chosen_by, source, pairs, lambda pair: pair.problem.question)
         unseen += [pair.problem.question for pair in pairs]
         # Both labels alike, though the file may be sorted by them.
         right = [pair for pair in pairs if pair.right]
@@ -224,9 +225,10 @@ def check_lengths(sampler, problems, demonstrations=()):
         chat = correct_prompt(problem.question, "0", program=problem.program)
         size = len(encode_chat(sampler.tokenizer, chat))
         if size + sampler.max_new_tokens > room:
-            limit = f"--max-new-tokens {sampler.max_new_tokens}"
-            need = f"{size} and {limit} for {problem.question[:60]!r}"
-            raise InputError(f"the model's context of {room} tokens is too short: {need}")
+            raise InputError(
+                f"the model's context of {room} tokens is too short: {size} and "
+                f"--max-new-tokens {sampler.max_new_tokens} for {problem.question[:60]!r}"
+            )
     for sample in demonstrations:
         size = len(sample.prompt + sample.tokens)
         if size > room:
@@ -242,28 +244,28 @@ def first_pairs(args, sampler, state):
     start from different policies the same. Static pairs (the papers': C-RL's, Pair-SFT's) stay
     the same through the run."""
     if state["step"] == 0:
-        settings = 8, args.eval_size
+        size = args.eval_size
         if not state["exam"]:
             seed = seed_of(args.seed, "exam")
-            state["exam"] = sample_pairs(
-                sampler, state["held_out"], *settings, seed, show="critique pairs"
-            )
+            state["exam"] = sample_pairs(sampler, state["held_out"], 8, size, seed)
         if args.method == "c-rl" and state["selecting"]:
             seed = seed_of(args.seed, "selecting")
-            state["selecting_exam"] = sample_pairs(sampler, state["selecting"], *settings, seed)
+            state["selecting_exam"] = sample_pairs(sampler, state["selecting"], 8, size, seed)
         critic = args.method in ("c-rl", "gc-rl") and args.critique_data == "static"
         if critic or args.method == "pair-sft":
             count = min(len(state["problems"]), STATIC_QUESTIONS)
             asked = batch_of(state["problems"], 1, args.seed, count)
             choose = random_pairs if critic and args.balance != "filter" else filter_pairs
-            settings = STATIC_RESPONSES, 2 * count, seed_of(args.seed, "static")
-            state["static"] = sample_pairs(sampler, asked, *settings, choose, "static pairs")
+            seed = seed_of(args.seed, "static")
+            state["static"] = sample_pairs(
+                sampler, asked, STATIC_RESPONSES, 2 * count, seed, choose
+            )
             if not state["static"]:
                 raise InputError(f"static pairs: 0 of {count} questions had right and wrong ones")
     write_files(Path(args.out), state)
 
 
-def sample_pairs(sampler, problems, n, count, seed, choose=filter_pairs, show=None):
+def sample_pairs(sampler, problems, n, count, seed, choose=filter_pairs):
     """At most `count` pairs of the current policy from n responses to each problem: the critic's
     evaluation set, static pairs. choose: `filter_pairs` or `random_pairs`."""
     rng = random.Random(seed)
@@ -272,7 +274,7 @@ def sample_pairs(sampler, problems, n, count, seed, choose=filter_pairs, show=No
     chunk = max(8, count // 4)
     for start in range(0, len(problems), chunk):
         asked = problems[start : start + chunk]
-        responses = respond(sampler, asked, n, seed_of(seed, start), show)
+        responses = respond(sampler, asked, n, seed_of(seed, start), "pairs")
         pairs += choose(pairs_by_question(responses, n), rng)
         if len(pairs) >= count:
             break

@@ -73,8 +73,9 @@ def read_problems(folder, content):
 
 def test_data_files(tmp_path):
     """Blank lines, a byte order mark, other ends of lines and numbers as answers are all right, and
-    so is NaN in a field that is not used; as an answer it is left out. A line separator of Unicode
-    ends no line. The field `problem`, which is common, is read as `question`."""
+    so is NaN in a field that is not used; a problem whose answer is infinite is left out. A line
+    separator of Unicode ends no line. The field `problem`, which is common, is read as
+    `question`."""
     found = [("1+1?", "so #### 2"), ("2+2\u2028?", "4")]
     assert read_problems(tmp_path, GOOD_FILE.encode()) == found
     windows = "\ufeff" + GOOD_FILE.replace("\n", "\r\n").replace("question", "problem")
@@ -156,7 +157,7 @@ def test_the_last_tenth_is_held_out(tmp_path):
 def test_held_out_questions_are_not_trained_on(tmp_path):
     """Of a file of held-out problems every question is taken out of the training problems."""
     assert split(tmp_path, "abcdeb" * 5, "Bxyzb") == ["acde" * 5, "Bxyz"]
-    fails("no problem is left", split, tmp_path, "abcdeb" * 5, "abcde")
+    fails("no line is left", split, tmp_path, "abcdeb" * 5, "abcde")
 
 
 # Every second one is written like the one before it, but for the last.

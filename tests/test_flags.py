@@ -83,7 +83,7 @@ REFUSED = """
 --frobnicate -> --frobnicate
 --n 1 -> --n 1
 --n 1 --group batch -> --n 1
---data @long --eval-data @long --model @no -> no problem is left
+--data @long --eval-data @long --model @no -> no line is left
 --data @long --eval-data @empty -> empty.jsonl
 --data @long --eval-data @good --model @no -> cannot load model|no.jsonl
 --data @long --eval-data @good -> context|9+9+9
@@ -92,7 +92,7 @@ REFUSED = """
 --cold-start @bad -> bad.jsonl:1|response
 --cold-start @long -> --cold-start|context
 --exam @bad -> bad.jsonl:1
---data @good --exam @good -> --exam|no pair
+--data @good --exam @good -> --exam|no line
 --steps -1 -> --steps -1
 --lr 0 -> --lr
 --temperature 0 -> --temperature

@@ -30,9 +30,9 @@ def test_no_question_is_both_learned_and_examined(tmp_path):
         cold_start=shown_rows(asked),
     )
     _, printed = trained(tmp_path / "run", "--steps 0 --eval-size 2", *argv)
-    assert "data.jsonl: 4 problems left out" in printed
-    assert "exam.jsonl: 4 pairs left out" in printed
-    assert "cold_start.jsonl: 8 demonstrations left out: the run needs" in printed
+    assert "data.jsonl: 4 lines left out" in printed
+    assert "exam.jsonl: 4 lines left out" in printed
+    assert "cold_start.jsonl: 8 lines left out: the run needs" in printed
     assert data.read_jsonl(tmp_path / "run/exam.jsonl", data.to_pair) == pairs[4:6]
 
 
