@@ -175,10 +175,10 @@ def check_numbers(args):
         # Not isinstance: True is an int.
         if type(value) not in (int, float):
             continue
-        bound = "at least" if name in MAY_BE_ZERO else "above"
-        fine = 0 < value < math.inf or (value == 0 and name in MAY_BE_ZERO)
-        if not fine:
+        may_be_zero = name in MAY_BE_ZERO
+        if not (0 < value < math.inf or (may_be_zero and value == 0)):
             flag = name.replace("_", "-")
+            bound = "at least" if may_be_zero else "above"
             raise InputError(f"--{flag} {value}: must be finite and {bound} 0")
 
 

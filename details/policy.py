@@ -26,10 +26,9 @@ TOY = Path(__file__).parent.parent / "toy"
 
 def load_folder(name, device, precision):
     """Load a model and its tokenizer; see `rollout.load_policy`. Raises InputError."""
-    name = str(name)
     path = TOY if name == "toy" else name
     if (Path(path) / "adapter_config.json").exists():
-        raise InputError(f"model {name!r}: an adapter; merge it into its base model first")
+        raise InputError(f"model {name}: an adapter; merge it into its base model first")
     try:
         device = device_of(device)
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -44,12 +43,12 @@ def load_folder(name, device, precision):
     except Exception as error:  # whatever the library makes of a broken folder
         hint = "" if Path(path).exists() else " (there is no folder of that name)"
         raise InputError(
-            f"cannot load model {name!r} on device {str(device)!r}{hint}: {one_line(error)}"
+            f"cannot load model {name} on device {device}{hint}: {one_line(error)}"
         ) from error
     refuse_unusable(name, model, report, tokenizer)
     stops = stop_set(model, tokenizer)
     if not stops:
-        raise InputError(f"model {name!r}: no EOS token, so no completion could ever end")
+        raise InputError(f"model {name}: no EOS token, so no completion could ever end")
     if tokenizer.eos_token_id is None:  # demonstrations end with it
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stops[0])
     model.generation_config = GenerationConfig(
@@ -77,14 +76,14 @@ def refuse_unusable(name, model, report, tokenizer):
     for kind, keys in report.items():
         if keys:  # the library would fill them at random, or drop them
             found = ", ".join(sorted(map(str, keys)))[:200]
-            raise InputError(f"model {name!r}: {kind.replace('_', ' ')}: {found}")
+            raise InputError(f"model {name}: {kind.replace('_', ' ')}: {found}")
     for key, weight in model.named_parameters():
         if not weight.isfinite().all():
-            raise InputError(f"model {name!r}: {key} holds numbers that are not finite")
+            raise InputError(f"model {name}: {key} holds numbers that are not finite")
     known = len(tokenizer)
     embeddings = model.get_input_embeddings().num_embeddings
     if known > embeddings:
-        raise InputError(f"model {name!r}: {known} tokens and {embeddings} embeddings")
+        raise InputError(f"model {name}: {known} tokens and {embeddings} embeddings")
 
 
 def stop_set(model, tokenizer):

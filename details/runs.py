@@ -34,11 +34,8 @@ else:
     import fcntl
 
 FORMAT = 9  # of resume.pt
-BEFORE_CHECKPOINT = {
-    "start",
-    "lock",
-    "resume.pt.partial",
-}  # what a run writes before its first resume.pt
+# What a run writes before its first resume.pt.
+BEFORE_CHECKPOINT = {"start", "lock", "resume.pt.partial"}
 MAY_CHANGE = ("resume", "device", "eval_every", "out")  # flags, when a run goes on
 torch.serialization.add_safe_globals([Problem, Pair])  # all that resume.pt holds of ours
 

@@ -89,10 +89,7 @@ def begin_run(args):
         state["flags"]["steps"] = args.steps
     if args.stage1_steps is None:
         args.stage1_steps = state["flags"]["steps"] // 2
-    reference = None
-    if largest_kl(args) > 0:
-        # Without gradients autocast keeps no copy of it in bf16.
-        reference = frozen_copy(model)
+    reference = frozen_copy(model) if largest_kl(args) > 0 else None
     weights = trained_weights(model).values()
     optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0, fused=True)
     if begins:
@@ -129,7 +126,7 @@ def load_start(args, begins):
 
 def frozen_copy(model):
     """The KL's reference, which stays as the model is now. What is not trained is shared: with
-    adapters it costs no more than these."""
+    adapters it costs no more than these. Without gradients autocast keeps no copy in bf16."""
     shared = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
     return copy.deepcopy(model, shared).requires_grad_(False)
 
@@ -145,9 +142,8 @@ def first_state(args, problems, held_out, selecting, exam):
         "seconds": 0.0,
         "base": None,  # with --lora: a hash of the model, and the adapters that RL started from
         "start": {},
-        "best": {
-            "value": -1.0
-        },  # the best evaluation: its step, its value, with --lora its adapters
+        # The best evaluation: its step, its value, with --lora its adapters.
+        "best": {"value": -1.0},
         "metrics": [],
         "samples": 0,  # bytes of samples.jsonl
         "cache": [],

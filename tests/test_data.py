@@ -61,7 +61,7 @@ def test_bad_lines_are_named(tmp_path):
     for text, words in rows_of(BAD_FILES):
         content = text.encode().decode("unicode_escape").encode("latin-1")
         fails("data.jsonl:1:|" + words, read_problems, tmp_path, content)
-    fails("data.jsonl:1:", read_problems, tmp_path, b'{"":' * 10**5)
+    fails("data.jsonl:1:", read_problems, tmp_path, b'{"":' * 100_000)
 
 
 def read_problems(folder, content):
