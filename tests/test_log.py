@@ -16,6 +16,7 @@ from unittest import mock
 import sample
 import train
 from details import cost, data, fast, log
+from details.errors import printable
 from figures import samples as samples_jsonl
 from reward import Pair
 from rollout import generate, logprobs
@@ -103,7 +104,7 @@ def test_the_text_of_each_token():
 
 def test_printed_text_is_safe_for_a_terminal(tmp_path):
     """Control characters are spelled out, new lines are not; in errors too."""
-    assert log.printable("a\x1b[2J\n") == "a\\x1b[2J\n"
+    assert printable("a\x1b[2J\n") == "a\\x1b[2J\n"
     (tmp_path / "data").write_text(r'{"\u001b[2J": 1}')
     fails(r"\x1b[2J", data.run_command, data.load_problems, tmp_path / "data")
 
