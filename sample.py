@@ -24,7 +24,6 @@ from details.errors import InputError, printable
 from details.flags import check_numbers, refuse
 from details.log import reasons, without_an_end
 from details.policy import TOY
-from details.runs import run_flags
 from details.start import check_lengths, check_outcomes, sample_pairs, settle_outcomes
 from figures.explain import explain, problem_of
 from figures.tables import print_table
@@ -197,6 +196,12 @@ def asked_problem(args, folder, flags):
     elif held_out.exists():
         program = read_jsonl(held_out, kind_of)[0]
     return Problem(args.question or "", program=program)
+
+
+def run_flags(folder):
+    """The flags of the run that made a model folder; none if no run made it."""
+    path = folder / "run.json"
+    return read_jsonl(path, dict)[0] if path.exists() else {}
 
 
 def parse_args(argv):

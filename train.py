@@ -66,12 +66,12 @@ from details.log import (
 )
 from details.memory import micro_batches, smaller_if_memory_runs_out
 from details.policy import save_policy
-from details.runs import finish_best, keep_best, save_state, signals_caught
+from details.runs import keep_best, save_state, signals_caught
 from details.start import begin_run, first_pairs
 from details.supervised import demonstration, imitate
 from figures.page import write_page
 from figures.samples import log_probes, log_samples, not_finite
-from figures.tables import log_answers, show_result
+from figures.tables import finish_best, log_answers, show_result
 from reward import (
     PairCache,
     advantages,

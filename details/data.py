@@ -40,9 +40,9 @@ def run_command(program, *args):
         lose_output()
         sys.exit(141)
     except (InputError, OSError, RuntimeError, MemoryError) as error:
-        if type(error) is RuntimeError and not ran_out(error):
-            raise
         what = "out of memory: " if ran_out(error) else ""
+        if type(error) is RuntimeError and not what:
+            raise
         sys.exit(f"error: {what}{one_line(error, 3000)}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -160,8 +160,7 @@ def settle(args):
     # Small, since pairs should be the policy's own: at this size they wait a step or two.
     args.cache = args.cache or 2 * args.pairs
     args.critique_data = args.critique_data or ("static" if args.method == "c-rl" else "dynamic")
-    compared = args.group != "batch" or args.method in ("c-rl", "gc-rl")
-    if args.n == 1 and compared and args.method not in SUPERVISED:
+    if args.n == 1 and args.group != "batch" and args.method not in SUPERVISED:
         raise InputError("--n 1: a sample needs others of its prompt to be compared with")
     # By themselves the constants of rewards make no difference: see reward.critique_reward.
     constants = args.balance == "reweight" or args.reward_right != 0.7 or args.reward_wrong != 0.7

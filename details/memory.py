@@ -147,8 +147,7 @@ def micro_batches(model, samples, parts=1):
 def ran_out(error):
     """Has the device no memory left? A CPU says so by a mere RuntimeError."""
     words = "allocate memory|create a primitive|start new thread"
-    kinds = torch.OutOfMemoryError, MemoryError
-    return isinstance(error, kinds) or re.search(words, str(error)) is not None
+    return isinstance(error, torch.OutOfMemoryError) or re.search(words, str(error))
 
 
 @contextmanager

@@ -21,10 +21,9 @@ from reward import Pair, Problem  # isort: skip (before torch)
 
 import torch
 
-from details.data import from_pair, from_problem, read_jsonl, write_jsonl
+from details.data import from_pair, from_problem, write_jsonl
 from details.errors import InputError, one_line
 from details.flags import selected_by
-from details.log import say
 from details.lora import save_adapters
 from details.policy import save_policy, trained_weights
 
@@ -86,12 +85,6 @@ def lock_folder(out):
     except OSError as error:
         raise InputError(f"--out {out}: another process is at work in it") from error
     return file
-
-
-def run_flags(folder):
-    """The flags of the run that made a model folder; none if no run made it."""
-    path = folder / "run.json"
-    return read_jsonl(path, dict)[0] if path.exists() else {}
 
 
 def save_state(out, state, model, optimizer):
@@ -157,22 +150,6 @@ def write_best(out, sampler):
         if path.is_file():  # adapters are there already
             os.replace(path, out / "best" / path.name)
     shutil.rmtree(partial)
-
-
-def finish_best(out, state, sampler):
-    """Make OUT/best a plain model, if it holds adapters, and say which it is."""
-    best = state["best"]
-    if state["flags"]["lora"]:
-        sampler.model.load_state_dict(best["adapters"], strict=False)
-        write_best(out, sampler)
-    what = selected_by(state["flags"]["method"])
-    if state["selecting"]:
-        what += " on --select-data"
-    value = best["value"]
-    values = f"{value:.3f}, {value - state['last']:+.3f} against the end"
-    say(f"best: {out / 'best'}, step {best['step']}: {what} {values}")
-    if not state["selecting"]:
-        say("(the largest of several noisy numbers is too high; --select-data chooses by others)")
 
 
 @contextmanager

@@ -171,12 +171,12 @@ def load_data(args):
         # Neither trained nor reported.
         others = load_problems(args.select_data)
         selecting = without(trained + unseen, f"--select-data {args.select_data}", others)
-        unseen += [problem.question for problem in selecting]
+    chosen_by = [problem.question for problem in selecting]
+    unseen += chosen_by
     exam = []
     examples = []
     if args.exam:
         # Of trained questions the critic has seen the answers.
-        chosen_by = [problem.question for problem in selecting]
         pairs = read_jsonl(args.exam, to_pair)
         source = f"--exam {args.exam}"
         pairs = without(trained + chosen_by, source, pairs, lambda pair: pair.problem.question)

@@ -3,7 +3,9 @@
 import shlex
 
 from details.errors import printable
+from details.flags import selected_by
 from details.log import cells, number, say
+from details.runs import write_best
 
 # What the numbers of an evaluation are.
 MEANING = {
@@ -71,3 +73,19 @@ def show_result(state, out):
     asked = (state["gained"] + ["--eval"])[0]
     quoted = shlex.quote(str(out)), shlex.quote(printable(asked))
     say("try: python sample.py --model {} {}".format(*quoted))
+
+
+def finish_best(out, state, sampler):
+    """Make OUT/best a plain model, if it holds adapters, and say which it is."""
+    best = state["best"]
+    if state["flags"]["lora"]:
+        sampler.model.load_state_dict(best["adapters"], strict=False)
+        write_best(out, sampler)
+    what = selected_by(state["flags"]["method"])
+    if state["selecting"]:
+        what += " on --select-data"
+    value = best["value"]
+    values = f"{value:.3f}, {value - state['last']:+.3f} against the end"
+    say(f"best: {out / 'best'}, step {best['step']}: {what} {values}")
+    if not state["selecting"]:
+        say("(the largest of several noisy numbers is too high; --select-data chooses by others)")

@@ -21,13 +21,12 @@ from details.data import load_problems, mean, run_command, seed_of
 from details.errors import InputError
 from details.flags import check_numbers
 from details.policy import TOY
-from details.runs import run_flags
 from details.start import check_lengths
 from figures.chart import command, line_charts, refuse_other_files
 from figures.tables import print_table
 from reward import Pair
 from rollout import Sampler, criticise, judge, load_policy, respond, two_attempts
-from sample import attempts_table
+from sample import attempts_table, run_flags
 
 
 def majority_vote(texts, weights):

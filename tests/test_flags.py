@@ -82,7 +82,6 @@ REFUSED = """
 --method grpo -> --method|grpo
 --frobnicate -> --frobnicate
 --n 1 -> --n 1
---n 1 --group batch -> --n 1
 --data @long --eval-data @long --model @no -> no line is left
 --data @long --eval-data @empty -> empty.jsonl
 --data @long --eval-data @good --model @no -> cannot load model|no.jsonl

@@ -18,6 +18,7 @@ from unittest import mock
 import torch
 from transformers import AutoModelForCausalLM
 
+import sample
 import train
 from details import data, log, runs, start
 from details.data import InputError
@@ -383,7 +384,7 @@ def test_flags_of_a_run_are_whole(tmp_path):
         runs.write_files(tmp_path, defaultdict(list, samples=0))
     assert not (tmp_path / "run.json").exists()
     (tmp_path / "run.json").write_text('{"max_new')
-    fails("run.json:1|one JSON object", runs.run_flags, tmp_path)
+    fails("run.json:1|one JSON object", sample.run_flags, tmp_path)
 
 
 def test_a_checkout_that_was_moved(tmp_path):

@@ -6,9 +6,9 @@ from unittest import mock
 
 from critique import judgement
 from details import data
-from details.runs import run_flags
 from reward import Pair, is_correct
 from rollout import load_policy
+from sample import run_flags
 from tests.helpers import TOY, a_sample, base, close, printed_by, problems, rows_of, solved
 from toy import make, sound
 
