@@ -106,16 +106,18 @@ class LearningLayer(DynamicLayer):
     def __init__(self, *given):
         super().__init__()
         self.given = given
-        self.is_initialized = bool(given)
-        self.keys, self.values = given or (None, None)
+        if given:
+            self.is_initialized = True
+            self.keys, self.values = given
 
     def update(self, keys, values, *args, **kwargs):
-        both = keys, values
         if self.given:
-            both = [torch.cat(pair, 2) for pair in zip(self.given, both)]
-        self.is_initialized = True
-        self.keys, self.values = both
-        return both
+            given_keys, given_values = self.given
+            keys = torch.cat([given_keys, keys], 2)
+            values = torch.cat([given_values, values], 2)
+        self.keys = keys
+        self.values = values
+        return keys, values
 
 
 def attend(module, query, keys, values, attention_mask, scaling, **options):

@@ -23,7 +23,7 @@ from details.errors import InputError
 SCALE = 2
 
 
-def add_adapters(model, rank, seed=0):
+def add_adapters(model, rank, seed):
     """Freeze the model and give it adapters. Raises InputError for a model whose blocks have other
     matrices than linear layers: GPT-2's, or experts that are fused."""
     layers = []
@@ -75,7 +75,7 @@ def save_adapters(model, folder):
         if not weight.requires_grad:
             continue
         layers.add(name.split(".")[-2])  # as q_proj
-        weights[f"base_model.model.{name}.weight"] = weight.detach().cpu().contiguous()
+        weights[f"base_model.model.{name}.weight"] = weight.detach().cpu()
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -85,6 +85,6 @@ def save_adapters(model, folder):
         "target_modules": sorted(layers),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
+    (folder / "adapter_config.json").write_text(json.dumps(config))
     safe_save_file(weights, folder / "partial")
     os.replace(folder / "partial", folder / "adapter_model.safetensors")

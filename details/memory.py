@@ -35,10 +35,13 @@ def memory(model):
 
 
 def memory_of(device):
-    """Bytes of a GPU; on a CPU those of the machine, or what a container may have of them."""
+    """Bytes of a GPU; on a CPU those of the machine, or what a container may have of them. Infinite
+    on Windows, which does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    there = float("inf")
+    with suppress(AttributeError):
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for file in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroups of today, and before
         with suppress(OSError, ValueError):  # ValueError: "max", no limit
             there = min(there, int((CGROUP / file).read_text()))

@@ -28,7 +28,7 @@ def check_memory(args):
         model = without_weights(AutoConfig.from_pretrained(path, trust_remote_code=False))
         device = device_of(args.device)
         there = memory_of(device)
-    except Exception:  # of a folder or a device that loading will name, or on Windows
+    except Exception:  # of a folder or a device that loading will name
         return
     needed = needed_memory(args, model, device, there)
     total = sum(needed.values())
@@ -55,7 +55,7 @@ def needed_memory(args, model, device, there):
     Sampling needs no more than learning: in place of the gradients it has packed weights."""
     model.compute_dtype = compute_dtype(device, args.precision)
     if args.lora:
-        add_adapters(model, args.lora)
+        add_adapters(model, args.lora, args.seed)
     trained = sum(weight.numel() for weight in trained_weights(model).values())
     config = model.config.get_text_config()
     batch = memory(model)
