@@ -8,7 +8,6 @@ stop after the rollouts and the trace that follows: the rest, sampling, scoring 
 taken on trust.
 """
 
-import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -294,13 +293,13 @@ def sample_batch(model, prompts, uniforms, temperature, stop):
     # that have ended leave a few at a time only, since each leave copies the cache.
     batch = torch.arange(count, device=device)
     going = torch.ones(count, dtype=torch.bool, device=device)
-    layer = DynamicLayer  # each row has a copy of its prompt
-    if shares_prompts(model):
-        layer = functools.partial(SharedLayer, steps)
-    cache = Cache(layer_class_to_replicate=layer)
+    cache = Cache(layer_class_to_replicate=DynamicLayer)
     with autocast(model), cost.timed("prefill"):
         states, mask, owner = prefill(model, prompts, cache)
-        cache.batch_select_indices(owner)
+        if shares_prompts(model):
+            cache = Cache([SharedLayer(layer, owner, steps) for layer in cache.layers])
+        else:
+            cache.batch_select_indices(owner)  # each row has a copy of its prompt
         logits = to_logits(model, states)[owner]
         mask = mask[owner]
         space = torch.empty_like(logits, dtype=torch.float64, device=device)

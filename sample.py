@@ -23,7 +23,7 @@ from details.data import (
 from details.errors import InputError, printable
 from details.flags import check_numbers, refuse
 from details.log import reasons, without_an_end
-from details.policy import TOY, run_flags
+from details.policy import TOY
 from details.start import check_lengths, check_outcomes, sample_pairs, settle_outcomes
 from figures.explain import explain, problem_of
 from figures.tables import print_table
@@ -101,7 +101,7 @@ def probe(sampler, problems):
     """To each problem an answer, a critique of it and a second attempt, Samples. The random numbers
     are the same at each call: what has changed since the last one is the policy."""
     first, second = two_attempts(sampler, problems, 1, seed=0)
-    return first + second + criticise(sampler, pairs_of(first), 1, seed=0)
+    return first + second + criticise(sampler, pairs_of(first), 1, seed=2)
 
 
 def pairs_of(responses):
@@ -198,6 +198,12 @@ def asked_problem(args, folder, flags):
     return Problem(args.question or "", program=program)
 
 
+def run_flags(folder):
+    """The flags of the run that made a model folder; none if no run made it."""
+    path = folder / "run.json"
+    return read_jsonl(path, dict)[0] if path.exists() else {}
+
+
 def parse_args(argv):
     """The command line of sample.py."""
     parser = argparse.ArgumentParser(
@@ -224,7 +230,7 @@ def parse_args(argv):
     add("--precision", choices=["fp32", "bf16"], help="compute dtype [that of the run]")
     add("--json", action="store_true", help="the numbers as one JSON object on the last line")
     args = parser.parse_args(argv)
-    check_numbers(args, ["seed"])
+    check_numbers(args)
     args.n = args.n or (8 if args.explain else 4)
     # Without this the program would load a model and say nothing.
     if args.explain and not args.question:
@@ -277,7 +283,6 @@ def use(argv):
                 n=8,
                 count=len(problems),
                 seed=seed,
-                show="critique pairs",
             )
         numbers, _ = evaluate(sampler, problems, exam)
         print_table(str(args.data or folder), {args.model: numbers})

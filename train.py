@@ -60,19 +60,18 @@ from details import cost
 from details.flags import SUPERVISED, selected_by, train_flags
 from details.log import (
     BAR_OFF,
-    log_answers,
     log_row,
     say,
-    show_result,
     step_metrics,
 )
 from details.memory import micro_batches, smaller_if_memory_runs_out
 from details.policy import save_policy
-from details.runs import finish_best, keep_best, save_state, signals_caught
+from details.runs import keep_best, save_state, signals_caught
 from details.start import begin_run, first_pairs
 from details.supervised import demonstration, imitate
 from figures.page import write_page
 from figures.samples import log_probes, log_samples, not_finite
+from figures.tables import finish_best, log_answers, show_result
 from reward import (
     PairCache,
     advantages,
@@ -524,27 +523,20 @@ def train(args):
             due = step == args.steps or step % args.eval_every == 0
             if step > 0:
                 metrics, learned = train_step(
-                    args,
-                    sampler,
-                    reference,
-                    optimizer,
-                    step,
-                    cache,
-                    state,
+                    args, sampler, reference, optimizer, step, cache, state
                 )
                 row |= metrics
                 if learned:
-                    show = due or step == 1
-                    log_samples(out, state, sampler.tokenizer, step, learned, show)
+                    log_samples(out, state, sampler.tokenizer, step, learned, due or step == 1)
                 bar.update()
             if due:
                 start = time.time()
                 numbers, answers = evaluate(sampler, state["held_out"], state["exam"])
+                probes = probe(sampler, state["held_out"][:PROBES])
                 row |= numbers
                 if state["selecting"]:
                     numbers, _ = evaluate(sampler, state["selecting"], state["selecting_exam"])
                     row["select"] = numbers[selected_by(args.method)]
-                probes = probe(sampler, state["held_out"][:PROBES])
                 row["seconds/eval"] = time.time() - start
                 log_answers(state, step, answers)
                 log_probes(out, state, sampler.tokenizer, step, probes)
@@ -558,10 +550,8 @@ def train(args):
                 save_state(out, state, sampler.model, optimizer)
                 write_page(out)
             if signals and step < args.steps:
-                print(
-                    f"stopped after step {step}; go on with the same command and --resume",
-                    file=sys.stderr,
-                )
+                words = f"stopped after step {step}; go on with the same command and --resume"
+                print(words, file=sys.stderr)
                 sys.exit(128 + signals[0])
         bar.close()
         save_policy(sampler.model, sampler.tokenizer, out)

@@ -337,17 +337,12 @@ def answer_key(response):
 
 @functools.lru_cache(4096)  # The same few at each step.
 def reference(answer):
-    """The Answer of a reference."""
+    """The Answer of a reference; its value is None where no response can reach it."""
     answer = answer[-REACH:].strip()
     text = find(answer, MARKS)
     if text is None:
         text = answer
     return read("" if UNREACHABLE.search(text) else tidy(text))
-
-
-def reference_key(answer):
-    """The same of a reference; None where no response can reach it."""
-    return reference(answer).value
 
 
 def to_number(text):

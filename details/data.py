@@ -21,33 +21,29 @@ from details import threads  # noqa: F401  # isort: skip (before torch)
 
 import torch
 
-from details.answers import is_correct, reference_key
-from details.errors import InputError, one_line
+from details.answers import is_correct, reference
+from details.errors import InputError, Unreachable, one_line
 from details.grader import GRADER
 from details.memory import ran_out
-from details.programs import NotJudged, setup_error, take_apart
+from details.programs import setup_error, take_apart
 from reward import Pair, Problem
-
-
-class Unreachable(InputError):
-    """A problem whose responses cannot be judged, as one whose answer no response can reach."""
 
 
 def run_command(program, *args):
     """What a program of the command line returns; what the user got wrong ends it with one line."""
-    for stream in (sys.stdout, sys.stderr):
+    if hasattr(sys.stdout, "reconfigure"):  # not so in a notebook
         # A terminal that cannot show a character shows a question mark.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+        sys.stdout.reconfigure(errors="replace")
     try:
         return program(*args)
     except BrokenPipeError:  # `sample.py ... | head`: nobody reads on
         lose_output()
         sys.exit(141)
-    except (InputError, OSError, FloatingPointError, RuntimeError, MemoryError) as error:
-        if type(error) is RuntimeError and not ran_out(error):
+    except (InputError, OSError, RuntimeError, MemoryError) as error:
+        what = "out of memory: " if ran_out(error) else ""
+        if type(error) is RuntimeError and not what:
             raise
-        sys.exit(f"error: {one_line(error, 3000)}")
+        sys.exit(f"error: {what}{one_line(error, 3000)}")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -157,12 +153,10 @@ def to_problem(row):
         return to_program(row, question, line)
     answer = row.get("answer")
     if type(answer) in (int, float):
-        if answer - answer != 0:  # NaN, Infinity
-            raise ValueError(f"field 'answer': {answer} is not finite")
-        row = {"answer": str(answer)}
+        row = {"answer": json.dumps(answer)}
     answer = text_field(row, "answer")
     unread = NO_ANSWER.search(answer) and not is_correct(answer, answer)
-    if unread or reference_key(answer) is None:
+    if unread or reference(answer).value is None:
         raise Unreachable(f"field 'answer': no response can reach {answer[:60]!r}")
     return Problem(question, answer, row=line)
 
@@ -183,10 +177,7 @@ def to_program(row, question, line):
     setup = [*row.get("test_imports", []), row.get("test_setup_code", ""), row.get("setup", "")]
     if not all(isinstance(source, str) for source in sources + setup):
         raise ValueError("tests and their setup must be texts")
-    try:
-        calls = take_apart(sources, row.get("entry_point"))
-    except NotJudged as error:
-        raise Unreachable(str(error)) from error
+    calls = take_apart(sources, row.get("entry_point"))
     setup = "\n".join(setup).strip()
     if setup and failure_of(setup):
         raise ValueError(f"the setup fails: {failure_of(setup)}")
@@ -260,8 +251,9 @@ def download(name, url, path):
             partial.write_bytes(gzip.decompress(partial.read_bytes()))
         os.replace(partial, path)
     except (OSError, EOFError, http.client.HTTPException) as error:
-        remedy = f"fetch the file by hand and name it in place of {name}"
-        raise InputError(f"{name}: cannot download {url} ({error}); {remedy}") from error
+        raise InputError(
+            f"{name}: cannot download {url} ({error}); fetch it by hand and name the file instead"
+        ) from error
 
 
 def load_split(data, eval_data=None):
@@ -277,8 +269,7 @@ def load_split(data, eval_data=None):
         held_out = different(problems)
         held_out = held_out[-max(1, len(held_out) // 10) :]
     asked = [problem.question for problem in held_out]
-    rows = [(problem.question, problem) for problem in problems]
-    return without(asked, f"--data {data}", rows, "problem"), held_out
+    return without(asked, f"--data {data}", problems), held_out
 
 
 def different(problems):
@@ -289,16 +280,16 @@ def different(problems):
     return list(first.values())
 
 
-def without(questions, source, rows, kind):
-    """The items of rows, [(question, item), ...], whose question is none of `questions`; a line
-    says how many are left out, of which source and kind. Raises InputError if all of them are."""
+def without(questions, source, items, question_of=lambda problem: problem.question):
+    """The items, read from `source`, whose question is none of `questions`; one line says how many
+    are left out. Raises InputError if all of them are."""
     keys = set(map(question_key, questions))
-    kept = [item for question, item in rows if question_key(question) not in keys]
-    reason = "held out questions are not trained on"
+    kept = [item for item in items if question_key(question_of(item)) not in keys]
+    reason = "the run needs their questions for something else"
     if not kept:
-        raise InputError(f"{source}: no {kind} is left: {reason}")
-    if len(kept) < len(rows):
-        print(f"{source}: {len(rows) - len(kept)} {kind}s left out: {reason}")
+        raise InputError(f"{source}: no line is left: {reason}")
+    if len(kept) < len(items):
+        print(f"{source}: {len(items) - len(kept)} lines left out: {reason}")
     return kept
 
 
@@ -319,12 +310,10 @@ def seed_of(*parts):
 
 def batch_of(items, step, seed, count):
     """The items of a step: pass after pass over all of them, each in an order of its own."""
-    orders = {}
-    batch = []
-    for index in range((step - 1) * count, step * count):
-        epoch, index = divmod(index, len(items))
-        if epoch not in orders:
-            rng = random.Random(seed_of(seed, "epoch", epoch))
-            orders[epoch] = rng.sample(items, len(items))
-        batch.append(orders[epoch][index])
-    return batch
+    begin = (step - 1) * count
+    size = len(items)
+    dealt = []  # from the pass in which the step begins on
+    for epoch in range(begin // size, (begin + count) // size + 1):
+        rng = random.Random(seed_of(seed, "epoch", epoch))
+        dealt += rng.sample(items, size)
+    return dealt[begin % size :][:count]

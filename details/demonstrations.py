@@ -12,8 +12,8 @@ def load_demonstrations(path, held_out=()):
     is that of a row with "critique_only": true. A critique must end in a judgement that agrees
     with the label. Raises InputError with the line.
     """
-    rows = without(held_out, path, read_jsonl(path, to_examples), "demonstration")
-    return [example for examples in rows for example in examples]
+    rows = without(held_out, path, read_jsonl(path, to_examples), lambda row: row[0])
+    return [example for _, examples in rows for example in examples]
 
 
 LABELS = {"none": None, "right": True, "wrong": False, "true": True, "false": False}

@@ -7,6 +7,11 @@ class InputError(ValueError):
     """What the user gave cannot be used. The message is one line that says what is wrong, where."""
 
 
+class Unreachable(InputError):
+    """A problem whose responses cannot be judged: no response can reach its answer, or its tests
+    are not calls and their values; the message says what else there is."""
+
+
 def one_line(error, longest=300):
     """An exception's message, or its kind if it has none, on one line."""
     words = str(error).split()

@@ -6,7 +6,7 @@
 
 import functools
 import weakref
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 
 from details.cost import timed  # isort: skip (before torch)
 
@@ -50,54 +50,51 @@ def rows_by_prompt(owner):
 def times_prompts(rows, prompts, layer):
     """`rows` [rows, heads, m, a] times their own prompt's matrix of `prompts` [prompts, heads, a,
     b]: one product for all rows of a prompt, whose matrix so is read once."""
-    lines = rows[layer.table].unflatten(0, (len(prompts), -1))
-    product = torch.einsum("pwhma,phab->pwhmb", lines, prompts)  # w: widest
+    table = rows[layer.table]
+    lines = table.unflatten(0, (len(prompts), -1))  # [prompts, widest, heads, m, a]
+    product = torch.einsum("pwhma,phab->pwhmb", lines, prompts)
     return product.flatten(0, 1)[layer.index]
 
 
 class SharedLayer(DynamicLayer):
-    """One layer's keys and values: the prompts' [prompts, heads, length, head_dim], once for all
-    rows that go on from one, and the rows' own [rows, heads, added, head_dim].
+    """One layer's keys and values behind the prefill, whose layer is `read`: the prompts' [prompts,
+    heads, length, head_dim], once for all rows that go on from one, and the rows' own [rows, heads,
+    added, head_dim]. Row i goes on from prompt owner[i].
 
     The library's layer copies everything at every token; this one writes into room that is made
     for all that may come, time first, so that what a token writes lies together.
     """
 
-    def __init__(self, max_added):
+    def __init__(self, read, owner, max_added):
         super().__init__()
-        self.prompts = None  # keys and values, [2, ...], once the prefill is done
-        self.max_added = max_added
-        self.length = 0
+        self.is_initialized = True
+        # Rounded as the library's attention rounds them, but kept in fp32: see `attend`.
+        self.kind = read.values.dtype
+        both = torch.stack([read.keys, read.values])
+        self.prompts = both.to(self.kind).float()  # [2, ...]
+        _, heads, _, width = read.keys.shape
+        self.room = self.prompts.new_empty(2, max_added, len(owner), heads, width)
+        self.added = 0
+        self.owner = owner
+        self.table, self.index = rows_by_prompt(owner)
 
     def update(self, keys, values, *args, **kwargs):
-        # Rounded as the library's attention rounds them, but kept in fp32: see `attend`.
-        self.kind = values.dtype
-        both = torch.stack([keys, values]).to(self.kind).float()
-        self.length += keys.shape[2]
-        if self.prompts is None:
-            return super().update(*both)
-        added = self.length - self.prompts.shape[3]
-        self.room[:, added - 1] = both.squeeze(3)
-        self.keys, self.values = self.room[:, :added].permute(0, 2, 3, 1, 4)
+        both = torch.stack([keys, values]).to(self.kind)
+        self.room[:, self.added] = both.squeeze(3)
+        self.added += 1
+        self.keys, self.values = self.room[:, : self.added].permute(0, 2, 3, 1, 4)
         # `attend` gets the tensors only. A weak reference: no cycle that outlives the rollout.
         self.keys.layer = weakref.proxy(self)
         return self.keys, self.values
 
     def get_seq_length(self):
-        return self.length
+        return self.prompts.shape[3] + self.added
 
     def batch_select_indices(self, rows):
-        """After the prefill: row i goes on from prompt rows[i]. From then on: only these rows
-        stay, and the prompts that they go on from."""
-        if self.prompts is None:
-            self.owner = rows
-            self.prompts = torch.stack([self.keys, self.values])
-            _, heads, _, width = self.keys.shape
-            self.room = self.keys.new_empty(2, self.max_added, len(rows), heads, width)
-        else:
-            prompts, self.owner = self.owner[rows].unique(return_inverse=True)
-            self.prompts = self.prompts[:, prompts]
-            self.room = self.room[:, :, rows]
+        """Only these rows stay, and the prompts that they go on from."""
+        prompts, self.owner = self.owner[rows].unique(return_inverse=True)
+        self.prompts = self.prompts[:, prompts]
+        self.room = self.room[:, :, rows]
         self.table, self.index = rows_by_prompt(self.owner)
 
 
@@ -109,16 +106,18 @@ class LearningLayer(DynamicLayer):
     def __init__(self, *given):
         super().__init__()
         self.given = given
-        self.is_initialized = bool(given)
-        self.keys, self.values = given or (None, None)
+        if given:
+            self.is_initialized = True
+            self.keys, self.values = given
 
     def update(self, keys, values, *args, **kwargs):
-        both = keys, values
         if self.given:
-            both = [torch.cat(pair, 2) for pair in zip(self.given, both)]
-        self.is_initialized = True
-        self.keys, self.values = both
-        return self.keys, self.values
+            given_keys, given_values = self.given
+            keys = torch.cat([given_keys, keys], 2)
+            values = torch.cat([given_values, values], 2)
+        self.keys = keys
+        self.values = values
+        return keys, values
 
 
 def attend(module, query, keys, values, attention_mask, scaling, **options):
@@ -148,7 +147,7 @@ def attend(module, query, keys, values, attention_mask, scaling, **options):
             scores += torch.where(attention_mask, 0.0, -torch.inf)
         # As the fused kernels do it: rounded weights that do not add up to 1 yet.
         scores -= scores.amax(-1, keepdim=True)
-        weights = exponential(scores, layer.kind)
+        weights = scores.exp_()
         total = weights.sum(-1, keepdim=True)
         weights = weights.to(layer.kind).float()
         shared = times_prompts(weights[..., :length], prompt_values, layer)
@@ -157,27 +156,15 @@ def attend(module, query, keys, values, attention_mask, scaling, **options):
     return result.reshape(rows, 1, -1, width), None
 
 
-def exponential(scores, kind):
-    """exp of scores that are at most 0, as the library's attention computes it. In bf16 on a CPU
-    with AVX that is 2^x by a shortcut: x, without a cubic of its fraction, is written into the bits
-    of the exponent and those behind them. It is wrong by 5e-5, which here must be the same."""
-    on_cpu = scores.device.type == "cpu" and kind == torch.bfloat16
-    if not on_cpu or not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
-        return scores.exp_()
-    power = (scores * 1.4426950408889634).clamp(min=-126)
-    fraction = power - power.floor()
-    cubic = fraction * -0.079204240219773236 - 0.22433836478672356
-    cubic = fraction * cubic + 0.30354260500649682
-    cubic = fraction * cubic + 0.00010703434948458272
-    bits = 2**23 * (power - cubic + 127)
-    return bits.to(torch.int32).view(torch.float32)
-
-
 transformers.AttentionInterface.register("shared_prompts", attend)
 transformers.AttentionMaskInterface.register("shared_prompts", sdpa_mask)
 
 
 def shares_prompts(model):
+    """Do rows share their prompts in sampling? In bf16 on a CPU each has a copy: there the
+    library's attention has an exponential of its own, and the learner is to agree with it."""
+    if model.device.type == "cpu" and dtype_of(model) == torch.bfloat16:
+        return False
     return model.config._attn_implementation == "shared_prompts"
 
 
@@ -189,29 +176,26 @@ def packed(model, rows):
     """Inside the block, in which so many rows are sampled, large weights lie in oneDNN's layout.
     There some CPUs need 0.5 to 0.9 of the time for a product of 64 rows, others as much as before.
     For sampling only: gradients and updates do not reach the copies."""
-    with ExitStack() as undo:
-        on_cpu = model.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        if on_cpu and rows >= MANY:
-            with timed("prefill"), suppress(RuntimeError):  # of a CPU without bf16
-                pack(model, undo)
+    layers = []
+    if rows >= MANY and model.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        layers = [layer for layer in model.modules() if type(layer) is torch.nn.Linear]
+        layers = [layer for layer in layers if layer.weight.numel() > LARGE]
+    try:
+        with timed("prefill"), suppress(RuntimeError):  # of a CPU without bf16
+            for layer in layers:
+                dtype = dtype_of(model)
+                if layer is model.get_output_embeddings():
+                    dtype = torch.float32  # see `details.policy.to_logits`
+                weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.to(dtype))
+                layer.forward = functools.partial(times_packed, weight, layer.bias)
         yield
-
-
-def pack(model, undo):
-    """Give each large linear layer a forward of its own, and `undo` what takes it away again."""
-    for layer in model.modules():
-        if type(layer) is not torch.nn.Linear or layer.weight.numel() <= LARGE:
-            continue
-        dtype = dtype_of(model)
-        if layer is model.get_output_embeddings():
-            dtype = torch.float32  # see `details.policy.to_logits`
-        weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.to(dtype))
-        layer.forward = functools.partial(times_packed, weight, layer.bias)
-        undo.callback(vars(layer).pop, "forward", None)
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
 
 
 def times_packed(weight, bias, rows):
-    """What torch.nn.Linear gives, of a weight that `pack` has laid out."""
+    """What torch.nn.Linear gives, of a weight that `packed` has laid out."""
     if bias is not None:
         bias = bias.to(weight.dtype)
     return torch.ops.mkldnn._linear_pointwise(rows.to(weight.dtype), weight, bias, "none", [], "")

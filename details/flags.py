@@ -42,7 +42,11 @@ FLAGS = {
         ("seed", 0, "of data order and sampling"),
         ("device", str, "cpu, cuda, cuda:1, mps (else cuda where there is one)"),
         ("precision", str, "compute dtype (else bf16 on cuda)"),
-        ("out", "out", "folder of the run: model, metrics.jsonl, samples.jsonl, resume.pt"),
+        (
+            "out",
+            "out",
+            "folder of the run: model, run.html, metrics.jsonl, samples.jsonl, resume.pt",
+        ),
         ("resume", False, "go on with the run in --out: the same command and this flag"),
         ("eval-every", 10, "steps between evaluations with a checkpoint; both also at the end"),
         ("eval-size", 256, "held-out problems, and pairs of the exam, in an evaluation"),
@@ -148,7 +152,7 @@ MAY_BE_ZERO = (
 
 def settle(args):
     """Fill in what depends on other flags; refuse what cannot work before any work is done."""
-    check_numbers(args, MAY_BE_ZERO)
+    check_numbers(args)
     if (args.stage1_steps or 0) > args.steps:
         raise InputError(f"--stage1-steps {args.stage1_steps}: --steps is only {args.steps}")
     args.data = args.data or "gsm8k"
@@ -156,30 +160,25 @@ def settle(args):
     # Small, since pairs should be the policy's own: at this size they wait a step or two.
     args.cache = args.cache or 2 * args.pairs
     args.critique_data = args.critique_data or ("static" if args.method == "c-rl" else "dynamic")
-    filtered = args.critique_data == "dynamic" and args.balance == "filter"
-    critic = args.method in ("c-rl", "gc-rl") and filtered
-    compared = args.group != "batch" and args.method not in SUPERVISED
-    if args.n == 1 and (critic or compared):
-        raise InputError(
-            "--n 1: a sample needs others to be compared with, the critic a right and a wrong one"
-        )
+    if args.n == 1 and args.group != "batch" and args.method not in SUPERVISED:
+        raise InputError("--n 1: a sample needs others of its prompt to be compared with")
     # By themselves the constants of rewards make no difference: see reward.critique_reward.
     constants = args.balance == "reweight" or args.reward_right != 0.7 or args.reward_wrong != 0.7
     if constants and args.group == "prompt" and not args.no_std and not args.denoise:
         print("note: --group prompt, divided by its std: constants of eqs. 3, 5 and 6 cancel")
 
 
-def check_numbers(args, may_be_zero):
-    """Refuse numbers of the command line that are not finite and above 0; where 0 has a sense, in
-    the flags `may_be_zero`, those below 0."""
+def check_numbers(args):
+    """Refuse numbers of a command line that are not finite and above 0; where 0 has a sense, those
+    below 0."""
     for name, value in vars(args).items():
         # Not isinstance: True is an int.
         if type(value) not in (int, float):
             continue
-        bound = "at least" if name in may_be_zero else "above"
-        fine = 0 < value < math.inf or (value == 0 and name in may_be_zero)
-        if not fine:
+        may_be_zero = name in MAY_BE_ZERO
+        if not (0 < value < math.inf or (may_be_zero and value == 0)):
             flag = name.replace("_", "-")
+            bound = "at least" if may_be_zero else "above"
             raise InputError(f"--{flag} {value}: must be finite and {bound} 0")
 
 
@@ -192,10 +191,7 @@ def selected_by(method):
 
 def largest_kl(args):
     """The largest weight that a KL to the starting policy has in the run; 0: it has none."""
-    weights = {
-        "score": args.beta1 + args.beta2,
-        "multi-turn": args.beta1,
-        "star": 0.0,
-        "pair-sft": 0.0,
-    }
+    if args.method in SUPERVISED:
+        return 0.0
+    weights = {"score": args.beta1 + args.beta2, "multi-turn": args.beta1}
     return weights.get(args.method, args.kl)

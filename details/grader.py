@@ -36,13 +36,10 @@ def load(name):
 
 def failure(error):
     """The error as an InputError that names the grader's line."""
-    lines = []
-    for frame in traceback.extract_tb(error.__traceback__):
-        if frame.filename == GRADER["file"]:
-            lines.append(f":{frame.lineno}")
-    kind = type(error).__name__
-    where = "".join(lines[-1:])
-    return InputError(f"--grader {GRADER['file']}{where}: {kind}: {one_line(error)}")
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f":{frame.lineno}" for frame in frames if frame.filename == GRADER["file"]]
+    where = f"{GRADER['file']}{''.join(lines[-1:])}"
+    return InputError(f"--grader {where}: {type(error).__name__}: {one_line(error)}")
 
 
 def verdict(row, response):

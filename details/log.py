@@ -1,16 +1,14 @@
-"""What a run tells: its metrics, lines of numbers on the screen, the result.
+"""What a run tells: its metrics, lines of numbers on the screen (figures/tables.py: its result).
 
 A step is a line of numbers, sampled from the training problems; an evaluation, greedy on held-out
 problems, is a line in the same columns.
 """
 
-import shlex
 import sys
 
 from tqdm import tqdm
 
 from details.data import lose_output, mean, write_jsonl
-from details.errors import printable
 from toy.sound import soundness
 
 # For tqdm's `disable`: bars are for terminals, and for notebooks, which are no terminals.
@@ -24,26 +22,6 @@ COLUMNS = {
     "zero-var": ("groups/no_spread", None),
     "truncated": ("truncated", "eval/truncated"),
     "seconds": ("seconds/step", None),
-}
-
-# What the numbers of an evaluation are.
-MEANING = {
-    "eval/generation": "answers that are right",
-    "eval/critique": "judgements that agree with the outcome",
-    "eval/critique_p1": "right responses that are judged right",
-    "eval/critique_p2": "wrong responses that are judged wrong",
-    "eval/critique_precision": "responses judged right that are right",
-    "eval/critique_sound": "wrong responses judged wrong for the right step",
-    "eval/critique_unreadable": "critiques without a judgement",
-    "eval/self_critique": "judgements of its own answers that agree",
-    "eval/revised": "right once what it judges wrong is corrected",
-    "eval/t2": "second attempts that are right",
-    "eval/delta": "second attempts minus answers",
-    "eval/i_to_c": "wrong at first, then right",
-    "eval/c_to_i": "right at first, then wrong",
-    "eval/kept": "wrong answers that are given again",
-    "eval/truncated": "completions that were truncated",
-    "eval/unclosed": "completions that ended inside their thinking",
 }
 
 
@@ -115,14 +93,6 @@ def log_row(out, state, row):
     show_step(row)
 
 
-def log_answers(state, step, answers):
-    """Keep which held-out questions were wrong at the start, and which of these are right now."""
-    wrong = [sample.problem.question for sample in answers if not sample.right]
-    if step == 0:
-        state["missed"] = wrong
-    state["gained"] = [question for question in state["missed"] if question not in wrong]
-
-
 def show_step(row):
     """A row of metrics, as one line of numbers or two."""
     evaluated = "eval/generation" in row
@@ -163,7 +133,7 @@ def number(value):
 
 def why_nothing_is_learned(metrics):
     """A line that says why a step could not learn anything, and what to do; None if it could."""
-    accuracy = metrics.get("response/accuracy", metrics.get("t1"))
+    accuracy = first_of(metrics, "response/accuracy t1")
     truncated = metrics.get("truncated", 0)
     if truncated == 1:
         return "cannot learn: all completions were truncated; raise --max-new-tokens"
@@ -184,33 +154,3 @@ def why_nothing_is_learned(metrics):
             "cannot learn: no question has both a right and a wrong response, so the critic has no "
             "pairs; a larger --n, easier or harder --data"
         )
-
-
-# ------------------------------------------------------------------------------------ the result
-
-
-def show_result(state, out):
-    """One sentence, the evaluations at the start and at the end, where the page is, and a
-    question that the policy has learned to answer."""
-    rows = state["metrics"]
-    start = rows[0]
-    # The last step has one, unless a run was extended, stopped, and ended where it stopped.
-    end = [row for row in rows if "eval/generation" in row][-1]
-    gains = []
-    for heading, name in (("answers", "eval/generation"), ("critiques", "eval/critique")):
-        if start[name] is not None:
-            gains.append(f"{heading} {100 * start[name]:.0f}% -> {100 * end[name]:.0f}%")
-    sizes = f"{end['eval/size']} held-out problems, {end['eval/pairs']} pairs"
-    say(f"\n{', '.join(gains)} ({sizes}) after step {end['step']}, in {state['seconds']:.0f} s\n")
-    say(f"{'held out, greedy':27}{'start':>10}{'end':>10}")
-    for name, meaning in MEANING.items():
-        if name in end:
-            values = cells([start.get(name), end.get(name)])
-            say(f"{name:27}{values}  {meaning}")
-    for reason in state["reasons"]:
-        say(reason)
-    say(f"\nto read, in a browser: {out / 'run.html'}")
-    say(f"{out / 'start'} and {out / 'resume.pt'} serve --resume only: delete them if you are done")
-    asked = (state["gained"] + ["--eval"])[0]
-    quoted = shlex.quote(str(out)), shlex.quote(printable(asked))
-    say("try: python sample.py --model {} {}".format(*quoted))

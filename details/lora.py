@@ -8,7 +8,6 @@ All linear layers have adapters, their scale alpha / R is 2, and the learning ra
 of full training, as "LoRA Without Regret" (Thinking Machines, 2025) found to learn as much.
 """
 
-import itertools
 import json
 import math
 import os
@@ -24,7 +23,7 @@ from details.errors import InputError
 SCALE = 2
 
 
-def add_adapters(model, rank, seed=0):
+def add_adapters(model, rank, seed):
     """Freeze the model and give it adapters. Raises InputError for a model whose blocks have other
     matrices than linear layers: GPT-2's, or experts that are fused."""
     layers = []
@@ -54,16 +53,17 @@ def add_product(layer, inputs, output):
 
 @torch.no_grad()
 def merged_weights(model):
-    """The weights of a plain model: fp32, on the CPU, the adapters added to their layers."""
+    """The weights of a plain model: fp32, on the CPU, the adapters added to their layers. (Models
+    that can have adapters have no buffers that are saved.)"""
     plain = {}
-    kept = model.state_dict().keys()  # some buffers are not
-    for name, weight in itertools.chain(model.named_parameters(), model.named_buffers()):
+    for name, weight in model.named_parameters():
         path, _, kind = name.rpartition(".")
+        if kind.startswith("lora_"):
+            continue
         layer = model.get_submodule(path)
         if kind == "weight" and hasattr(layer, "lora_A"):
             weight = weight.float() + SCALE * layer.lora_B @ layer.lora_A
-        if name in kept and not kind.startswith("lora_"):
-            plain[name] = weight.cpu()
+        plain[name] = weight.cpu()
     return plain
 
 
@@ -75,7 +75,7 @@ def save_adapters(model, folder):
         if not weight.requires_grad:
             continue
         layers.add(name.split(".")[-2])  # as q_proj
-        weights[f"base_model.model.{name}.weight"] = weight.detach().cpu().contiguous()
+        weights[f"base_model.model.{name}.weight"] = weight.detach().cpu()
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -85,6 +85,6 @@ def save_adapters(model, folder):
         "target_modules": sorted(layers),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
+    (folder / "adapter_config.json").write_text(json.dumps(config))
     safe_save_file(weights, folder / "partial")
     os.replace(folder / "partial", folder / "adapter_model.safetensors")

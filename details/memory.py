@@ -1,4 +1,4 @@
-"""What fits the memory: batches for sampling and for gradients, and the forecast of a whole run.
+"""What fits the memory: batches for sampling and for gradients (figures/fits.py: a whole run).
 
 A batch is cut by a forecast of what it takes (`sampling_batches`, `micro_batches`), and smaller
 where the memory runs out all the same (`halved_if_memory_runs_out`, `smaller_if_memory_runs_out`).
@@ -6,6 +6,7 @@ where the memory runs out all the same (`halved_if_memory_runs_out`, `smaller_if
 
 import functools
 import os
+import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,13 +16,12 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from details.errors import InputError
-from details.flags import largest_kl
-from details.lora import add_adapters
-from details.policy import compute_dtype, device_of, dtype_of, trained_weights, without_weights
+from details.policy import dtype_of
 
 CPU_BYTES = 1 << 27  # what a batch may take on a CPU, at least
 CGROUP = Path("/sys/fs/cgroup")
+# Torch, of which a build for CUDA is larger, transformers, and a small model loaded.
+PROGRAM = (890 if torch.version.cuda else 450) << 20
 LOGITS = 1 << 24  # that are held at once where log-probs are computed
 
 
@@ -35,10 +35,13 @@ def memory(model):
 
 
 def memory_of(device):
-    """Bytes of a GPU; on a CPU those of the machine, or what a container may have of them."""
+    """Bytes of a GPU; on a CPU those of the machine, or what a container may have of them. Infinite
+    on Windows, which does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    there = float("inf")
+    with suppress(AttributeError):
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for file in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroups of today, and before
         with suppress(OSError, ValueError):  # ValueError: "max", no limit
             there = min(there, int((CGROUP / file).read_text()))
@@ -72,11 +75,6 @@ def rows_that_fit(model, length, n):
     return max(1, memory(model) // row)
 
 
-def most_tokens(model):
-    """How many tokens one forward pass with gradients may have."""
-    return memory(model) / token_bytes(model)
-
-
 def token_bytes(model):
     """What a backward pass needs for each token: about what goes into and comes out of each matrix
     (but for those of adapters, which are small)."""
@@ -88,13 +86,22 @@ def token_bytes(model):
     return numbers * dtype_of(model).itemsize
 
 
+def standing_bytes(model):
+    """What a model takes that learns: its weights, and of those that are trained the gradients and
+    Adam's two moments; in bf16 autocast's copies of them, too."""
+    copied = 2 * (dtype_of(model) == torch.bfloat16)
+    trained = sum((12 + copied) * p.numel() for p in model.parameters() if p.requires_grad)
+    return trained + sum(p.nbytes for p in model.parameters())
+
+
 @contextmanager
 def recomputed(model, tokens):
-    """Inside the block, if the activations of so many tokens would take more than a quarter of the
-    device's memory, only what goes into each block of the model is kept for the backward pass,
-    which computes the rest again: a third more time."""
+    """Inside the block, if the activations of so many tokens do not fit beside the model, only what
+    goes into each block of it is kept for the backward pass, which computes the rest again: a third
+    more time."""
     blocks = []
-    if torch.is_grad_enabled() and 4 * tokens * token_bytes(model) > memory_of(model.device):
+    room = memory_of(model.device) - standing_bytes(model) - 16 * LOGITS - PROGRAM
+    if torch.is_grad_enabled() and 2 * tokens * token_bytes(model) > room:
         blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     for block in blocks:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
@@ -112,52 +119,50 @@ def micro_batches(model, samples, parts=1):
     Either the completions of a prompt stay together, which is then computed once for all of them,
     or like lengths do, which saves padding: whichever costs fewer tokens.
     """
-    most = most_tokens(model) / parts
+    most = memory(model) / token_bytes(model) / parts
+    sizes = [(tuple(sample.prompt), len(sample.tokens)) for sample in samples]
 
     def prompt_first(index):
-        sample = samples[index]
-        return len(sample.prompt), sample.prompt, len(sample.tokens)
+        prompt, wide = sizes[index]
+        return len(prompt), prompt, wide
 
     def size_first(index):
-        wide = len(samples[index].tokens)
-        return len(samples[index].prompt) + wide, wide
+        prompt, wide = sizes[index]
+        return len(prompt) + wide, wide
+
+    def cost(batch):
+        """The tokens of a batch with padding; each distinct prompt is computed once."""
+        prompts, widths = zip(*[sizes[index] for index in batch])
+        return len(set(prompts)) * max(map(len, prompts)) + len(batch) * max(widths)
 
     cuts = []
     for order in (prompt_first, size_first):
-        cuts.append(cut(samples, sorted(range(len(samples)), key=order), most))
+        batches = []
+        for index in sorted(range(len(samples)), key=order):
+            if not batches or cost([*batches[-1], index]) > most:
+                batches.append([])
+            batches[-1].append(index)
+        cuts.append((sum(map(cost, batches)), batches))
     _, batches = min(cuts)
     return batches
 
 
-def cut(samples, order, most):
-    """(tokens computed, batches): the samples' indices in that order, cut where a batch would have
-    more than `most` tokens with its padding."""
-    batches = []
-    costs = []
-    batch = []
-    prompts = set()
-    widest = 0  # completion in the batch
-    for index in order:
-        prompt = tuple(samples[index].prompt)
-        wide = len(samples[index].tokens)
-        prompts.add(prompt)
-        widest = max(widest, wide)
-        cost = len(prompts) * max(map(len, prompts)) + (len(batch) + 1) * widest
-        if not batches or cost > most:  # a new batch, with this sample
-            batch = []
-            batches.append(batch)
-            costs.append(0)
-            prompts = {prompt}
-            widest = wide
-            cost = len(prompt) + wide
-        batch.append(index)
-        costs[-1] = cost
-    return sum(costs), batches
-
-
 def ran_out(error):
     """Has the device no memory left? A CPU says so by a mere RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    words = "allocate memory|create a primitive|start new thread"
+    return isinstance(error, torch.OutOfMemoryError) or re.search(words, str(error))
+
+
+@contextmanager
+def memory_may_run_out(divisible):
+    """If the device runs out of memory inside the block, what stands behind the block does the same
+    in smaller pieces: there no error holds on to the tensors any more. What is not `divisible()`
+    raises its error."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not ran_out(error) or not divisible():
+            raise
 
 
 def halved_if_memory_runs_out(sample):
@@ -165,12 +170,8 @@ def halved_if_memory_runs_out(sample):
     tokens are the same, since each row has uniforms of its own."""
 
     def sample_or_halve(model, prompts, uniforms, *settings):
-        try:
+        with memory_may_run_out(lambda: len(prompts) > 1):
             return sample(model, prompts, uniforms, *settings)
-        except RuntimeError as error:
-            if not ran_out(error) or len(prompts) == 1:
-                raise
-        torch.cuda.empty_cache()  # not in `except`, where the error still holds on to the tensors
         half = len(prompts) // 2
         first = sample_or_halve(model, prompts[:half], uniforms[:half], *settings)
         return first + sample_or_halve(model, prompts[half:], uniforms[half:], *settings)
@@ -183,56 +184,12 @@ def smaller_if_memory_runs_out(add_gradient):
     micro-batches of half the size."""
 
     def add_or_retry(model, samples, *settings, parts=1):
-        try:
+        def divisible():
+            return len(micro_batches(model, samples, parts)) < len(samples)
+
+        with memory_may_run_out(divisible):
             return add_gradient(model, samples, *settings, parts=parts)
-        except RuntimeError as error:
-            if not ran_out(error) or len(micro_batches(model, samples, parts)) == len(samples):
-                raise
-        torch.cuda.empty_cache()
         model.zero_grad()
         return add_or_retry(model, samples, *settings, parts=2 * parts)
 
     return add_or_retry
-
-
-def check_memory(args):
-    """Say what the run needs of memory at its peak, and refuse what cannot fit, before a model is
-    loaded. Sampling needs no more than learning: in place of the gradients it has packed weights.
-    """
-    try:
-        model = without_weights(args.model)
-        device = device_of(args.device)
-        there = memory_of(device)
-    except Exception:  # of a folder or a device that loading will name, or on Windows
-        return
-    on_gpu = device.type == "cuda"
-    model.compute_dtype = compute_dtype(device, args.precision)
-    if args.lora:
-        add_adapters(model, args.lora)
-    trained = sum(weight.numel() for weight in trained_weights(model).values())
-    frozen = sum(weight.nbytes for weight in model.parameters() if not weight.requires_grad)
-    # Twice what a batch is allowed, which counts what matrices read and write, and not what lies
-    # between them. On a GPU batches are cut until they fit; one completion is the least, and what
-    # is then more than a quarter is recomputed.
-    batches = 2 * memory(model)
-    tokens = most_tokens(model)
-    if on_gpu:
-        batches *= min(1, args.max_new_tokens / tokens)
-    in_bf16 = on_gpu and args.precision != "fp32"  # with a copy of the weights
-    needed = {  # bytes
-        "weights, gradients, optimizer": frozen + (16 + 2 * in_bf16) * trained,
-        "reference": 4 * trained * (largest_kl(args) > 0),
-        "batches": batches,
-        "logits": 16 * min(LOGITS, tokens * model.config.get_text_config().vocab_size),
-        # With torch, of which a build for CUDA is larger, transformers, and a small model loaded.
-        "program": (890 if torch.version.cuda else 450) << 20,
-    }
-    total = sum(needed.values())
-    parts = [f"{what} {size / 1e9:.1f}" for what, size in needed.items()]
-    line = f"{total / 1e9:.1f} of {there / 1e9:.1f} GB of memory: {'; '.join(parts)}"
-    if total > there:
-        raise InputError(
-            f"--model {args.model} would need {line}; "
-            "take a smaller one, --lora 16, no KL, or scale/ for several GPUs"
-        )
-    print(f"needs {line}")

@@ -4,7 +4,6 @@
 """
 
 import functools
-import json
 import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ from details import threads  # noqa: F401  # isort: skip (before torch)
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from details.errors import InputError, one_line
@@ -27,11 +26,9 @@ TOY = Path(__file__).parent.parent / "toy"
 
 def load_folder(name, device, precision):
     """Load a model and its tokenizer; see `rollout.load_policy`. Raises InputError."""
-    name = str(name)
     path = TOY if name == "toy" else name
     if (Path(path) / "adapter_config.json").exists():
-        raise InputError(f"model {name!r}: an adapter; merge it into its base model first")
-    part = "model"
+        raise InputError(f"model {name}: an adapter; merge it into its base model first")
     try:
         device = device_of(device)
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -41,18 +38,17 @@ def load_folder(name, device, precision):
             trust_remote_code=False,
             output_loading_info=True,
         )
-        part = "tokenizer of model"
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model.to(device)
     except Exception as error:  # whatever the library makes of a broken folder
-        where = f"{part} {name!r} on device {str(device)!r}"
-        if not Path(path).exists():
-            where += " (there is no folder of that name)"
-        raise InputError(f"cannot load {where}: {one_line(error)}") from error
+        hint = "" if Path(path).exists() else " (there is no folder of that name)"
+        raise InputError(
+            f"cannot load model {name} on device {device}{hint}: {one_line(error)}"
+        ) from error
     refuse_unusable(name, model, report, tokenizer)
     stops = stop_set(model, tokenizer)
     if not stops:
-        raise InputError(f"model {name!r}: no EOS token, so no completion could ever end")
+        raise InputError(f"model {name}: no EOS token, so no completion could ever end")
     if tokenizer.eos_token_id is None:  # demonstrations end with it
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stops[0])
     model.generation_config = GenerationConfig(
@@ -70,29 +66,9 @@ def device_of(name):
 
 def compute_dtype(device, precision):
     """The dtype that `precision` names; without a name bf16 on CUDA, else fp32."""
-    precision = precision or ("bf16" if device.type == "cuda" else "fp32")
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-
-
-def run_flags(folder):
-    """The flags of the run that made a model folder; none if no run made it."""
-    path = folder / "run.json"
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {one_line(error)}") from error
-
-
-def without_weights(name):
-    """The model as a shape: its parameters have sizes and take no memory."""
-    path = TOY if name == "toy" else name
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, trust_remote_code=False
-        )
+    if not precision:
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def refuse_unusable(name, model, report, tokenizer):
@@ -100,14 +76,14 @@ def refuse_unusable(name, model, report, tokenizer):
     for kind, keys in report.items():
         if keys:  # the library would fill them at random, or drop them
             found = ", ".join(sorted(map(str, keys)))[:200]
-            raise InputError(f"model {name!r}: {kind.replace('_', ' ')}: {found}")
+            raise InputError(f"model {name}: {kind.replace('_', ' ')}: {found}")
     for key, weight in model.named_parameters():
         if not weight.isfinite().all():
-            raise InputError(f"model {name!r}: {key} holds numbers that are not finite")
+            raise InputError(f"model {name}: {key} holds numbers that are not finite")
     known = len(tokenizer)
     embeddings = model.get_input_embeddings().num_embeddings
     if known > embeddings:
-        raise InputError(f"model {name!r}: {known} tokens and {embeddings} embeddings")
+        raise InputError(f"model {name}: {known} tokens and {embeddings} embeddings")
 
 
 def stop_set(model, tokenizer):
@@ -144,12 +120,13 @@ def trained_weights(model):
 def save_policy(model, tokenizer, folder):
     """Write `folder` so that `AutoModelForCausalLM.from_pretrained(folder)` loads it; of a model
     with adapters these beside it."""
-    folder = Path(folder)
+    plain = None
     try:
-        model.save_pretrained(folder, state_dict=merged_weights(model))
-        tokenizer.save_pretrained(folder)
         if hasattr(model, "lora_rank"):
-            save_adapters(model, folder / "adapter")
+            plain = merged_weights(model)
+            save_adapters(model, Path(folder) / "adapter")
+        model.save_pretrained(folder, state_dict=plain)
+        tokenizer.save_pretrained(folder)
     except Exception as error:  # safetensors has errors of its own for a full disk
         raise InputError(f"{folder}: the model cannot be written: {one_line(error)}") from error
 

@@ -29,7 +29,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from details import child
-from details.errors import InputError
+from details.errors import InputError, Unreachable
 
 # ---- first stage: take the tests apart
 
@@ -49,10 +49,6 @@ math\.isclose\((.+), (.+)\) => \1 => \2
 """
 
 
-class NotJudged(ValueError):
-    """Tests that are not calls and their values; the message says what else there is."""
-
-
 def take_apart(sources, entry_point=None):
     """((call, literal of its value), ...) of tests. entry_point: what is called in place of the
     `candidate` in HumanEval's `def check(candidate)`."""
@@ -69,9 +65,9 @@ def take_apart(sources, entry_point=None):
             case ast.Assert(test):
                 tests.append(call_and_value(ast.unparse(test)))
             case _:
-                raise NotJudged("more than asserts")
+                raise Unreachable("more than asserts")
     if not tests:
-        raise NotJudged("no assert")
+        raise Unreachable("no assert")
     return tuple(tests)
 
 
@@ -88,7 +84,7 @@ def call_and_value(asserted):
                 alone = tree.count("Call(") == 1 or value not in ("True", "False")
                 if re.match(r"Module\(body=\[Expr\(value=Call\((?!.*Compare\()", tree) and alone:
                     return call, value
-    raise NotJudged(asserted[:60])
+    raise Unreachable(asserted[:60])
 
 
 # ---- second stage: find the program
@@ -194,23 +190,22 @@ def escapes(project, home, port):
     return len(done)
 """
 
-layer = None  # the script that is used; "" if none holds, None before they are tried
+layer = None  # the script that is used, once one holds
 
 
 def find_layer():
     """Try the layers, once. Raises InputError where none holds."""
     global layer
-    if layer is None:
-        layer = ""
-        home = os.path.expanduser("~")
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            calls = [f"escapes({__file__!r}, {home!r}, {server.getsockname()[1]})"]
-            for script in LAYERS:
-                if os.name == "posix" and reported(script, TRIAL, "", calls) == b"('tuple',0,)":
-                    layer = script
-                    break
-    if not layer:
-        raise InputError("no sandbox works here (bwrap, unshare); --unsafe-code does without one")
+    if layer:
+        return
+    home = os.path.expanduser("~")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        calls = [f"escapes({__file__!r}, {home!r}, {server.getsockname()[1]})"]
+        for script in LAYERS:
+            if os.name == "posix" and reported(script, TRIAL, "", calls) == b"('tuple',0,)":
+                layer = script
+                return
+    raise InputError("no sandbox works here (bwrap, unshare); --unsafe-code does without one")
 
 
 def allow_unsafe():

@@ -4,6 +4,7 @@ OUT/start            the policy that RL starts from, which is the KL's reference
 OUT/resume.pt        everything that `--resume` needs, as of the last checkpoint
 OUT/run.json         the flags
 OUT/metrics.jsonl    a line for each step; train, held_out, exam and samples.jsonl beside it
+OUT/run.html         a page that shows them
 OUT/best             the policy of the best evaluation
 OUT                  at the end, the trained policy; with --lora, its adapters in OUT/adapter
 """
@@ -23,7 +24,6 @@ import torch
 from details.data import from_pair, from_problem, write_jsonl
 from details.errors import InputError, one_line
 from details.flags import selected_by
-from details.log import say
 from details.lora import save_adapters
 from details.policy import save_policy, trained_weights
 
@@ -32,19 +32,15 @@ if os.name == "nt":
 else:
     import fcntl
 
-FORMAT = 7  # of resume.pt
-BEFORE_CHECKPOINT = {
-    "start",
-    "lock",
-    "resume.pt.partial",
-}  # what a run writes before its first resume.pt
+FORMAT = 9  # of resume.pt
+# What a run writes before its first resume.pt.
+BEFORE_CHECKPOINT = {"start", "lock", "resume.pt.partial"}
 MAY_CHANGE = ("resume", "device", "eval_every", "out")  # flags, when a run goes on
 torch.serialization.add_safe_globals([Problem, Pair])  # all that resume.pt holds of ours
 
 
 def open_run(args):
-    """(the state saved in --out, the lock on it), (None, None) for a run that begins; refuses a
-    folder that is in use."""
+    """The state saved in --out, None for a run that begins; refuses a folder with other files."""
     out = Path(args.out)
     path = out / "resume.pt"
     if not path.exists():
@@ -53,10 +49,9 @@ def open_run(args):
             raise InputError(f"--out {out}: holds files but no resume.pt; name another folder")
         if args.resume:
             print(f"note: --resume: there is no run in {out} yet, so one begins")
-        return None, None
+        return None
     if not args.resume:
         raise InputError(f"--out {out}: holds a run; go on by --resume, or name another folder")
-    lock = lock_folder(out)
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
         if state["format"] != FORMAT:
@@ -73,7 +68,7 @@ def open_run(args):
         if not kept and name not in MAY_CHANGE:
             flag = f"--{name.replace('_', '-')}"
             raise InputError(f"--resume: the run in {out} has {flag} {before}, not {value}")
-    return state, lock
+    return state
 
 
 def lock_folder(out):
@@ -127,32 +122,25 @@ def write_files(out, state):
 # ------------------------------------------------------------------------------- the best model
 
 
-def best_row(state):
-    """(the evaluation by which the run's model is best, its value, that of the last one). Of equal
-    ones the first."""
-    name = selected_by(state["flags"]["method"])
-    values = {}
-    for row in state["metrics"]:
-        if name in row:
-            values[row["step"]] = row.get("select", row[name]) or 0.0
-    step = max(values, key=values.get)
-    return step, values[step], list(values.values())[-1]
-
-
 def keep_best(out, state, sampler):
-    """Leave the model in OUT/best if its evaluation, the last row, is better than all before it.
-    What was there is replaced file by file, each as a whole: only the weights differ."""
-    if best_row(state)[0] != state["metrics"][-1]["step"]:
+    """Leave the model in OUT/best if its evaluation, the last row, is better than all before it."""
+    row = state["metrics"][-1]
+    value = row.get("select", row[selected_by(state["flags"]["method"])]) or 0.0
+    state["last"] = value
+    if value <= state["best"]["value"]:
         return
+    state["best"] = {"step": row["step"], "value": value}
     if state["flags"]["lora"]:
-        # Merged when the run ends.
+        # Merged when the run ends; of a run that is extended, the model of before goes.
+        (out / "best" / "model.safetensors").unlink(missing_ok=True)
+        state["best"]["adapters"] = copy.deepcopy(trained_weights(sampler.model))
         save_adapters(sampler.model, out / "best" / "adapter")
-        state["best"] = copy.deepcopy(trained_weights(sampler.model))
     else:
         write_best(out, sampler)
 
 
 def write_best(out, sampler):
+    """What was in OUT/best is replaced file by file, each as a whole: only the weights differ."""
     partial = out / "best.partial"
     save_policy(sampler.model, sampler.tokenizer, partial)
     for name in ("run.json", "held_out.jsonl", "exam.jsonl"):
@@ -162,20 +150,6 @@ def write_best(out, sampler):
         if path.is_file():  # adapters are there already
             os.replace(path, out / "best" / path.name)
     shutil.rmtree(partial)
-
-
-def finish_best(out, state, sampler):
-    """Make OUT/best a plain model, if it holds adapters, and say which it is."""
-    if state["flags"]["lora"]:
-        sampler.model.load_state_dict(state["best"], strict=False)
-        write_best(out, sampler)
-    step, best, last = best_row(state)
-    what = selected_by(state["flags"]["method"])
-    if state["selecting"]:
-        what += " on --select-data"
-    say(f"best: {out / 'best'}, step {step}: {what} {best:.3f}, at the end {last:.3f}")
-    if not state["selecting"]:
-        say("(the largest of several noisy numbers is too high; --select-data chooses by others)")
 
 
 @contextmanager

@@ -26,9 +26,8 @@ from details.data import (
     without,
 )
 from details.demonstrations import load_demonstrations
-from details.errors import InputError
+from details.errors import InputError, one_line
 from details.lora import add_adapters
-from details.memory import check_memory
 from details.policy import (
     compute_dtype,
     context_length,
@@ -39,6 +38,7 @@ from details.policy import (
 )
 from details.runs import FORMAT, lock_folder, open_run, save_state, write_files
 from details.supervised import cold_start, demonstration
+from figures.fits import check_memory
 from reward import filter_pairs, pairs_by_question, random_pairs
 from rollout import Sampler, load_policy, respond
 
@@ -54,74 +54,79 @@ def begin_run(args):
     """
     out = Path(args.out)
     settle_outcomes(args)
-    saved, lock = open_run(args)
+    state = open_run(args)
     check_memory(args)
-    if not saved:
-        problems, held_out, selecting, exam, examples = load_data(args)
-    model, tokenizer, base = load_start(args, saved)
+    begins = not state
+    if begins:
+        data, examples = load_data(args)
+        state = first_state(args, *data)
+    problems = state["problems"] + state["held_out"] + state["selecting"]
+    check_outcomes(problems)
+    model, tokenizer, base = load_start(args, begins)
     sampler = Sampler(model, tokenizer, args.max_new_tokens, args.temperature)
-    if saved:
-        state = saved
-        check_outcomes(state["problems"])
-        if base != state["base"]:
-            raise InputError(
-                f"--resume: --model {args.model} is not the model that the run began with"
-            )
-        model.load_state_dict(state["start"], strict=False)
-    else:
+    if begins:
         # What does not fit the model's context is refused before the first file is written.
         samples = [demonstration(tokenizer, *example) for example in examples]
-        check_lengths(sampler, problems + held_out + selecting, samples)
-        lock = lock_folder(out)
+        check_lengths(sampler, problems, samples)
+    lock = lock_folder(out)
+    if begins:
         if samples:
             cold_start(args, model, samples)
-        state = first_state(args, problems, held_out, selecting, exam)
         if args.lora:
             state["base"] = base
             state["start"] = copy.deepcopy(trained_weights(model))
         else:
             save_policy(model, tokenizer, out / "start")
+    else:
+        if base != state["base"]:
+            raise InputError(
+                f"--resume: --model {args.model} is not the model that the run began with"
+            )
+        model.load_state_dict(state["start"], strict=False)
     # Stage I is half of the steps that are planned when training starts, whatever --steps a run
     # that goes on has.
     if state["step"] <= 1:
         state["flags"]["steps"] = args.steps
     if args.stage1_steps is None:
         args.stage1_steps = state["flags"]["steps"] // 2
-    reference = None
-    if largest_kl(args) > 0:
-        # Without gradients autocast keeps no copy of it in bf16.
-        reference = frozen_copy(model)
+    reference = frozen_copy(model) if largest_kl(args) > 0 else None
     weights = trained_weights(model).values()
     optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0, fused=True)
-    if saved:
+    if begins:
+        save_state(out, state, model, optimizer)
+    else:
         model.load_state_dict(state.pop("weights"), strict=False)
         optimizer.load_state_dict(state.pop("optimizer"))
-    else:
-        save_state(out, state, model, optimizer)
     return sampler, reference, optimizer, state, lock
 
 
-def load_start(args, saved):
+def load_start(args, begins):
     """(model, tokenizer, None): the model that a run begins with, or of a run that goes on the one
     that its RL began with. With --lora the base model with new adapters, and a hash of it: a run's
     folder has no copy of it."""
     if not args.lora:
-        source = Path(args.out) / "start" if saved else args.model
+        source = args.model if begins else Path(args.out) / "start"
         return *load_policy(source, args.device, args.precision), None
     # On the CPU first: a device may be too small for its weights in fp32.
     model, tokenizer = load_policy(args.model, "cpu")
     found = hashlib.sha256()
     for weight in model.parameters():
         found.update(weight.detach().flatten().view(torch.uint8).numpy())
-    device = device_of(args.device)
-    model.compute_dtype = compute_dtype(device, args.precision)
-    add_adapters(model, args.lora, seed_of(args.seed, "lora"))
-    return model.to(device), tokenizer, found.hexdigest()
+    try:
+        device = device_of(args.device)
+        model.compute_dtype = compute_dtype(device, args.precision)
+        add_adapters(model, args.lora, seed_of(args.seed, "lora"))
+        return model.to(device), tokenizer, found.hexdigest()
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # what torch makes of a device that is not there
+        raise InputError(f"--device {args.device}: {one_line(error)}") from error
 
 
 def frozen_copy(model):
     """The KL's reference, which stays as the model is now. What is not trained is shared: with
-    adapters it costs no more than these."""
+    adapters it costs no more than these. Without gradients autocast keeps no copy in bf16."""
     shared = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
     return copy.deepcopy(model, shared).requires_grad_(False)
 
@@ -137,6 +142,8 @@ def first_state(args, problems, held_out, selecting, exam):
         "seconds": 0.0,
         "base": None,  # with --lora: a hash of the model, and the adapters that RL started from
         "start": {},
+        # The best evaluation: its step, its value, with --lora its adapters.
+        "best": {"value": -1.0},
         "metrics": [],
         "samples": 0,  # bytes of samples.jsonl
         "cache": [],
@@ -153,8 +160,8 @@ def first_state(args, problems, held_out, selecting, exam):
 
 
 def load_data(args):
-    """(training problems, held-out problems, those of --select-data, the critic's evaluation set,
-    demonstrations). No held-out question is trained on, and none that the critic is evaluated on,
+    """[training problems, held-out problems, those of --select-data, the critic's evaluation set],
+    demonstrations. No held-out question is trained on, and none that the critic is evaluated on,
     whether or not it is among those that --eval-size takes."""
     problems, held_out = load_split(args.data, args.eval_data)
     trained = [problem.question for problem in problems]
@@ -162,16 +169,17 @@ def load_data(args):
     selecting = []
     if args.select_data:
         # Neither trained nor reported.
-        rows = [(problem.question, problem) for problem in load_problems(args.select_data)]
-        selecting = without(trained + unseen, f"--select-data {args.select_data}", rows, "problem")
-        unseen += [problem.question for problem in selecting]
+        others = load_problems(args.select_data)
+        selecting = without(trained + unseen, f"--select-data {args.select_data}", others)
+    chosen_by = [problem.question for problem in selecting]
+    unseen += chosen_by
     exam = []
     examples = []
-    check_outcomes(problems + held_out + selecting)
     if args.exam:
         # Of trained questions the critic has seen the answers.
-        rows = [(pair.problem.question, pair) for pair in read_jsonl(args.exam, to_pair)]
-        pairs = without(trained, f"--exam {args.exam}", rows, "pair")
+        pairs = read_jsonl(args.exam, to_pair)
+        source = f"--exam {args.exam}"
+        pairs = without(trained + chosen_by, source, pairs, lambda pair: pair.problem.question)
         unseen += [pair.problem.question for pair in pairs]
         # Both labels alike, though the file may be sorted by them.
         right = [pair for pair in pairs if pair.right]
@@ -182,7 +190,7 @@ def load_data(args):
     if args.cold_start:
         examples = load_demonstrations(args.cold_start, unseen)
     size = args.eval_size
-    return problems, held_out[:size], selecting[:size], exam[: size // 2 * 2], examples
+    return [problems, held_out[:size], selecting[:size], exam[: size // 2 * 2]], examples
 
 
 def settle_outcomes(args):
@@ -213,9 +221,10 @@ def check_lengths(sampler, problems, demonstrations=()):
         chat = correct_prompt(problem.question, "0", program=problem.program)
         size = len(encode_chat(sampler.tokenizer, chat))
         if size + sampler.max_new_tokens > room:
-            limit = f"--max-new-tokens {sampler.max_new_tokens}"
-            need = f"{size} and {limit} for {problem.question[:60]!r}"
-            raise InputError(f"the model's context of {room} tokens is too short: {need}")
+            raise InputError(
+                f"the model's context of {room} tokens is too short: {size} and "
+                f"--max-new-tokens {sampler.max_new_tokens} for {problem.question[:60]!r}"
+            )
     for sample in demonstrations:
         size = len(sample.prompt + sample.tokens)
         if size > room:
@@ -230,27 +239,29 @@ def first_pairs(args, sampler, state):
     set is fixed by the seed and the starting policy, unless there is one: --exam gives runs that
     start from different policies the same. Static pairs (the papers': C-RL's, Pair-SFT's) stay
     the same through the run."""
-    critic = args.method in ("c-rl", "gc-rl") and args.critique_data == "static"
-    begins = state["step"] == 0
-    if begins and not state["exam"]:
-        settings = 8, args.eval_size, seed_of(args.seed, "exam")
-        state["exam"] = sample_pairs(sampler, state["held_out"], *settings, show="critique pairs")
-    if begins and args.method == "c-rl" and state["selecting"]:
-        settings = 8, args.eval_size, seed_of(args.seed, "selecting")
-        state["selecting_exam"] = sample_pairs(sampler, state["selecting"], *settings)
-    if begins and (critic or args.method == "pair-sft"):
-        count = min(len(state["problems"]), STATIC_QUESTIONS)
-        asked = batch_of(state["problems"], 1, args.seed, count)
-        seed = seed_of(args.seed, "static")
-        choose = random_pairs if critic and args.balance != "filter" else filter_pairs
-        settings = STATIC_RESPONSES, 2 * count, seed, choose, "static pairs"
-        state["static"] = sample_pairs(sampler, asked, *settings)
-        if not state["static"]:
-            raise InputError(f"static pairs: 0 of {count} questions had right and wrong ones")
+    if state["step"] == 0:
+        size = args.eval_size
+        if not state["exam"]:
+            seed = seed_of(args.seed, "exam")
+            state["exam"] = sample_pairs(sampler, state["held_out"], 8, size, seed)
+        if args.method == "c-rl" and state["selecting"]:
+            seed = seed_of(args.seed, "selecting")
+            state["selecting_exam"] = sample_pairs(sampler, state["selecting"], 8, size, seed)
+        critic = args.method in ("c-rl", "gc-rl") and args.critique_data == "static"
+        if critic or args.method == "pair-sft":
+            count = min(len(state["problems"]), STATIC_QUESTIONS)
+            asked = batch_of(state["problems"], 1, args.seed, count)
+            choose = random_pairs if critic and args.balance != "filter" else filter_pairs
+            seed = seed_of(args.seed, "static")
+            state["static"] = sample_pairs(
+                sampler, asked, STATIC_RESPONSES, 2 * count, seed, choose
+            )
+            if not state["static"]:
+                raise InputError(f"static pairs: 0 of {count} questions had right and wrong ones")
     write_files(Path(args.out), state)
 
 
-def sample_pairs(sampler, problems, n, count, seed, choose=filter_pairs, show=None):
+def sample_pairs(sampler, problems, n, count, seed, choose=filter_pairs):
     """At most `count` pairs of the current policy from n responses to each problem: the critic's
     evaluation set, static pairs. choose: `filter_pairs` or `random_pairs`."""
     rng = random.Random(seed)
@@ -259,7 +270,7 @@ def sample_pairs(sampler, problems, n, count, seed, choose=filter_pairs, show=No
     chunk = max(8, count // 4)
     for start in range(0, len(problems), chunk):
         asked = problems[start : start + chunk]
-        responses = respond(sampler, asked, n, seed_of(seed, start), show)
+        responses = respond(sampler, asked, n, seed_of(seed, start), "pairs")
         pairs += choose(pairs_by_question(responses, n), rng)
         if len(pairs) >= count:
             break

@@ -35,19 +35,17 @@ function h(tag, attributes = {}, ...children) {
 const box = (name, ...children) => h("div", { class: name }, ...children);
 const CHANGED = " \u00b7 what has changed is underlined";
 const soft = words => h("span", { class: "soft" }, words);
-
 // key: by it the button keeps the focus when the page is drawn again.
 const button = (key, label, pressed, onclick) =>
-  h("button", { "data-key": key, "aria-pressed": pressed, onclick }, label);
-
+  h("button", { "data-key": key, "aria-pressed": `${pressed}`, onclick }, label);
 const number = (value, digits = 2) => value?.toFixed(digits) ?? "\u2013";
 const signed = (value, digits = 2) => (value > 0 ? "+" : "") + number(value, digits);
 const share = (list, test) => `${list.filter(test).length} of ${list.length}`;
 const unique = values => [...new Set(values)];
 
 // ------------------------------------------------------------------------------------ samples
-/** The samples of a step, or of an evaluation's questions, made whole when first asked for. */
 const made = new Set();
+/** The samples of a step, or of an evaluation's questions, made whole when first asked for. */
 function samplesOf(step, view = state.view) {
   const rows = (view === "step" ? run.steps : run.probes)[step] ?? [];
   if (made.has(rows)) return rows;
@@ -96,8 +94,8 @@ const COLOURS = {
   none: ["nothing", () => undefined, []],
 };
 // Nothing is learned from an evaluation's questions: of their tokens the log-probs are known.
-const colour = () =>
-  COLOURS[state.view === "step" || state.colour === "none" ? state.colour : "logprob"];
+const colourName = () => (state.view === "step" ? state.colour : "logprob");
+const colour = () => COLOURS[colourName()];
 
 /** How far a token's log-prob is moved: little where it is sure already. */
 function push(row, i) {
@@ -182,8 +180,8 @@ function card(row, earlier, context) {
   const facts = [
     h("span", {}, inStep && `${row.n}. `, row.role),
     h("b", { class: row.good ? "up" : "down" }, row.good ? "\u2713 " : "\u2717 ", says),
-    inStep && h("span", {}, `reward ${Number(row.reward.toFixed(2))}`),
-    inStep && h("span", {}, `advantage ${signed(row.advantage)}`),
+    inStep && h("span", {}, `reward ${Number((row.reward ?? NaN).toFixed(2))}`),
+    inStep && h("span", {}, `advantage ${signed(row.advantage ?? NaN)}`),
     inStep && row.kept && h("b", {}, "kept for the critic"),
     !row.stopped && h("b", {}, "truncated"),
     row.again && !row.right && h("b", {}, "the same answer"),
@@ -200,7 +198,7 @@ function card(row, earlier, context) {
 /** All questions of the step: what became of each, and why. */
 function questions() {
   const rows = run.outcomes[state.step];
-  if (!rows) return null;
+  if (!rows?.length) return null;
   const dropped = run.flags.method === "gc-rl" && run.flags.balance === "filter";
   const kind = ([, letters]) => letters.includes("r") + 2 * letters.includes("w");
   const meanings = [
@@ -218,8 +216,8 @@ function questions() {
     const label = h("p", {}, h("b", {}, members.length), ` ${meaning}`);
     return members.length > 0 && h("div", {}, box("squares", members.map(column)), label);
   });
-  const legend = soft(" \u00b7 a column each; a square is a response: full right, hollow wrong");
-  return [h("h3", {}, "Questions of this step", legend), box("questions", groups)];
+  const legend = soft(" \u00b7 squares are responses, the full ones right");
+  return h("div", {}, h("h3", {}, "Questions of this step", legend), box("questions", groups));
 }
 
 /** Buttons that look for some of the samples, with their number in this step. */
@@ -328,8 +326,7 @@ function stepView() {
     return button(`question ${question}`, question.slice(0, 60), question === chosen, choose);
   };
   return [
-    questions(),
-    filters(rows),
+    box("top", questions(), filters(rows)),
     asked.length > 1 && box("bar", soft("Texts are kept of"), asked.map(tab)),
     heading(chosen),
     chain(rows.filter(row => row.question === chosen)),
@@ -437,7 +434,7 @@ function show() {
   const focus = document.activeElement?.dataset.key;
   find("slider").value = state.step;
   find("step").textContent = `step ${state.step} of ${last}`;
-  find("colour").value = state.colour;
+  find("colour").value = colourName();
   cursors.forEach(update => update());
   const legend = colour()[2];
   const swatch = value => paint(h("i", {}, signed(value, value % 1 ? 1 : 0)), value, legend);
@@ -458,12 +455,15 @@ function fromAddress() {
   if (!Object.hasOwn(COLOURS, state.colour)) state.colour = START.colour;
   if (!Object.hasOwn(ONLY, state.only)) state.only = "";
   show();
+  if (asked.has("sample")) document.querySelector(".chosen")?.scrollIntoView({ block: "center" });
 }
 
+/** To the next step, or to the next sample that passes the filters. */
 function move(name, by) {
-  const count = state.view === "step" ? samplesOf(state.step).length : 8;
-  const [least, most] = name === "step" ? [0, last] : [1, Math.max(1, count)];
-  go({ [name]: Math.min(most, Math.max(least, state[name] + by)) });
+  const samples = () => samplesOf(state.step).filter(passes).map(row => row.n);
+  const numbers = state.view === "step" ? samples() : [1, 2, 3, 4, 5, 6, 7, 8];
+  const beyond = (name === "step" ? metrics.step : numbers).filter(n => by * (n - state[name]) > 0);
+  if (beyond.length) go({ [name]: by > 0 ? beyond[0] : beyond.at(-1) });
   if (name === "sample") document.querySelector(".chosen")?.scrollIntoView({ block: "nearest" });
 }
 

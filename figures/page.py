@@ -30,7 +30,7 @@ STEP = re.compile(rb'\{"step": (\d+)')  # so a row begins, but for those of prob
 COPIED = """step probe id parent role right says_right stopped clipped
 response_right wrong_line no_line sound again"""
 UNUSABLE = ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError
-WINDOWLESS = "--headless --disable-gpu --no-first-run --hide-scrollbars --window-size=1280,860"
+WINDOWLESS = "--headless --disable-gpu --no-first-run --hide-scrollbars --window-size=1200,820"
 BROWSERS = "chromium", "google-chrome"
 
 
@@ -51,11 +51,11 @@ def write_page(out):
 
 def data_of(out):
     """What page.js shows, from the files of the folder."""
-    if not (out / "metrics.jsonl").exists():
-        raise InputError(f"{out}: there is no run in it: no metrics.jsonl")
-    [flags] = rows_of(out / "run.json") or [{}]
+    flags = (rows_of(out / "run.json") or [{}])[0]
     rows = rows_of(out / "metrics.jsonl", with_step)
-    names = {name: None for row in rows for name in row}
+    if not rows:
+        raise InputError(f"{out}: there is no run in it, or no step yet: no metrics.jsonl")
+    names = sorted(set().union(*rows))
     data = {
         "flags": {name: str(value) for name, value in flags.items()},
         "metrics": {name: [number(row.get(name)) for row in rows] for name in names},
@@ -85,7 +85,8 @@ def samples_of(path, texts, last):
     """The rows of samples.jsonl; of a long run every second, third, ... step's, and the last's."""
     content = path.read_bytes() if path.exists() else b""
     stride = 1 + len(content) // LARGEST
-    for number, line in enumerate(content.splitlines(), 1):
+    # Of a run that was killed while it wrote, the last line may be a part of one.
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
         step = STEP.match(line)
         if step and (last - int(step[1])) % stride:
             continue
@@ -163,7 +164,7 @@ def chromium(profile, *more):
 def main(argv=None):
     """The command line."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="?", default="out", help="the folder of a run [out]")
+    parser.add_argument("run", help="the folder of a run")
     parser.add_argument("--picture", action="store_true", help="figures/page.png too")
     args = parser.parse_args(argv)
     page = write_page(args.run)

@@ -127,7 +127,9 @@ def reason_row(sample):
             row["no_line"] = line
             right = sample.pair.right
             row["sound"] = not right and is_sound(question, sample.pair.response, sample.text)
-    if sample.first and sample.first.stopped and sample.stopped:
+    # Answers can be compared, programs cannot.
+    comparable = sample.first and sample.first.stopped and sample.stopped
+    if comparable and sample.problem.program is False:
         answer = answer_key(sample.text)
         row["again"] = answer is not None and answer == answer_key(sample.first.text)
     return row

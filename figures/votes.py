@@ -20,13 +20,13 @@ from details.answers import answer_key
 from details.data import load_problems, mean, run_command, seed_of
 from details.errors import InputError
 from details.flags import check_numbers
-from details.policy import TOY, run_flags
+from details.policy import TOY
 from details.start import check_lengths
 from figures.chart import command, line_charts, refuse_other_files
 from figures.tables import print_table
 from reward import Pair
 from rollout import Sampler, criticise, judge, load_policy, respond, two_attempts
-from sample import attempts_table
+from sample import attempts_table, run_flags
 
 
 def majority_vote(texts, weights):
@@ -127,7 +127,7 @@ def parse_args(argv):
     add("--device", help="cpu, cuda, mps [cuda where there is one]")
     add("--json", action="store_true", help="the numbers as one JSON object on the last line")
     args = parser.parse_args(argv)
-    check_numbers(args, ["seed"])
+    check_numbers(args)
     refuse_other_files(args.out)
     if args.critiques >= args.n:
         raise InputError(f"--critiques {args.critiques}: must be less than --n {args.n}")

@@ -232,17 +232,20 @@ class Recorder(torch.optim.SGD):
         self.gradients.append(take_gradient())
 
 
-def updated(samples, text="", reference=None, grad_clip=1e9):
-    """(metrics, the gradients of all optimizer steps) of an update of the toy by one optimizer
-    step, or as the flags say. Rewards are taken for advantages as they are, so that any advantage
-    can be tried."""
-    args = arguments("--updates 1 " + text)
+def learned(samples, text="", reference=None, grad_clip=1e9):
+    """(metrics, the gradients of all optimizer steps) of an update of the toy under these flags."""
     recorder = Recorder()
-    as_they_are = patch(train, "advantages", lambda rewards, groups, std: torch.tensor(rewards))
-    with patch(train, "GRAD_CLIP", grad_clip), as_they_are:
-        rng = random.Random(0)
-        metrics = train.update(args, toy_sampler(), reference, recorder, samples, rng)
+    settings = arguments(text), toy_sampler(), reference, recorder
+    with patch(train, "GRAD_CLIP", grad_clip):
+        metrics = train.update(*settings, samples, random.Random(0))
     return metrics, recorder.gradients
+
+
+def updated(samples, text="", **settings):
+    """The same with one optimizer step, unless the flags say otherwise. Rewards are taken for
+    advantages as they are, so that any advantage can be tried."""
+    with patch(train, "advantages", lambda rewards, groups, std: torch.tensor(rewards)):
+        return learned(samples, "--updates 1 " + text, **settings)
 
 
 def judged(*judgements):
@@ -294,13 +297,13 @@ KINDS = [
     "GPT2",
     "Phi",
     "Gemma2",  # has a soft cap behind its head
-    "Granite",  # scales its logits behind its head
+    "GraniteMoe",  # scales its logits behind its head, and has experts
     "Bloom",  # has an attention of its own
     "DiffLlama",  # does more with its attention's result
 ]
 
 
-def tiny(kind, std=0.3, **more):
+def tiny(kind, **more):
     """A random decoder with 97 tokens; small windows, so that they matter."""
     torch.manual_seed(0)
     shape = {
@@ -328,7 +331,7 @@ def tiny(kind, std=0.3, **more):
     config = getattr(transformers, f"{name}Config")(**shape)
     model = AutoModelForCausalLM.from_config(config).eval()
     for p in model.parameters():
-        torch.nn.init.normal_(p, mean=p.mean().item(), std=std if p.dim() > 1 else 0.1)
+        torch.nn.init.normal_(p, mean=p.mean().item(), std=0.3 if p.dim() > 1 else 0.1)
     model.get_input_embeddings().weight.data[0] = 0.0  # as that of a padding token may be
     return model
 
@@ -346,6 +349,18 @@ def model_of(kind, dtype=torch.float32):
     """A `sharing` model, made once."""
     with contextlib.redirect_stdout(io.StringIO()):
         return sharing(kind, dtype)
+
+
+def small_device(module, name, rows):
+    """A device on which that function runs out of memory with more rows, its second argument."""
+    real = getattr(module, name)
+
+    def work(model, given, *more):
+        if len(given) > rows:
+            raise torch.OutOfMemoryError("a small device")
+        return real(model, given, *more)
+
+    return patch(module, name, side_effect=work)
 
 
 def ragged(count=7, longest=30):

@@ -4,11 +4,10 @@ import contextlib
 import random
 import re
 import time
-from fractions import Fraction
 
 from critique import judgement
 from details import data
-from details.answers import answer_key, reference_key, to_number
+from details.answers import to_number
 from details.data import InputError
 from reward import is_correct
 
@@ -244,28 +243,6 @@ def test_answers_table():
             assert is_correct(response, answer) is (" == " in row), (answer, response)
 
 
-def test_answer_keys_by_hand():
-    """Votes are counted by exact numbers, sets or plain texts; what cannot be read has no vote."""
-    assert answer_key(r"\boxed{2/4}") == answer_key("So it is 0.5.") == Fraction(1, 2)
-    assert answer_key(r"\boxed{X + 1}") == answer_key("The answer is X+1.") == "X+1"
-    assert answer_key(r"\boxed{1, 2}") == answer_key(r"\boxed{2} and \boxed{1}")
-    for unreadable in ("", "hm", "no idea", r"\boxed{}", "10-5", "It is 5 or 6"):
-        assert answer_key(unreadable) is None, unreadable
-
-
-# ¶ is a new line.
-UNREACHABLE = (
-    r"|$|####|\boxed{}|NaN|Infinity|-Infinity|inf|1e400|Let n = 2k.¶¶we are done"
-    "|We proceed by induction. The base case is clear."
-)
-
-
-def test_references_that_no_response_can_reach():
-    """A reference without a finite value or an answer is None, so that it is refused at load."""
-    for answer in [*UNREACHABLE.replace("¶", "\n").split("|"), "a" * 2000]:
-        assert reference_key(answer) is None, answer
-
-
 NUMBERS = """24=24|1,200=1200|.5=1/2|-3=-3|$2.50=5/2| 24 =24|24 apples=24|1/2=1/2|10%=10|1e3=1000
 |=None|a=None|5 6=None|1/0=None|5x=None|12 hours 30 minutes=None|2+3=None|(1,200)=None"""
 
@@ -281,12 +258,14 @@ def test_to_number_by_hand():
 HOSTILE = (
     r"9|{|\boxed{|\frac{|#|1,111|1/|-|####1|\text{|^|=| |1 |answer is |\frac{1} |1 1/|9e9"
     r"|5 \times 10^|答案是|中|¶|(|[[|a=|x_{1}|f(|, aa| or 1|aa |1 million |\boxed{}|\frac{{}"
-    r"|\boxed{9{9}|**|~|{}|#### |answer¶|\forall,|(x,"
+    r"|\boxed{9{9}|**|~|{}|#### |answer¶|\forall,|(x,|conclusion|conclusion |conclusion: right [ "
+    r"|conclusion:**********************************"
 )
 
 
 def test_hostile_text_takes_linear_time():
-    """A million characters of anything are graded in less than two seconds."""
+    """A million characters of anything are graded, and read for a judgement, in less than two
+    seconds."""
     units = HOSTILE.replace("¶", "\n").split("|")
     texts = [unit * (10**6 // len(unit)) for unit in units]
     texts += ["\\boxed{" + "9" * 10**6 + "}", "the answer is " + "9" * 10**6, "9**9**9"]
@@ -298,6 +277,7 @@ def test_hostile_text_takes_linear_time():
         assert not is_correct(text, "8")
         is_correct("8", text)
         to_number(text)
+        judgement(text)
         assert time.process_time() - start < 2, f"{text[:20]!r}..."
 
 

@@ -1,6 +1,5 @@
 """Tests of details/data.py: files of problems and pairs, held-out problems."""
 
-import contextlib
 import gzip
 
 import torch
@@ -14,6 +13,7 @@ from tests.helpers import fails, patch, printed_by, rows_of, write
 GOOD_FILE = """{"question": "1+1?", "answer": "so #### 2", "score": NaN}
 
 {"question": "2+2\u2028?", "answer": 4}
+{"question": "1/0?", "answer": Infinity}
 """
 
 
@@ -31,9 +31,6 @@ question,answer -> one JSON object a line
 {"question": "a\ud800", "answer": "x"} -> surrogates
 {"prompt": "q", "solution": "1"} -> no field 'question'|prompt, solution
 {"question": "q", "solution": "1"} -> no field 'answer'|question, solution
-{"question": "q", "answer": NaN} -> answer|not finite
-{"question": "q", "answer": -Infinity} -> answer|not finite
-{"question": "q", "answer": 1e400} -> answer|not finite
 {"question": NaN, "answer": "1"} -> question
 {"question": "q", "answer": "\frac{3}{7}"} -> double the backslash
 {"question": "\beta?", "answer": "1"} -> double the backslash
@@ -60,11 +57,11 @@ def test_bad_lines_are_named(tmp_path):
     is expected and what was found."""
     good = GOOD_FILE.encode()
     for line, words in rows_of(BAD_ROWS):
-        fails("data.jsonl:4:|" + words, read_problems, tmp_path, good + line.encode())
+        fails("data.jsonl:5:|" + words, read_problems, tmp_path, good + line.encode())
     for text, words in rows_of(BAD_FILES):
         content = text.encode().decode("unicode_escape").encode("latin-1")
         fails("data.jsonl:1:|" + words, read_problems, tmp_path, content)
-    fails("data.jsonl:1:", read_problems, tmp_path, b'{"":' * 10**5)
+    fails("data.jsonl:1:", read_problems, tmp_path, b'{"":' * 100_000)
 
 
 def read_problems(folder, content):
@@ -76,22 +73,31 @@ def read_problems(folder, content):
 
 def test_data_files(tmp_path):
     """Blank lines, a byte order mark, other ends of lines and numbers as answers are all right, and
-    so is NaN in a field that is not used; a line separator of Unicode ends no line. The field
-    `problem`, which is common, is read as `question`."""
+    so is NaN in a field that is not used; a problem whose answer is infinite is left out. A line
+    separator of Unicode ends no line. The field `problem`, which is common, is read as
+    `question`."""
     found = [("1+1?", "so #### 2"), ("2+2\u2028?", "4")]
     assert read_problems(tmp_path, GOOD_FILE.encode()) == found
     windows = "\ufeff" + GOOD_FILE.replace("\n", "\r\n").replace("question", "problem")
     assert read_problems(tmp_path, windows.encode()) == found
 
 
-# References that no response can reach, and some that one can.
-UNREACHABLE = """
+# References that no response can reach, and some that one can; ¶ is a new line.
+UNREACHABLE = r"""
 proof
 notfound
 NaN
+Infinity
+-Infinity
+inf
+1e400
 $
+####
+\boxed{}
 He has 2+3=5. A: 5
 Let n be odd. Then it is a square.
+Let n = 2k.¶¶we are done
+We proceed by induction. The base case is clear.
 The first player wins whenever the number is odd
 """
 REACHABLE = """
@@ -109,10 +115,11 @@ def test_problems_without_an_answer_are_left_out(tmp_path):
     """In data sets `proof` and prose stand where an answer is missing. A line counts the problems
     that are left out; a file that has no others is refused."""
     good = [Problem(answer, answer) for [answer] in rows_of(REACHABLE)]
-    bad = [Problem(answer, answer) for [answer] in rows_of(UNREACHABLE)]
+    bad = [Problem("too long", "a" * 2000)]
+    bad += [Problem("q", answer.replace("¶", "\n")) for [answer] in rows_of(UNREACHABLE)]
     path = write(tmp_path / "data.jsonl", bad + good)
     printed = printed_by(lambda argv: print(data.load_problems(*argv) == good), "", path)
-    assert printed == f"{path}: 7 lines left out: no response to them can be judged right\nTrue\n"
+    assert printed == f"{path}: 16 lines left out: no response to them can be judged right\nTrue\n"
     fails("data.jsonl|no line is left", data.load_problems, write(path, bad))
 
 
@@ -150,7 +157,7 @@ def test_the_last_tenth_is_held_out(tmp_path):
 def test_held_out_questions_are_not_trained_on(tmp_path):
     """Of a file of held-out problems every question is taken out of the training problems."""
     assert split(tmp_path, "abcdeb" * 5, "Bxyzb") == ["acde" * 5, "Bxyz"]
-    fails("no problem is left", split, tmp_path, "abcdeb" * 5, "abcde")
+    fails("no line is left", split, tmp_path, "abcdeb" * 5, "abcde")
 
 
 # Every second one is written like the one before it, but for the last.
@@ -170,42 +177,37 @@ def test_questions_are_compared_without_blanks_and_case():
     assert len({data.question_key(question) for [question] in rows_of(ALIKE)}) == 4
 
 
-def hub(folder, url):
-    """Data sets come from that address, into that folder."""
-    stack = contextlib.ExitStack()
-    stack.enter_context(patch(torch.hub, "get_dir", return_value=str(folder)))
-    stack.enter_context(patch(data, "GITHUB", url))
-    return stack
-
-
-def test_data_sets_without_a_network_fail_clearly(tmp_path):
-    """One line; nothing is written."""
-    with hub(tmp_path, "http://127.0.0.1:9/"):
-        fails("gsm8k|cannot download", train.main, ["--data", "gsm8k", "--out", f"{tmp_path}/out"])
-        fails("humaneval: it has no train set", data.load_split, "humaneval")
-    assert not list(tmp_path.rglob("*.jsonl"))
-    assert not (tmp_path / "out").exists()
-
-
 def test_data_sets_by_name(tmp_path):
     """They are fetched, unpacked and kept. Of MBPP the tasks from 601 on are trained on; without
-    --eval-data the test set is held out."""
-    task = {"text": "q", "test_list": ["assert f(2) == 4"]}
-    rows = {
-        "mbpp": [task | {"text": str(number), "task_id": number} for number in (10, 11, 601)],
-        "humaneval": [{"prompt": "q", "test": task["test_list"][0], "entry_point": "f"}],
+    --eval-data the test set is held out. Without a network one line says so, and nothing is
+    written."""
+    test = "assert f(2) == 4"
+    sources = {
+        data.GSM8K + "train.jsonl": [Problem("train", "2")],
+        data.GSM8K + "test.jsonl": [Problem("test", "2")],
+        data.MBPP: [{"text": str(n), "test_list": [test], "task_id": n} for n in (10, 11, 601)],
+        data.SETS["humaneval"]["test"]: [{"prompt": "q", "test": test, "entry_point": "f"}],
     }
-    for name, splits in data.SETS.items():
-        for split, source in splits.items():
-            file = tmp_path / "hub" / source
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write(file, [Problem(split, "2")] if name == "gsm8k" else rows[name])
-            if file.suffix == ".gz":
-                file.write_bytes(gzip.compress(file.read_bytes()))
+    for source, rows in sources.items():
+        file = tmp_path / "hub" / source
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(file, rows)
+        if file.suffix == ".gz":
+            file.write_bytes(gzip.compress(file.read_bytes()))
+    nowhere = "http://127.0.0.1:9/"
     found = []
-    for url in (f"file://{tmp_path}/hub/", "http://127.0.0.1:9/"):
-        with hub(tmp_path, url):
+    for url in (f"file://{tmp_path}/hub/", nowhere):
+        with patch(torch.hub, "get_dir", return_value=tmp_path), patch(data, "GITHUB", url):
             for names in (["gsm8k"], ["mbpp"], ["mbpp", "humaneval"]):
                 split = data.load_split(*names)
                 found.append([problem.question.split("\n")[0] for (problem,) in split])
     assert found == [["train", "test"], ["601", "11"], ["601", "q"]] * 2
+    with (
+        patch(torch.hub, "get_dir", return_value=tmp_path / "empty"),
+        patch(data, "GITHUB", nowhere),
+    ):
+        flags = f"--data gsm8k --out {tmp_path}/out"
+        fails("gsm8k|cannot download", train.main, flags.split())
+        fails("humaneval: it has no train set", data.load_split, "humaneval")
+    assert not list(tmp_path.rglob("empty/**/*.jsonl"))
+    assert not (tmp_path / "out").exists()

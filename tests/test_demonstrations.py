@@ -60,4 +60,4 @@ def test_bad_demonstrations_are_refused(tmp_path):
     """With the line they stand on; so is a file of which nothing is left to learn."""
     for more, words in rows_of(REFUSED):
         fails("jsonl:2|" + words, load_shown, tmp_path, SOLVED, SOLVED | json.loads(more))
-    fails("no demonstration|held out", load_shown, tmp_path, SOLVED, held_out={"q"})
+    fails("no line is left|something else", load_shown, tmp_path, SOLVED, held_out={"q"})

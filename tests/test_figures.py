@@ -55,11 +55,8 @@ eval/generation | 0.625 (0.500 to 0.750) | 1.000
 def test_comparison(tmp_path):
     """A table of last evaluations, one of the seeds of a method, their curves, and JSON. What is no
     number is drawn and printed nowhere."""
-    folders = [
-        made_up_run(tmp_path / "gc-rl-0", "0.5"),
-        made_up_run(tmp_path / "gc-rl-1", "0.75"),
-        made_up_run(tmp_path / "a&b", "1.0"),
-    ]
+    ends = {"gc-rl-0": "0.5", "gc-rl-1": "0.75", "a&b": "1.0"}
+    folders = [made_up_run(tmp_path / name, end) for name, end in ends.items()]
     picture = tmp_path / "c.svg"
     printed = printed_by(compare.main, "--json --out", picture, *folders)
     text = "".join(ElementTree.parse(picture).getroot().itertext())
@@ -69,8 +66,7 @@ def test_comparison(tmp_path):
     table = re.sub("  +", " | ", printed).splitlines()
     for [row] in rows_of(TABLES):
         assert row in table
-    [*_, numbers] = printed.splitlines()
-    assert json.loads(numbers)[str(folders[1])]["eval/generation"] == 0.75
+    assert json.loads(printed.splitlines()[-1])[str(folders[1])]["eval/generation"] == 0.75
 
 
 def test_pictures_write_over_pictures_only(tmp_path):
@@ -160,6 +156,8 @@ def test_findings(tmp_path):
 ELECTIONS = """
 1 2/4 0.5 3 -> 1 1 1 1 -> 1
 2x 2*x y -> 1 1 1 -> 0
+1,2 3 2,1 -> 1 1 1 -> 0
+X+1 y X+1 -> 1 1 1 -> 0
 1 2 2 1 -> 1 1 1 1 -> 0
 ? ? 3 -> 1 1 1 -> 2
 ? ? -> 1 1 -> None
@@ -173,7 +171,7 @@ ELECTIONS = """
 def test_majority_vote():
     """The answer with the most weight is elected, by the first text that gives it: 2/4 and 0.5 are
     one answer. A tie goes to the answer that came first. Where no critique calls any right it is a
-    plain vote; what cannot be read has no vote to weigh."""
+    plain vote; what cannot be read has no vote to weigh. Sets may stand in any order."""
     for answers, weights, elected in rows_of(ELECTIONS):
         texts = [box(answer).replace(box("?"), "hm") for answer in answers.split()]
         found = votes.majority_vote(texts, [float(weight) for weight in weights.split()])

@@ -25,12 +25,12 @@ from tests.helpers import (
 
 # A command line, and some of its flags.
 DEFAULTS = """
- -> {"steps": 30, "lr": 2e-4, "kl": 0.0, "n": 8, "pairs": 32, "no_std": false}
+ -> {"steps": 30, "lr": 2e-4, "kl": 0.0, "n": 8, "pairs": 32, "cache": 64, "no_std": false}
 --data mine.jsonl -> {"data": "mine.jsonl", "eval_data": null, "exam": null, "steps": 30}
 --model x -> {"steps": 200, "lr": 1e-6, "kl": 1e-3, "beta2": 0.1, "data": "gsm8k"}
 --method c-rl -> {"critique_data": "static"}
 --method gc-rl -> {"critique_data": "dynamic"}
---method c-rl --n 1 --group batch -> {"critique_data": "static"}
+--method star --n 1 -> {"n": 1}
 """
 
 
@@ -82,9 +82,7 @@ REFUSED = """
 --method grpo -> --method|grpo
 --frobnicate -> --frobnicate
 --n 1 -> --n 1
---n 1 --group batch -> --n 1|critic
---n 1 --group batch --method c-rl --critique-data dynamic -> --n 1|critic
---data @long --eval-data @long --model @no -> no problem is left
+--data @long --eval-data @long --model @no -> no line is left
 --data @long --eval-data @empty -> empty.jsonl
 --data @long --eval-data @good --model @no -> cannot load model|no.jsonl
 --data @long --eval-data @good -> context|9+9+9
@@ -93,7 +91,7 @@ REFUSED = """
 --cold-start @bad -> bad.jsonl:1|response
 --cold-start @long -> --cold-start|context
 --exam @bad -> bad.jsonl:1
---data @good --exam @good -> --exam|no pair
+--data @good --exam @good -> --exam|no line
 --steps -1 -> --steps -1
 --lr 0 -> --lr
 --temperature 0 -> --temperature

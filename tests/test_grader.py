@@ -8,7 +8,7 @@ from critique import solve_prompt
 from details import data, grader
 from figures import votes
 from reward import Problem, outcomes
-from tests.helpers import fails, lines, printed_by, used, write
+from tests.helpers import fails, lines, printed_by, rows_of, used, write
 from tests.test_programs import holds
 from train import main
 
@@ -80,18 +80,10 @@ def test_bad_graders_are_refused(tmp_path):
     rows = write(tmp_path / "rows", ROWS)
     (tmp_path / "grader.py").write_text(GRADER)
     (tmp_path / "broken.py").write_text("def short(")
-    for line in BAD_GRADERS.strip().split("\n"):
-        name, words = line.split(" -> ")
+    for name, words in rows_of(BAD_GRADERS):
         with mock.patch.dict(grader.GRADER, clear=True):
-            argv = [
-                "--data",
-                f"{rows}",
-                "--grader",
-                f"{tmp_path}/{name}",
-                "--out",
-                f"{tmp_path}/out",
-            ]
-            fails("--grader|" + words, main, argv)
+            flags = f"--data {rows} --grader {tmp_path}/{name} --out {tmp_path}/out"
+            fails("--grader|" + words, main, flags.split())
     assert not (tmp_path / "out").exists()
 
 
@@ -144,8 +136,7 @@ def test_files_of_programs(tmp_path):
     assert outcomes(found + found, [right] * 3 + [wrong] * 3) == [True] * 3 + [False] * 3
     assert "assert f(2) == 4" in found[0].question
     assert [data.from_problem(problem) for problem in found] == PUBLISHED
-    for line in BAD_PROGRAMS.strip().split("\n"):
-        row, words = line.split(" -> ")
+    for row, words in rows_of(BAD_PROGRAMS):
         path.write_text(row)
         fails("data.jsonl:1|" + words, data.load_problems, path)
 
@@ -164,11 +155,9 @@ def test_a_run_on_programs(tmp_path):
         first, *_, last = lines(out / "metrics.jsonl")
         assert first["eval/kept"] is None
         assert last["seconds/outcomes"] > 0
-        rows = lines(out / "samples.jsonl")
-        prompts = [row["prompt"] for row in rows if row["role"] == "response" and "prompt" in row]
-        assert prompts
-        for prompt in prompts:
-            assert "begins with ```python." in prompt
+        samples = lines(out / "samples.jsonl")
+        [asked, *_] = [row["prompt"] for row in samples if "prompt" in row]
+        assert "begins with ```python." in asked
         args = sample.parse_args(["Write g(n).", "--model", str(out)])
         assert sample.asked_problem(args, out, {}).program
         fails("programs have no answers", votes.main, [str(out)])

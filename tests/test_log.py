@@ -1,23 +1,25 @@
 """Tests of details/log.py, details/cost.py and figures/samples.py, and of what programs print."""
 
 import contextlib
-import functools
 import io
+import itertools
 import json
 import re
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import sample
 import train
-from details import cost, data, log
+from details import cost, data, fast, log
+from details.errors import printable
 from figures import samples as samples_jsonl
 from reward import Pair
+from rollout import generate, logprobs
 from tests.helpers import (
     ON_TOY,
     SEVEN,
@@ -26,36 +28,41 @@ from tests.helpers import (
     close,
     fails,
     lines,
+    model_of,
     patch,
     printed_by,
     rows_of,
     trained,
 )
+from tests.test_runs import timeless
 
 
 def test_what_is_shown_belongs_together(tmp_path):
     """A response and a critique of that response, from a group that something is learned from."""
     pair = Pair(SEVEN, "b", False)
-    other = Pair(SEVEN, "of an earlier step", False)
     samples = [
         a_sample("a", "response", group=1, advantage=1.0, right=True),
         a_sample("b", "response", group=1, advantage=-1.0),
-        a_sample("c", "critique", group=2, advantage=1.0, pair=other),
+        a_sample(
+            "c", "critique", group=2, advantage=1.0, pair=Pair(SEVEN, "an earlier one", False)
+        ),
         a_sample("d", "critique", group=3, pair=pair),
         a_sample("e", "critique", group=4, advantage=-1.0, pair=pair, says_right=True),
     ]
-    state = {"samples": 0}
-    log_samples = functools.partial(samples_jsonl.log_samples, tmp_path, state, base()[1])
-    printed = printed_by(lambda _: log_samples(3, samples, show=True))
+    settings = tmp_path, {"samples": 0}, base()[1], 3, samples
+    printed = printed_by(lambda _: samples_jsonl.log_samples(*settings, show=True))
     assert "[response is wrong, reward 0, advantage -1.00]\nb\n" in printed
     assert "[critique says right, reward 0, advantage -1.00]\ne\n" in printed
     first, *rows = lines(tmp_path / "samples.jsonl")
     assert first["questions"] == [["q", "rw"]]
-    assert [row["completion"] for row in rows] == ["a", "b", "c", "d", "e"]
+    assert [row["completion"] for row in rows] == list("abcde")
     assert [row["parent"] for row in rows] == [None, None, None, "3.1", "3.1"]
-    assert rows[2]["response"] == "of an earlier step"
-    assert {row["step"] for row in rows} == {3}
-    assert state["samples"] == (tmp_path / "samples.jsonl").stat().st_size
+    assert rows[2]["response"] == "an earlier one"
+
+
+def samples_of(out):
+    """{name: row} of a run's samples."""
+    return {row["id"]: row for row in lines(out / "samples.jsonl") if "id" in row}
 
 
 def test_samples_of_a_run(tmp_path):
@@ -63,15 +70,13 @@ def test_samples_of_a_run(tmp_path):
     step that evaluates keeps one. Each evaluation asks the same eight questions, and training is
     what it is without them."""
     flags = "--steps 1 --questions 4 --n 4 --eval-size 10 --lr 1e-3"
-    (_, row), _ = trained(tmp_path / "run", flags)
+    trained(tmp_path / "run", flags)
     with patch(train, "probe", return_value=[]), patch(samples_jsonl, "ROOM", 0):
-        (_, less), _ = trained(tmp_path / "less", flags)
-    same = [name for name in row if not re.search("second|tokens/s", name)]
-    assert [row[name] for name in same] == [less[name] for name in same]
-    rows = [row for row in lines(tmp_path / "run" / "samples.jsonl") if "id" in row]
-    named = {row["id"]: row for row in rows}
+        trained(tmp_path / "less", flags)
+    assert timeless(tmp_path / "run") == timeless(tmp_path / "less")
+    named = samples_of(tmp_path / "run")
     groups = Counter()
-    for row in rows:
+    for row in named.values():
         assert "".join(row["tokens"]) == row["completion"] + "<|end|>"
         assert len(row["tokens"]) == len(row["logprobs"])
         before = named.get(row["parent"], row)
@@ -81,16 +86,25 @@ def test_samples_of_a_run(tmp_path):
         if "probe" not in row:
             groups[row["role"], row["question"], row["parent"]] += 1
             assert (row["log_ratios"] is None) == (row["advantage"] == 0)
-    assert len(rows) - sum(groups.values()) == 2 * 3 * 8
+    assert len(named) - sum(groups.values()) == 2 * 3 * 8
     assert {count % 4 for count in groups.values()} == {0}
-    kept = [row["question"] for row in lines(tmp_path / "less" / "samples.jsonl") if "id" in row]
-    assert len(set(kept)) == 1
-    assert len(kept) == sum(groups[key] for key in groups if key[1] == kept[0])
+    kept = samples_of(tmp_path / "less").values()
+    [question] = {row["question"] for row in kept}
+    assert len(kept) == sum(groups[key] for key in groups if key[1] == question)
+
+
+def test_the_text_of_each_token():
+    """Where several tokens are one character, the last has it."""
+    _, tokenizer = base()
+    text = "7 \u6f22\u00e9 x"
+    tokens = tokenizer(text, add_special_tokens=False).input_ids
+    texts = samples_jsonl.token_texts(tokenizer, tokens)
+    assert texts == ["7", " ", "", "", "\u6f22", "", "\u00e9", " ", "x"]
 
 
 def test_printed_text_is_safe_for_a_terminal(tmp_path):
     """Control characters are spelled out, new lines are not; in errors too."""
-    assert log.printable("a\x1b[2J\n") == "a\\x1b[2J\n"
+    assert printable("a\x1b[2J\n") == "a\\x1b[2J\n"
     (tmp_path / "data").write_text(r'{"\u001b[2J": 1}')
     fails(r"\x1b[2J", data.run_command, data.load_problems, tmp_path / "data")
 
@@ -116,29 +130,27 @@ def test_a_run_that_cannot_learn_says_why():
     assert log.why_nothing_is_learned({"groups/no_spread": 0.9, "truncated": 0.9}) is None
 
 
-def test_thinking_that_is_never_closed_is_counted_apart():
-    """Of three completions one was truncated; one ended inside its thinking."""
-    unclosed = a_sample(stopped=False, unclosed=True)
-    samples = [a_sample(), a_sample(stopped=False), unclosed]
-    assert log.without_an_end(samples) == {"truncated": 1 / 3, "unclosed": 1 / 3}
-
-
 def test_cost_of_a_step():
-    """Three seconds of sampling, one of them decoding, and two of learning; of ten tokens that were
-    computed eight were needed. The next step begins at 0."""
+    """The clock ticks whenever it is read: once for packed weights, once in the prefill and once in
+    the decoding of seven seconds of sampling, then once while learning. Of prompts of 2 and 3
+    tokens there are 6 in the prefill, and again in scoring, with one of padding. Of the 3 tokens of
+    both completions 2 are fed to go on, and all count in scoring. The next step begins at 0."""
+    model = model_of("Llama")
     cost.start_step()
-    with patch(time, "perf_counter", side_effect=[0, 1, 2, 3, 4, 6]):
-        with cost.timed("sample"), cost.timed("decode"):
-            cost.count(samples=2, computed=7, useful=6)
+    clock = mock.Mock()
+    clock.perf_counter.side_effect = itertools.count()
+    with patch(cost, "time", clock), patch(fast, "MANY", 99):  # without packed weights
+        with cost.timed("sample"):
+            samples = generate(model, [[5, 6], [7, 8, 9]], max_new_tokens=3, stop=())
         with cost.timed("update"):
-            cost.count(computed=3, useful=2)
-    metrics = cost.step_cost(tokens=15)
-    expected = {"seconds/rewards": 2, "seconds/step": 5, "tokens/s": 3, "samples": 2}
+            logprobs(model, samples)
+    assert cost.COUNTS["useful"] == 5 + 4 + 5 + 6
+    metrics = cost.step_cost(tokens=12)
+    expected = {"seconds/rewards": 4, "seconds/step": 8, "tokens/s": 1.5, "samples": 2}
     assert metrics | expected == metrics
-    close(metrics["padding"], 0.2)
+    close(metrics["padding"], 2 / (6 + 4 + 6 + 6))
     cost.start_step()
-    assert not cost.SECONDS
-    assert not cost.COUNTS
+    assert not cost.SECONDS | cost.COUNTS
 
 
 def test_the_end_of_a_run(tmp_path):

@@ -22,6 +22,7 @@ from tests.helpers import (
     patch,
     ragged,
     saved,
+    small_device,
     take_gradient,
     trained,
 )
@@ -41,10 +42,8 @@ def test_a_run_says_what_memory_it_needs(tmp_path):
     config = AutoConfig.from_pretrained(TOY, **larger)
     torch.manual_seed(0)
     saved(tmp_path, AutoModelForCausalLM.from_config(config))
-    flags = f"--model {tmp_path} --data {TOY}/train.jsonl --out {tmp_path}/out --method g-rl"
-    flags += (
-        f" {ON_TOY} --steps 2 --questions 8 --updates 1 --kl 0.01 --eval-size 2 --max-new-tokens 48"
-    )
+    flags = f"""{ON_TOY} --model {tmp_path} --data {TOY}/train.jsonl --out {tmp_path}/out --steps 2
+    --method g-rl --questions 8 --updates 1 --kl 0.01 --eval-size 2 --max-new-tokens 48"""
     with patch(os, "sysconf", return_value=1 << 14):
         fails("would need|smaller", train.main, flags.split())
     if sys.platform == "linux":
@@ -63,50 +62,24 @@ def tokens_drawn():
 
 
 def test_batches_that_fit_the_memory_give_the_same_tokens():
-    """Rows are sampled in as many batches as memory asks for; the bar counts them."""
+    """Rows are sampled in as many batches as memory asks for, which the bar counts; where the
+    device runs out, they are halved until they fit."""
     whole = tokens_drawn()
     with patch(memory, "rows_that_fit", return_value=7), patch(rollout, "tqdm") as bar:
         assert tokens_drawn() == whole
     sizes = [call.args[0] for call in bar.return_value.update.call_args_list]
     assert sizes == [7, 7, 7, 7, 4]
-
-
-def small_device(room, tried):
-    """The device runs out of memory with more than `room` rows; `tried` gets each number."""
-    prefill = rollout.prefill
-
-    def prefill_or_fail(model, prompts, cache):
-        tried.append(len(prompts))
-        if len(prompts) > room:
-            raise torch.OutOfMemoryError("a small device")
-        return prefill(model, prompts, cache)
-
-    return patch(rollout, "prefill", prefill_or_fail)
-
-
-def test_halves_after_running_out_of_memory_give_the_same_tokens():
-    """Where the device runs out, the rows are halved until they fit."""
-    tried = []
-    whole = tokens_drawn()
-    with small_device(5, tried):
+    with small_device(rollout, "prefill", 5) as tried:
         assert tokens_drawn() == whole
-    assert tried[:4] == [32, 16, 8, 4]
+    rows = [len(call.args[1]) for call in tried.call_args_list]
+    assert rows[:4] == [32, 16, 8, 4]
 
 
 def test_a_device_too_small_for_one_row_is_an_error():
     """The device's own error ends the program in one line, and no weight stays packed."""
-    with patch(fast, "LARGE", 0), small_device(0, []):
+    with patch(fast, "LARGE", 0), small_device(rollout, "prefill", 0):
         fails("a small device", data.run_command, tokens_drawn)
     assert not is_packed(model_of("Mistral"))
-
-
-def test_rows_that_fit_by_hand():
-    """3 layers of keys and values of 2 heads of 8 fp32 are 384 bytes a token; 8 times a hidden
-    state of 32 are 1024, shared by 2 rows; 97 tokens of vocabulary have 16 bytes each."""
-    row = 100 * (384 + 512) + 16 * 97
-    for room, rows in [(5 * row, 5), (5 * row - 1, 4), (10, 1)]:
-        with patch(memory, "memory", return_value=room):
-            assert memory.rows_that_fit(model_of("Llama"), 100, 2) == rows
 
 
 def test_micro_batches_by_hand():

@@ -113,7 +113,6 @@ def test_evaluation_by_an_independent_path():
         found["revised"] += is_correct(final, problem.answer)
         found["self_critique"] += judgement(check) is right
     for pair in exam:
-        assert pair.right == is_correct(pair.response, pair.problem.answer)
         text = greedy_text(critique_prompt(pair.problem.question, pair.response))
         found["critique"] += judgement(text) is pair.right
     numbers, _ = sample.evaluate(toy_sampler(), asked, exam)

@@ -365,7 +365,7 @@ def make(folder=TOY):
     model, tokenizer = load_policy(folder, "cpu")
     sampler = Sampler(model, tokenizer, LIMIT)
     asked = problems(2 * EXAM, random.Random(3), held_out=True)
-    exam = sample_pairs(sampler, asked, 8, EXAM, seed=0, show="exam")
+    exam = sample_pairs(sampler, asked, 8, EXAM, seed=0)
     write_jsonl(folder / "exam.jsonl", map(from_pair, exam))
     print(f"wrote {folder}: {model.num_parameters():,} parameters")
 
