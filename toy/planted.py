@@ -104,7 +104,8 @@ def apart(facts):
 def passed_on(start, end):
     """Of the facts that solving got wrong at the start: how many has checking learned in the end
     and solving too, how many only checking, only solving, neither? Right: at least every other
-    time."""
+    time. The toy has about half of them right in checking: these are the blind and the shaky ones,
+    which come out right there every other time as planted, so that chance decides."""
     counts = {"both": 0, "only checking": 0, "only solving": 0, "neither": 0}
     for fact, texts in end.items():
         if start[fact]["solving"] < 0.5:
