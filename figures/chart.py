@@ -213,7 +213,7 @@ def forest(path, rows, title):
     where nothing differs, in grey what would be too small to matter.
 
     rows: (heading,) or (label, verdict, (mean, least, greatest) or None, smallest difference that
-    would matter), ...
+    would matter), ...; the verdict colours the line.
     """
     numbers = [0.0]
     for _, *found in rows:
@@ -230,18 +230,18 @@ def forest(path, rows, title):
     y = 44
     for label, *found in rows:
         y += 0 if found else 10
-        for line in textwrap.wrap(label, 64 if found else 56):
+        for line in textwrap.wrap(label, 56):
             parts.append(text(MARGIN, y, line, "" if found else "head"))
             y += 17
         if not found:
             continue
         verdict, interval, least = found
         parts.append(text(MARGIN, y, verdict, "faint"))
-        colour = "c6"  # grey: on both sides of 0
-        if interval and interval[1] > 0:
-            colour = "c0"  # blue: above
-        elif interval and interval[2] < 0:
-            colour = "c1"  # orange: below
+        colour = "c1"  # orange: does not hold
+        if verdict == "holds here":
+            colour = "c0"  # blue
+        elif verdict.startswith("not "):
+            colour = "c6"  # grey: not decided, or not run yet
         parts.append(f'<g class="{colour}">')
         if interval:
             middle, low, high = map(across, interval)

@@ -1,6 +1,7 @@
 """Do the papers' claims hold on the toy? The protocol, its runs, the tables and the pictures.
 
-    python -m figures.findings            tables and pictures, from figures/findings.jsonl alone
+    python -m figures.findings            prints findings.md, from findings.jsonl alone, and writes
+                                          both pictures and runs.md
     python -m figures.findings --run      first the runs that are missing, two at a time on a
                                           thread each: hours, and it goes on where it was stopped
 
@@ -22,6 +23,7 @@ import threading
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,19 +106,7 @@ ORDER = [
     (SCALES, 16),
 ]
 RUNS = FIRST | SECOND | HARDER | VARIANTS | GROUPS | LONG | SCALES
-# Of one core, on a quiet machine, as far as known before any has been run; of others USUAL.
-MINUTES = {
-    "g-rl": 1.3,
-    "multi-turn": 1.5,
-    "score": 2.0,
-    "score, no Stage I": 1.6,
-    "score, alpha 0": 1.6,
-    "score, alpha 10": 1.6,
-    "gc-rl, eq. 4": 1.3,
-    "pair-sft": 0.5,
-    "g-rl, long": 2.5,
-}
-USUAL = 0.85
+USUAL = 1.5  # minutes of a run of which none has ended
 
 # The smallest differences that would matter: in answers and attempts, else in what is named.
 ANSWERS = 0.03
@@ -249,6 +239,8 @@ OTHERS = {
         Claim("t1", "score", "score, no Stage I", HALF),
         Claim("delta", "score", "score, no Stage I", HALF),
     ],
+}
+MORE = {  # in runs.md
     "Beside the findings": [
         Claim("generation", "gc-rl, eq. 4", "gc-rl", HALF),
         Claim("generation", "c-rl, eq. 4", "c-rl", HALF),
@@ -287,6 +279,7 @@ WORDS = {
 }
 SHOWN = ("generation", "critique", "critique_sound", "t2", "delta", "kept", "revised")
 KINDS = ("sure", "blind", "shaky", "doubted")  # of facts
+WHO = ("both", "only checking", "only solving", "neither")  # has learned a fact
 PROBED = ("g-rl", "c-rl", "gc-rl")  # runs of which is asked what they recall
 CURVES = [
     ("generation", ("g-rl", "c-rl", "gc-rl")),
@@ -340,7 +333,7 @@ def claims():
     found = []
     for _, *deciding in FINDINGS.values():
         found += deciding
-    for others in OTHERS.values():
+    for others in (OTHERS | MORE).values():
         found += others
     return found
 
@@ -371,7 +364,7 @@ def hours_of(lines, todo):
             took.setdefault(line["run"], []).append(line["minutes"])
     minutes = 0.0
     for run, _ in todo:
-        minutes += np.median(took[run]) if run in took else MINUTES.get(run, USUAL)
+        minutes += np.median(took[run]) if run in took else USUAL
     return minutes / 60
 
 
@@ -484,8 +477,11 @@ def number(line, step, metric):
 
 
 def runs_of(lines, name):
-    """The lines of a run, one for each seed, whichever machine it is from."""
-    seeds = {line["seed"]: line for line in lines.values() if line["run"] == name}
+    """The lines of a run as it is now, one for each seed, whichever machine it is from."""
+    seeds = {}
+    for (command, _), line in lines.items():
+        if command == command_of(name, line["seed"]):
+            seeds[line["seed"]] = line
     return list(seeds.values())
 
 
@@ -501,41 +497,39 @@ def pair_of(lines, claim, seed):
     return None
 
 
-def median_cost(lines, name, step, cost):
-    return np.median([number(line, step, cost) for line in runs_of(lines, name)])
+def pairs_of(lines, claim):
+    pairs = [pair_of(lines, claim, seed) for seed in claim.seeds]
+    return [pair for pair in pairs if pair]
 
 
-def step_of_other(lines, claim):
-    """The step of the other run: where it is to have cost as much, the first evaluated one at which
-    it has, by medians over seeds; None if it never has."""
+def step_of_other(pairs, claim):
+    """The step of the other run, and how many times the run's cost it has taken by then, the median
+    over pairs: where it is to have cost as much, the first evaluated step at which it has, else its
+    last one."""
     cost = claim.other_step
     if cost not in ("samples", "seconds"):
-        return cost
-    spent = median_cost(lines, claim.run, claim.step, cost)
-    for line in runs_of(lines, claim.other)[:1]:
-        for row in line["evaluations"]:
-            if median_cost(lines, claim.other, row["step"], cost) >= spent:
-                return row["step"]
-    return None
+        return cost, None
+    for row in pairs[0][1]["evaluations"]:
+        step = row["step"]
+        spent = [number(b, step, cost) / number(a, claim.step, cost) for a, b in pairs]
+        if np.median(spent) >= 1:
+            break
+    return step, np.median(spent)
 
 
 def differences(lines, claim):
-    """By how much the claim holds, for each seed of which there is a pair."""
-    pairs = [pair_of(lines, claim, seed) for seed in claim.seeds]
-    pairs = [pair for pair in pairs if pair]
+    """By how much the claim holds, for each seed of which there is a pair with both numbers: where
+    nothing is called right, say, there is no precision."""
     found = []
-    step = step_of_other(lines, claim) if pairs else None
+    pairs = pairs_of(lines, claim)
     for run, other in pairs:
-        value = number(run, claim.step, claim.metric)
-        if claim.other == "above":
-            found.append(value - claim.threshold)
-        elif claim.other == "below":
-            found.append(claim.threshold - value)
-        elif step is not None:
+        first = number(run, claim.step, claim.metric)
+        second = claim.threshold
+        if second is None:
+            step, _ = step_of_other(pairs, claim)
             second = number(other, step, claim.other_metric or claim.metric)
-            # Where nothing is called right there is no precision.
-            if value is not None and second is not None:
-                found.append(value - second)
+        if first is not None and second is not None:
+            found.append(second - first if claim.other == "below" else first - second)
     return found
 
 
@@ -568,7 +562,7 @@ class Estimate(NamedTuple):
 def estimate(lines, claim):
     """The Estimate of a claim; None where fewer than two seeds have been run."""
     values = differences(lines, claim)
-    if claim.step == 0 and values:
+    if values and claim.step == 0 and claim.threshold is not None:
         # The start is one policy: all that varies is the problems. To the sum, whose mean is delta,
         # each adds 1, -1 or 0. What never happens is below 3 in so many (95%).
         start = runs_of(lines, claim.run)[0]["evaluations"][0]
@@ -584,7 +578,8 @@ def estimate(lines, claim):
 
 
 def verdict(found, least):
-    """What an Estimate says of a claim whose smallest difference that would matter is `least`."""
+    """What an Estimate says of a claim whose smallest difference that would matter is `least`: 0
+    where it has a threshold."""
     if found is None:
         return "not run yet"
     if -least < found.low and found.high < least:
@@ -592,54 +587,68 @@ def verdict(found, least):
     if found.low > 0:
         return "holds here"
     if found.high < 0:
-        return "does not hold here: below 0"
+        return f"does not hold here: {'below 0' if least else 'past the threshold'}"
     return "not decided"
 
 
 def decide(verdicts):
     """What the verdicts on its claims say of a finding."""
-    for one in ("not run yet", "does not hold here", "not decided"):
-        if any(words.startswith(one) for words in verdicts):
-            return one
+    for begin in ("not run yet", "does not hold here", "not decided"):
+        for words in verdicts:
+            if words.startswith(begin):
+                return words
     return "holds here"
+
+
+def at(step):
+    return {0: " at the start", 30: ""}.get(step, f" at step {step}")
 
 
 def words_of(lines, claim):
     """A claim in words: `answers: c-rl above c-rl at the start`."""
-    run = claim.run
+    first = f"{WORDS[claim.metric]}: {claim.run}{at(claim.step)}"
+    if claim.threshold is not None:
+        return f"{first} {claim.other} {claim.threshold}"
     other = claim.other
-    first = WORDS[claim.metric]
-    if claim.other in ("above", "below"):
-        other = f"{claim.other} {claim.threshold}"
-        run = f"{run} at the start" if claim.step == 0 else run
-    else:
-        if claim.other_step in ("samples", "seconds"):
-            other += f" with as many {claim.other_step}"
-            if differences(lines, claim):
-                other += f" (step {step_of_other(lines, claim)})"
-        elif claim.other_step == 0:
-            other += " at the start"
-        elif claim.step != 30:
-            first += f", step {claim.step}"
-        if claim.other_metric:
-            other = f"{WORDS[claim.other_metric]} of {other}"
-        other = f"above {other}"
-    return f"{first}: {run} {other}"
+    if claim.other_metric:
+        other = f"{WORDS[claim.other_metric]} of {other}"
+    if claim.other_step not in ("samples", "seconds"):
+        return f"{first} above {other}{at(claim.other_step)}"
+    other += f" with as many {claim.other_step}"
+    pairs = pairs_of(lines, claim)
+    if pairs:
+        step, times = step_of_other(pairs, claim)
+        other += f" (step {step}, {times:.2f} times as many)"
+    return f"{first} above {other}"
 
 
-def show_estimate(found):
+def show_estimate(found, claim):
+    """By how much a claim holds; of one with a threshold the number itself."""
     if found is None:
         return "-"
-    return f"{found.middle:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    if claim.threshold is None:
+        return f"{found.middle:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    sign = -1 if claim.other == "below" else 1
+    low, middle, high = sorted(claim.threshold + sign * distance for distance in found[:3])
+    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
+
+
+def row_of(lines, claim):
+    """A claim in a table: words, by how much it holds, seeds, verdict."""
+    found = estimate(lines, claim)
+    of = found.of if found else "0"
+    shown = show_estimate(found, claim)
+    return [words_of(lines, claim), shown, of, verdict(found, smallest(claim))]
 
 
 HEAD = f"""# Do the papers' claims hold on the toy?
 
-Made by `python -m figures.findings > figures/findings.md` from the lines of `findings.jsonl`. F1 to
-F8 are claims of GC-RL (arXiv 2602.22765), S1 to S5 of SCoRe (arXiv 2409.12917). Training is by 30
-steps of 32 questions, if nothing else is said: `g-rl` of answers, `c-rl` of critiques, `gc-rl` of
-both, `multi-turn` and `score` of two attempts. Answers and second attempts are greedy, on 512
-held-out problems; critics judge responses to such problems, half of them right.
+Made by `python -m figures.findings > figures/findings.md` from the lines of `findings.jsonl`; it
+also writes the pictures and [runs.md](runs.md): more claims, and what every kind of run ends with.
+F1 to F8 are claims of GC-RL (arXiv 2602.22765), S1 to S5 of SCoRe (arXiv 2409.12917). Training is
+by 30 steps of 32 questions, if nothing else is said: `g-rl` of answers, `c-rl` of critiques,
+`gc-rl` of both, `multi-turn` and `score` of two attempts. Answers and second attempts are greedy,
+on 512 held-out problems; critics judge responses to such problems, half of them right.
 
 Claims and verdicts were fixed before these runs, but by people who had seen seeds 0 to 16 of g-rl
 and gc-rl, and 0 to 7 of most others, on earlier code. Repeated, seeds 0 to 7 of g-rl and gc-rl came
@@ -647,13 +656,16 @@ out much the same: they are hardly new evidence. With `hard` nothing had been se
 seed 100. S4's and F8's claims were put nearer to the papers' words, and some that decide nothing
 were added, when only some seeds of g-rl and gc-rl had been run.
 
-By how much a claim holds is a mean over seeds, paired, with its 95% interval. It **holds here** if
-the interval is above 0. It **does not hold here** if the interval is below 0, or lies within the
-smallest difference that would matter: {ANSWERS} in answers and attempts, {CRITICS} in critics,
-{DELTA} in delta (second attempts minus first ones). Else it is **not decided**. A claim about one
-kind of run alone is told by how far it is from a threshold, on the side that is claimed. A finding
-holds if all of its claims do, and does not hold if one of them does not. Where nothing makes a
-difference one interval in twenty leaves 0 out.
+By how much a claim holds is a mean over seeds, paired, with its 95% interval. A claim **does not
+hold here** if the interval lies within the smallest difference that would matter, on either side of
+0 and even if it leaves 0 out: {ANSWERS} in answers and attempts, {CRITICS} in critics' numbers,
+{DELTA} in delta (second attempts minus first ones). Else it **holds here** if the interval is above
+0, **does not hold here** if it is below 0, and is **not decided** if 0 is in it. A claim about one
+kind of run alone is held against a threshold in place of 0, and no difference is too small: the
+table has the number itself, the picture its distance from the threshold, on the side that is
+claimed. S1's interval is over problems, since all runs start alike. A finding holds if all of its
+claims do, and does not hold if one of them does not. Where nothing makes a difference one interval
+in twenty leaves 0 out.
 
 Runs named `hard` have questions most of which the toy answers wrong at the start (`python -m
 toy.make --hard`); all but `hard, g-rl` are of gc-rl. These runs, eqs. 5 and 6 and `no std` do not
@@ -661,6 +673,12 @@ divide advantages by the deviation, which would cancel the constants of eqs. 3, 
 
 ![by how much the claims hold](findings.svg)
 """
+
+
+def show_heading(title):
+    print(f"\n## {title}\n")
+    if title in WHY:
+        print(f"{WHY[title]}\n")
 
 
 def show_findings(lines):
@@ -674,12 +692,12 @@ def show_findings(lines):
         told = []
         of = []
         for claim in deciding:
+            words, shown, seeds, said = row_of(lines, claim)
+            verdicts.append(said)
+            told.append(f"{words}: {shown}, {said}")
+            of.append(seeds)
             found = estimate(lines, claim)
-            words = words_of(lines, claim)
-            verdicts.append(verdict(found, smallest(claim)))
-            told.append(f"{words}: {show_estimate(found)}, {verdicts[-1]}")
-            of.append(found.of if found else "0")
-            short = verdicts[-1].removeprefix("does not hold here: ")
+            short = said.removeprefix("does not hold here: ")
             drawn.append((words, short, found and found[:3], smallest(claim)))
         decided = decide(verdicts)
         if " of " in "".join(of) and decided != "not run yet":
@@ -690,35 +708,36 @@ def show_findings(lines):
     forest(FOLDER / "findings.svg", drawn, "By how much the claims hold: means, 95% intervals")
 
 
-def show_others(lines):
+def show_others(lines, others):
     """Print what decides no finding."""
-    for title, asked in OTHERS.items():
-        print(f"\n## {title}\n")
+    for title, asked in others.items():
+        show_heading(title)
         print("| claim | by how much it holds | seeds | here |")
         print("| --- " * 4 + "|")
         for claim in asked:
-            found = estimate(lines, claim)
-            of = found.of if found else "0"
-            words = words_of(lines, claim)
-            print(
-                f"| {words} | {show_estimate(found)} | {of} | {verdict(found, smallest(claim))} |"
-            )
+            print(f"| {' | '.join(row_of(lines, claim))} |")
 
 
 RECALLED = """The probability of the right digit in solving / in checking, by kind of fact as
-planted (`toy/planted.py`), at the start and at the ends of runs (of g-rl after 90 steps): means
-over seeds, and the seeds with the worst and the best answers. *Apart*: how differently solving and
-checking recall what the teacher is unsure of; 0 if solving recalls as checking does. Of the facts
-that solving got wrong at the start, how many come right in both, and in checking only.
+planted (`toy/planted.py`), at the start and at the ends of runs: means over seeds, and the seeds
+with the worst and the best answers. *Apart*: how differently solving and checking recall what the
+teacher is unsure of; 0 if solving recalls as checking does. Its correlation with the answers is
+over seeds: with 32 of them chance gives less than 0.35, up or down, in 19 of 20 cases.
+
+The last columns: of the facts that solving gets wrong at the start, how many come right, at least
+every other time, in both, in checking only, in solving only, in neither. Checking has half of them
+right at once: it is taught to get them right every other time, and falls on either side by chance.
+Runs of g-rl end after 90 steps, others after 30: these rows are not to be held against each other.
 """
 
 
 def show_recalled(lines):
     """Print what the runs recall of the facts, in solving and in checking."""
-    print("\n## What is recalled\n")
+    show_heading("What is recalled")
     print(RECALLED)
-    print(f"| run | answers | {' | '.join(KINDS)} | apart | both | checking only |")
-    print("| --- " * (5 + len(KINDS)) + "|")
+    heads = ["run", "answers", *KINDS, "apart", "correlation", *WHO]
+    print(f"| {' | '.join(heads)} |")
+    print("| --- " * len(heads) + "|")
     for name in PROBED:
         runs = [line for line in runs_of(lines, name) if "recalled" in line]
         runs.sort(key=lambda line: line["evaluations"][-1]["generation"])
@@ -726,10 +745,9 @@ def show_recalled(lines):
             if name == PROBED[0]:
                 show_recalled_by("at the start", runs, 0)
             show_recalled_by(f"{name}: {len(runs)} seeds", runs, -1)
-            show_recalled_by(f"{name}: seed {runs[0]['seed']}", runs[:1], -1)
-            show_recalled_by(f"{name}: seed {runs[-1]['seed']}", runs[-1:], -1)
-        else:
-            print(f"| {name}: not run yet |" + " |" * (4 + len(KINDS)))
+            if name != "c-rl":
+                show_recalled_by(f"{name}: seed {runs[0]['seed']}", runs[:1], -1)
+                show_recalled_by(f"{name}: seed {runs[-1]['seed']}", runs[-1:], -1)
 
 
 def show_recalled_by(label, runs, when):
@@ -740,46 +758,43 @@ def show_recalled_by(label, runs, when):
         solving = mean(line["recalled"][kind]["solving"][when] for line in runs)
         checking = mean(line["recalled"][kind]["checking"][when] for line in runs)
         cells.append(f"{solving:.2f} / {checking:.2f}")
-    cells.append(f"{mean(line['recalled']['apart'][when] for line in runs):.2f}")
-    for who in ("both", "only checking"):
+    apart = [line["recalled"]["apart"][when] for line in runs]
+    cells.append(f"{mean(apart):.2f}")
+    varies = when and len(runs) > 2
+    cells.append(f"{np.corrcoef(answers, apart)[0, 1]:+.2f}" if varies else "")
+    for who in WHO:
         cells.append(f"{mean(line['recalled']['learned'][who][when] for line in runs):.1f}")
     print(f"| {' | '.join(cells)} |")
 
 
-def show_runs(lines):
-    """Print what every kind of run ends with, means over seeds with least and greatest; first the
-    table of README."""
-    print("\n## What the methods end with\n")
-    print(
-        "Means over seeds (least to greatest); costs are medians and leave out evaluations; c-rl's"
-    )
-    print("1,280 static responses are not counted. Seconds are those of two runs side by side.\n")
-    print("| method | answers, t1 | critiques | second attempts, t2 | samples | seeds |")
-    print("| --- " * 6 + "|")
-    for name, step in [("score", 0), *((name, 30) for name in FIRST | SECOND)]:
-        runs = runs_of(lines, name)
-        if runs:
-            cells = [f"`{name}`" if step else "at the start"]
-            cells.append(spread([number(line, step, "generation") for line in runs]))
-            for metric in ("critique", "t2"):
-                cells.append(f"{mean(number(line, step, metric) for line in runs):.3f}")
-            samples = median_cost(lines, name, step, "samples")
-            print(f"| {' | '.join(cells)} | {samples:,.0f} | {len(runs)} |")
-    print("\n<details><summary>All kinds of runs</summary>\n")
+RUNS_HEAD = """# What stands beside the findings
+
+Written by `python -m figures.findings`, with [findings.md](findings.md), which has the words.
+"""
+COSTS = """Means over seeds (least to greatest). Costs are medians and leave out evaluations and
+c-rl's 1,280 static responses; seconds are those of a shared machine, which was not always as busy.
+"""
+
+
+def show_ends(lines):
+    """Print what every kind of run starts and ends with; of these are the numbers of README."""
+    show_heading("What every kind of run ends with")
+    print(COSTS)
     heads = [WORDS[metric] for metric in SHOWN]
-    print(f"| run, at step | seeds | {' | '.join(heads)} | samples | seconds |")
-    print("| --- " * (len(heads) + 4) + "|")
-    for name in RUNS:
+    print(f"| run | seeds | {' | '.join(heads)} | samples | seconds | commits |")
+    print("| --- " * (5 + len(heads)) + "|")
+    asked = [(name, step) for name in RUNS for step in (30, 90, 200)]
+    for name, step in [("score", 0), *asked]:
         runs = runs_of(lines, name)
-        steps = [row["step"] for row in runs[0]["evaluations"]] if runs else []
-        for step in sorted({30, *steps[-1:]}.intersection(steps)):
-            cells = [f"{name}, {step}", str(len(runs))]
+        runs = [line for line in runs if step in [row["step"] for row in line["evaluations"]]]
+        if runs:
+            cells = [f"{name}{at(step)}", str(len(runs))]
             for metric in SHOWN:
                 cells.append(spread([number(line, step, metric) for line in runs]))
             for cost in ("samples", "seconds"):
-                cells.append(f"{median_cost(lines, name, step, cost):,.0f}")
+                cells.append(f"{np.median([number(line, step, cost) for line in runs]):,.0f}")
+            cells.append(", ".join(sorted({line["commit"] for line in runs})))
             print(f"| {' | '.join(cells)} |")
-    print("\n</details>")
 
 
 def spread(values):
@@ -814,9 +829,12 @@ def main(argv=None):
     lines = read_lines()
     print(HEAD)
     show_findings(lines)
-    show_others(lines)
+    show_others(lines, OTHERS)
     show_recalled(lines)
-    show_runs(lines)
+    with (FOLDER / "runs.md").open("w", encoding="utf-8") as file, redirect_stdout(file):
+        print(RUNS_HEAD, end="")
+        show_others(lines, MORE)
+        show_ends(lines)
     if lines:
         draw_curves(lines)
 
