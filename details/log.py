@@ -9,7 +9,6 @@ import sys
 from tqdm import tqdm
 
 from details.data import lose_output, mean, write_jsonl
-from toy.sound import soundness
 
 # For tqdm's `disable`: bars are for terminals, and for notebooks, which are no terminals.
 BAR_OFF = False if "ipykernel" in sys.modules else None
@@ -75,11 +74,6 @@ def without_an_end(samples):
     if unclosed:
         metrics["unclosed"] = unclosed
     return metrics
-
-
-def reasons(critiques):
-    """What can be counted of their reasons: where problems state their steps, as the toy's do."""
-    return soundness(critiques)
 
 
 def log_row(out, state, row):
