@@ -121,20 +121,26 @@ def continued(model, file, device):
 
 def prepare(task, model, folder, device):
     """What all runs share: the files of --data, --eval-data and --exam, which the model as it is
-    writes; and the second start."""
+    writes."""
     data = folder / "data"
     files = {"data": data / "train.jsonl", "eval_data": data / "held_out.jsonl"}
     if not (data / "critiques.jsonl").exists():
         TASKS[task](data)
-    flags = f"{WHERE[device]} {ALL} --method g-rl --steps 0"
     exam = folder / "as-it-is" / "exam.jsonl"
     if not exam.exists():
+        flags = f"{WHERE[device]} {ALL} --method g-rl --steps 0"
         train(folder / "as-it-is", flags, model=model, **files)
-    files["exam"] = exam
-    if not (folder / "start" / "model.safetensors").exists():
-        flags += " --cold-start-lr 1e-4"
-        train(folder / "start", flags, model=model, cold_start=data / "critiques.jsonl", **files)
-    return files
+    return files | {"exam": exam}
+
+
+def second_start(model, folder, device, files):
+    """The model that has learned how a critique is written."""
+    start = folder / "start"
+    if not (start / "model.safetensors").exists():
+        flags = f"{WHERE[device]} {ALL} --method g-rl --steps 0 --cold-start-lr 1e-4"
+        critiques = folder / "data" / "critiques.jsonl"
+        train(start, flags, model=model, cold_start=critiques, **files)
+    return start
 
 
 def processor_of(device):
@@ -154,7 +160,9 @@ def carry_out(task, model, folder, device, wanted):
         return
     files = prepare(task, model, folder, device)
     for name, flags, seed in tqdm(todo, "runs"):
-        begun = model if name.startswith(AS_IT_IS) else folder / "start"
+        begun = model
+        if not name.startswith(AS_IT_IS):
+            begun = second_start(model, folder, device, files)
         out = folder / f"{name}-{seed}"
         train(out, f"{flags} --seed {seed}", model=begun, **files)
         [before, *steps] = read_jsonl(out / "metrics.jsonl", dict)
