@@ -52,7 +52,7 @@ STEPS = {"programs": "--steps 10", "arithmetic": "--steps 20"}
 AS_IT_IS = "g-rl-as-it-is"
 RUNS = {  # {name: (flags, seeds)}; all but the first two begin from the second start
     AS_IT_IS: ("--method g-rl {steps} --questions 16", 5),
-    f"{AS_IT_IS}-lora": ("--method g-rl {steps} --questions 16 --lora 16 --lr 2e-4", 3),
+    f"{AS_IT_IS}-lora": ("--method g-rl {steps} --questions 16 --lora 16 --lr 5e-4", 3),
     "g-rl": ("--method g-rl {steps} --questions 16", 5),
     "gc-rl": ("--method gc-rl {steps} --questions 16", 5),
     "score": ("--method score {steps} --questions 8", 3),
