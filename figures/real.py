@@ -7,9 +7,10 @@
 One start is the model as it is. The other has learned from 128 critiques how a critique is written.
 Of arithmetic answering was not trained, though a critique states the right result of a task that is
 in no other file. Of programs the 64 right solutions that are criticised were learned, too: after
-critiques alone the model answered every question by a critique. All runs share that one start, the held-out problems, and an exam of responses of
-the model as it is; so the intervals are about the seeds of RL alone. On another machine another
-start comes out: to run it all there, first move figures/programs.jsonl away.
+critiques alone the model answered every question by a critique. All runs share that one start, the
+held-out problems, and an exam of responses of the model as it is; so the intervals are about the
+seeds of RL alone. On another machine another start comes out: to run it all there, first move
+figures/programs.jsonl away.
 """
 
 import functools

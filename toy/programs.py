@@ -4,10 +4,9 @@
 
 FOLDER gets train.jsonl (200 functions), held_out.jsonl (200) and critiques.jsonl: demonstrations
 for `train.py --cold-start` of 128 critiques, and of the 64 solutions among them that are right. A
-kind of function
-is a row of ALONE or of FIRST, or one of FIRST with one of SECOND behind it. Of the held-out
-functions half are of kinds that are not trained; the others differ from trained ones in their
-numbers alone, as those that are criticised do. No function is in two files.
+kind of function is a row of ALONE or of FIRST, or one of FIRST with one of SECOND behind it. Of the
+held-out functions half are of kinds that are not trained; the others differ from trained ones in
+their numbers alone, as those that are criticised do. No function is in two files.
 
 Each function has three tests, which are not part of the question. They tell it from its slips, from
 its first operation alone, and from a function that returns what it is given.
