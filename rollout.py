@@ -38,7 +38,6 @@ from details.policy import (
     dtype_of,
     encode_chat,
     load_folder,
-    stop_set,
     to_logits,
 )
 from reward import Pair, Problem, outcomes
@@ -208,13 +207,12 @@ class Sampler:
             show=show,
         )
         drawn = iter(drawn)
-        stops = stop_set(self.model, self.tokenizer)
         samples = []
         for prompt in repeat(prompts, n):
             sample = Sample(prompt, [], [], stopped=False)
             if len(prompt) < room:
                 sample = next(drawn)
-            sample.text, ended = decode(self.tokenizer, sample, stops)
+            sample.text, ended = decode(self.tokenizer, sample)
             sample.unclosed = sample.stopped != ended
             sample.stopped = ended
             samples.append(sample)

@@ -268,6 +268,7 @@ def use(argv):
     # A question that leaves no room for an answer is refused before anything is sampled.
     asked = asked_problem(args, folder, flags)
     check_lengths(sampler, [*problems, asked])
+    # What --eval finds, for main's caller.
     numbers = {}
     if args.explain:
         explain(sampler, problem, args.n, args.seed)

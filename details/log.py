@@ -143,8 +143,5 @@ def why_nothing_is_learned(metrics):
         if accuracy == 0:
             return "cannot learn: all completions are wrong; --cold-start, or easier --data"
         return "cannot learn: inside each group rewards are equal; a larger --n or --temperature"
-    if metrics.get("critique/pairs") == 0 and "groups/no_spread" not in metrics:
-        return (
-            "cannot learn: no question has both a right and a wrong response, so the critic has no "
-            "pairs; a larger --n, easier or harder --data"
-        )
+    if metrics.get("critique/pairs") == 0:
+        return "the critic cannot learn: no question has right and wrong responses; a larger --n"
