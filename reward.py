@@ -144,8 +144,8 @@ def filter_pairs(groups, rng):
 
 def random_pairs(groups, rng):
     """Without the filter: any two responses to each question. For eq. 3 each pair gets the share of
-    right ones that is expected: if 6 of 8 are right at one question and none at the other, (1.5 +
-    0) / 4, whatever is drawn."""
+    right ones that is expected: if 6 of 8 are right at one question and none at the other, (2 * 6/8
+    + 2 * 0) / 4, whatever is drawn."""
     chosen = []
     expected_right = 0.0
     for pairs in groups:
@@ -206,8 +206,8 @@ def leave_one_out(rewards, groups, wider):
     [samples]. A mean that includes the sample itself would shrink its gradient by 1 - 1/m in a
     group of m, and these sizes differ here.
 
-    rewards: numbers [samples]; groups: one key for each; wider: one more key for each. If a sample
-    is alone in its group, the others in its wider group are used instead.
+    rewards: numbers [samples]; groups: one key for each; wider: the key of a larger group for each.
+    If a sample is alone in its group, the others in its wider group are used instead.
     """
     members = members_of(groups)
     wider_members = members_of(wider)

@@ -38,7 +38,6 @@ from details.policy import (
     dtype_of,
     encode_chat,
     load_folder,
-    stop_set,
     to_logits,
 )
 from reward import Pair, Problem, outcomes
@@ -63,7 +62,7 @@ class Sample:
     unclosed: bool = False  # it ended inside a <think> block; `stopped` is False then
     # By the recipe:
     reward: float = 0.0
-    group: object = None  # samples with the same group share one baseline; mostly the prompt's ids
+    group: object = None  # samples with the same group share one baseline; None: by --group
     wider: object = None  # SCoRe's: the group of a sample that is alone in `group`
     kl: float = 0.0  # weight of the KL to the reference on its tokens
     # By `train.update`:
@@ -77,11 +76,11 @@ class Sample:
 # -------------------------------------------------------------------------------------- rollouts
 
 
-def respond(sampler, problems, n, seed, show=None):
+def respond(sampler, problems, n, seed, show=None, role="response"):
     """First-order rollout: n responses to each problem; the n of a problem stand together."""
     chats = [solve_prompt(problem.question, problem.program) for problem in problems]
     responses = sampler.complete(chats, n, seed, show)
-    judge(responses, repeat(problems, n), "response")
+    judge(responses, repeat(problems, n), role)
     return responses
 
 
@@ -104,11 +103,10 @@ def criticise(sampler, pairs, n, seed, show=None):
 def two_attempts(sampler, problems, n, seed, show=None):
     """SCoRe: n first attempts at each problem, and one second attempt after each of them: two lists
     of Samples in the same order."""
-    first = respond(sampler, problems, n, seed, show)
+    first = respond(sampler, problems, n, seed, show, role="attempt 1")
     # The second goes on with the conversation in which the first was given.
     chats = []
     for sample in first:
-        sample.role = "attempt 1"
         question = sample.problem.question
         chat = correct_prompt(question, sample.text, program=sample.problem.program)
         chats.append(chat)
@@ -209,13 +207,12 @@ class Sampler:
             show=show,
         )
         drawn = iter(drawn)
-        stops = stop_set(self.model, self.tokenizer)
         samples = []
         for prompt in repeat(prompts, n):
             sample = Sample(prompt, [], [], stopped=False)
             if len(prompt) < room:
                 sample = next(drawn)
-            sample.text, ended = decode(self.tokenizer, sample, stops)
+            sample.text, ended = decode(self.tokenizer, sample)
             sample.unclosed = sample.stopped != ended
             sample.stopped = ended
             samples.append(sample)

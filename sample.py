@@ -22,13 +22,16 @@ from details.data import (
 )
 from details.errors import InputError, printable
 from details.flags import check_numbers, refuse
-from details.log import reasons, without_an_end
+from details.log import without_an_end
 from details.policy import TOY
 from details.start import check_lengths, check_outcomes, sample_pairs, settle_outcomes
 from figures.explain import explain, problem_of
 from figures.tables import print_table
 from reward import Pair, Problem
 from rollout import Sampler, criticise, load_policy, refine, two_attempts
+from toy.sound import soundness
+
+JUDGED = {True: "right", False: "wrong", None: "no judgement that can be read"}
 
 
 def show_question(sampler, problem, n, seed):
@@ -46,7 +49,7 @@ def show_question(sampler, problem, n, seed):
     # They need not agree: each is a sample.
     for number, critique in enumerate(critiques, 1):
         print(f"\nCRITIQUE {number}: {JUDGED[critique.says_right]}\n{printable(critique.text)}")
-    # With the first critique that finds fault, if any does.
+    # The first critique that finds fault, else the first.
     number = next((i for i, c in enumerate(critiques) if c.says_right is False), 0)
     [sure] = criticise(greedy, [pair], 1, seed)
     # Corrections with that critique, without any, and with the greedy critique: in one batch, which
@@ -61,9 +64,6 @@ def show_question(sampler, problem, n, seed):
     final = revised if sure.says_right is False else answer
     print(f"\nFINAL ANSWER: the greedy critique says {JUDGED[sure.says_right]}")
     print(printable(final.text))
-
-
-JUDGED = {True: "right", False: "wrong", None: "no judgement that can be read"}
 
 
 # ------------------------------------------------------------------------------------ evaluation
@@ -131,7 +131,7 @@ def judgement_table(critiques):
         "precision": mean(c.pair.right for c in critiques if c.says_right),
         "recall": p1,
         "unreadable": mean(c.says_right is None for c in critiques),
-    } | reasons(critiques)
+    } | soundness(critiques)
 
 
 def attempts_table(first, second):
@@ -268,6 +268,7 @@ def use(argv):
     # A question that leaves no room for an answer is refused before anything is sampled.
     asked = asked_problem(args, folder, flags)
     check_lengths(sampler, [*problems, asked])
+    # What --eval finds, for main's caller.
     numbers = {}
     if args.explain:
         explain(sampler, problem, args.n, args.seed)

@@ -429,7 +429,7 @@ def test_g_rl_samples_responses():
         assert sample.role == "response"
         assert sample.problem == problem
         assert sample.reward == is_correct(sample.text, problem.answer)
-    assert len({sample.group for sample in samples}) == 8
+    assert len({tuple(sample.prompt) for sample in samples}) == 8
     rewards = rewards_of(samples)
     solved = [any(rewards[first : first + 4]) for first in range(0, 32, 4)]
     assert metrics["pass@n"] == sum(solved) / 8
@@ -449,7 +449,7 @@ def test_gc_rl_samples_responses_and_critiques_of_them():
     assert {sample.kl for sample in samples} == {0.5}
     assert {sample.reward for sample in critiques} == {0.0, 0.7}
     assert len(critiques) == 4 * pairs
-    assert len({sample.group for sample in critiques}) == pairs
+    assert len({tuple(sample.prompt) for sample in critiques}) == pairs
     assert metrics["critique/reward"] == sum(rewards_of(critiques)) / len(critiques)
     assert metrics["critique/age"] == 0, "of this very step"
     mixed = 0
@@ -502,13 +502,18 @@ def test_pairs_with_and_without_the_filter():
 
 def test_with_whom_a_reward_is_compared():
     """By --group: with the samples of the prompt, of the question, or of the batch."""
-    # A response to the question q, critiques of two of its pairs, and a response to p.
-    samples = []
-    for index, question in enumerate("qqqp"):
-        samples.append(a_sample(problem=Problem(question, "1")))
-        samples[-1].prompt = [index]
-    for group, count in (("prompt", 4), ("question", 2), ("batch", 1)):
-        assert len({train.baseline_group(group, sample) for sample in samples}) == count
+    for group, expected in (
+        ("prompt", [0, 0, 0, 0]),
+        ("question", [2 / 3, -1 / 3, -1 / 3, 0]),
+        ("batch", [0.75, -0.25, -0.25, -0.25]),
+    ):
+        # A response to the question q, critiques of two of its pairs, and a response to p.
+        samples = []
+        for index, question in enumerate("qqqp"):
+            samples.append(a_sample(problem=Problem(question, "1"), reward=float(index == 0)))
+            samples[-1].prompt = [index + 1]
+        learned(samples, f"--no-std --group {group}")
+        close([sample.advantage for sample in samples], expected)
 
 
 def test_critiques_are_rewarded_by_equations_2_3_and_5():

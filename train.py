@@ -95,8 +95,8 @@ PROBES = 8  # held-out questions that each evaluation asks with the same random 
 # ----------------------------------------------------------------------------------- the recipes
 #
 # Every recipe is called with the same arguments: the flags, the sampler of the policy, the step and
-# its problems; the pair cache and static pairs, for what trains a critic or Pair-SFT. It returns
-# the samples to learn from, and metrics.
+# its problems; for what trains a critic or Pair-SFT the pair cache, and static pairs, which the
+# starting policy gave. It returns the samples to learn from, and metrics.
 
 
 def gc_rl(args, sampler, step, problems, cache, static):
@@ -132,19 +132,11 @@ def rewarded_responses(args, sampler, step, problems):
     for sample in responses:
         # Add bonuses here, not to `right`, which defines pairs and accuracies.
         sample.reward = float(sample.right)
-        sample.group = baseline_group(args.group, sample)
         sample.kl = args.kl
-    return responses, response_metrics(responses)
-
-
-def baseline_group(group, sample):
-    """Samples of the same group share one baseline: those of a prompt, all of a question (responses
-    and critiques), or the whole batch (--group)."""
-    if group == "prompt":
-        return tuple(sample.prompt)
-    if group == "question":
-        return sample.problem.question
-    return "batch"
+    return responses, {
+        "response/accuracy": mean(sample.right for sample in responses),
+        "pass@n": pass_at_n(responses),
+    }
 
 
 def pairs_to_criticise(args, step, responses, cache, static):
@@ -183,7 +175,6 @@ def rewarded_critiques(args, sampler, step, pairs):
                 args.reward_right,
                 args.reward_wrong,
             )
-        sample.group = baseline_group(args.group, sample)
         sample.kl = args.kl
     refined = []
     if args.denoise:
@@ -215,7 +206,7 @@ def score(args, sampler, step, problems, cache, static):
         # Stage I: the second attempt is rewarded, the first is held to the base by a strong KL.
         metrics["stage"] = 1
         for sample in first:
-            sample.reward = 0.0  # a zero-variance group, so no advantage
+            sample.reward = 0.0  # all alike, so no advantage
             sample.kl += args.beta2
     else:
         # Stage II: both are rewarded, the second by the shaped reward.
@@ -298,15 +289,6 @@ METHODS = {
     "star": star,
     "pair-sft": pair_sft,
 }
-# Methods whose advantages are not divided, and leave the sample itself out of its baseline.
-LEAVE_ONE_OUT = ("score", "multi-turn")
-
-
-def response_metrics(responses):
-    return {
-        "response/accuracy": mean(sample.right for sample in responses),
-        "pass@n": pass_at_n(responses),
-    }
 
 
 def critique_metrics(step, pairs, critiques, refined):
@@ -371,11 +353,17 @@ def update(args, sampler, reference, optimizer, samples, rng):
     """
     if not samples:
         return {}
-    # Rewards are compared inside groups.
+    # Rewards are compared inside groups. Where the recipe has set none, those are the samples of a
+    # prompt, of a question (responses and critiques), or the whole batch (--group).
+    for sample in samples:
+        if sample.group is None:
+            keys = {"prompt": tuple(sample.prompt), "question": sample.problem.question}
+            sample.group = keys.get(args.group, "batch")
     rewards = [sample.reward for sample in samples]
     groups = [sample.group for sample in samples]
-    if args.method in LEAVE_ONE_OUT:
-        wider = [sample.wider for sample in samples]
+    wider = [sample.wider for sample in samples]
+    if wider[0]:
+        # SCoRe's and multi-turn RL's: not divided, and without the sample itself in its baseline.
         values = leave_one_out(rewards, groups, wider)
     else:
         values = advantages(rewards, groups, std=not args.no_std)
@@ -441,8 +429,8 @@ def add_gradient(model, samples, reference, token_count, args, parts=1):
             # above `new`, which is detached: d is 3 there and still has its gradient.
             ref = torch.minimum(ref, new.detach() + MAX_AWAY)
         # One advantage and one weight of the KL for all tokens of a completion.
-        advantage = repeated([sample.advantage for sample in batch], lengths, new)
-        kl = repeated([sample.kl for sample in batch], lengths, new)
+        advantage = new.new_tensor([sample.advantage for sample in batch for _ in sample.tokens])
+        kl = new.new_tensor([sample.kl for sample in batch for _ in sample.tokens])
         assert new.shape == old.shape == advantage.shape == kl.shape == (sum(lengths),)
         mask = torch.ones_like(new)  # [tokens] have no padding
         loss, clipped, k3 = grpo_loss(new, old, advantage, mask, args.clip, ref, kl)
@@ -460,11 +448,6 @@ def add_gradient(model, samples, reference, token_count, args, parts=1):
                 sample.k3 = k3[index].tolist()
 
 
-def repeated(values, lengths, like):
-    """A completion's value for each of its tokens: [tokens]."""
-    return like.new_tensor(values).repeat_interleave(torch.tensor(lengths, device=like.device))
-
-
 def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=None, kl=0.0):
     """GRPO's loss: -min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) + kl k3 for each token.
 
@@ -474,7 +457,7 @@ def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=N
     the gradient of KL(reference || policy). Both pull towards the reference.
 
     All tensors have one shape, [tokens] or a padded [batch, length], or broadcast to it. Where the
-    mask is 0 they may hold anything.
+    mask is 0 they may hold anything. What bounds ref - logprobs is `add_gradient`.
 
     Returns the mean over all unmasked tokens, which tokens the clip leaves without a gradient, and
     k3, both zero where masked.

@@ -5,7 +5,6 @@ A line of a data file is one JSON object, as `{"question": "What is 6 * 7?", "an
 be used is an `InputError` that names the file and the line.
 """
 
-import functools
 import gzip
 import http.client
 import json
@@ -174,19 +173,17 @@ def to_program(row, question, line):
     sources = [tests] if isinstance(tests, str) else tests
     if not isinstance(sources, list) or not sources:
         raise ValueError("no test that can be judged")
-    setup = [*row.get("test_imports", []), row.get("test_setup_code", ""), row.get("setup", "")]
+    setup = [*(row.get("test_imports") or []), row.get("test_setup_code", ""), row.get("setup", "")]
     if not all(isinstance(source, str) for source in sources + setup):
         raise ValueError("tests and their setup must be texts")
     calls = take_apart(sources, row.get("entry_point"))
     setup = "\n".join(setup).strip()
-    if setup and failure_of(setup):
-        raise ValueError(f"the setup fails: {failure_of(setup)}")
+    failure = setup and setup_error(setup)
+    if failure:
+        raise ValueError(f"the setup fails: {failure}")
     if "test_list" in row:
-        question = "\n".join([question, "It must pass these tests:", *tests])
+        question = "\n".join([question, "It must pass these tests:", *sources])
     return Problem(question, program=True, tests=calls, setup=setup, row=line)
-
-
-failure_of = functools.cache(setup_error)
 
 
 def from_problem(problem):

@@ -178,8 +178,9 @@ def packed(model, rows):
     For sampling only: gradients and updates do not reach the copies."""
     layers = []
     if rows >= MANY and model.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        layers = [layer for layer in model.modules() if type(layer) is torch.nn.Linear]
-        layers = [layer for layer in layers if layer.weight.numel() > LARGE]
+        for layer in model.modules():
+            if type(layer) is torch.nn.Linear and layer.weight.numel() > LARGE:
+                layers.append(layer)
     try:
         with timed("prefill"), suppress(RuntimeError):  # of a CPU without bf16
             for layer in layers:

@@ -9,7 +9,6 @@ import sys
 from tqdm import tqdm
 
 from details.data import lose_output, mean, write_jsonl
-from toy.sound import soundness
 
 # For tqdm's `disable`: bars are for terminals, and for notebooks, which are no terminals.
 BAR_OFF = False if "ipykernel" in sys.modules else None
@@ -75,11 +74,6 @@ def without_an_end(samples):
     if unclosed:
         metrics["unclosed"] = unclosed
     return metrics
-
-
-def reasons(critiques):
-    """What can be counted of their reasons: where problems state their steps, as the toy's do."""
-    return soundness(critiques)
 
 
 def log_row(out, state, row):
@@ -149,8 +143,5 @@ def why_nothing_is_learned(metrics):
         if accuracy == 0:
             return "cannot learn: all completions are wrong; --cold-start, or easier --data"
         return "cannot learn: inside each group rewards are equal; a larger --n or --temperature"
-    if metrics.get("critique/pairs") == 0 and "groups/no_spread" not in metrics:
-        return (
-            "cannot learn: no question has both a right and a wrong response, so the critic has no "
-            "pairs; a larger --n, easier or harder --data"
-        )
+    if metrics.get("critique/pairs") == 0:
+        return "the critic cannot learn: no question has right and wrong responses; a larger --n"

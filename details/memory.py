@@ -100,7 +100,9 @@ def recomputed(model, tokens):
     goes into each block of it is kept for the backward pass, which computes the rest again: a third
     more time."""
     blocks = []
-    room = memory_of(model.device) - standing_bytes(model) - 16 * LOGITS - PROGRAM
+    # A KL's reference is as large as what is trained; to recompute without need costs time only.
+    reference = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    room = memory_of(model.device) - standing_bytes(model) - reference - 16 * LOGITS - PROGRAM
     if torch.is_grad_enabled() and 2 * tokens * token_bytes(model) > room:
         blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     for block in blocks:

@@ -66,9 +66,8 @@ def device_of(name):
 
 def compute_dtype(device, precision):
     """The dtype that `precision` names; without a name bf16 on CUDA, else fp32."""
-    if not precision:
-        precision = "bf16" if device.type == "cuda" else "fp32"
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    bf16 = precision == "bf16" if precision else device.type == "cuda"
+    return torch.bfloat16 if bf16 else torch.float32
 
 
 def refuse_unusable(name, model, report, tokenizer):
@@ -270,15 +269,15 @@ def encode_chat(tokenizer, messages):
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
-def decode(tokenizer, sample, stops=()):
-    """(text, whether it has ended) of a Sample: without special tokens, the ids `stops`,
-    surrounding white space and what stands before `</think>`. Prompts ask for no thinking; some
-    models think all the same. Thinking that is never closed has no answer behind it: it has not
-    ended."""
+def decode(tokenizer, sample):
+    """(text, whether it has ended) of a Sample: without special tokens, the stop token, surrounding
+    white space and what stands before `</think>`. Prompts ask for no thinking; some models think
+    all the same. Thinking that is never closed has no answer behind it: it has not ended."""
     special = special_tokens(tokenizer)
     # The marks of thinking may be special tokens too.
     shown = (None, "<think>", "</think>")
-    tokens = [i for i in sample.tokens if special.get(i) in shown and i not in stops]
+    tokens = sample.tokens[:-1] if sample.stopped else sample.tokens
+    tokens = [i for i in tokens if special.get(i) in shown]
     text = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
     _, closed, text = text.rpartition("</think>")
     # Some templates open the thinking at the end of the prompt.

@@ -14,6 +14,7 @@ there memory has no limit and nothing can be written. On Windows there is none.
 
 import ast
 import contextlib
+import functools
 import inspect
 import marshal
 import math
@@ -77,7 +78,7 @@ def call_and_value(asserted):
         if match := re.fullmatch(pattern, asserted):
             call, value = map(match.expand, templates)
             with contextlib.suppress(SyntaxError, ValueError, TypeError):
-                ast.literal_eval(value)
+                child.written(ast.literal_eval(value))  # what cannot be reported is no test
                 tree = ast.dump(ast.parse(call))
                 # In all(f(x) == 1 for x in (2, 3)) the program's own objects would decide. So
                 # nothing compares there, and a call that should return True or False is alone.
@@ -281,6 +282,7 @@ def passed(problems, responses):
         return list(pool.map(judged, problems, responses))
 
 
+@functools.cache
 def setup_error(setup):
     """What is wrong with a setup, in a line, or None. It may use names that programs define."""
     find_layer()

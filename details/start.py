@@ -117,10 +117,8 @@ def load_start(args, begins):
         model.compute_dtype = compute_dtype(device, args.precision)
         add_adapters(model, args.lora, seed_of(args.seed, "lora"))
         return model.to(device), tokenizer, found.hexdigest()
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # what torch makes of a device that is not there
+    # What torch makes of a device that is not there.
+    except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {args.device}: {one_line(error)}") from error
 
 
@@ -169,7 +167,7 @@ def load_data(args):
     selecting = []
     if args.select_data:
         # Neither trained nor reported.
-        others = load_problems(args.select_data)
+        others = load_problems(args.select_data, "test")
         selecting = without(trained + unseen, f"--select-data {args.select_data}", others)
     chosen_by = [problem.question for problem in selecting]
     unseen += chosen_by

@@ -72,7 +72,7 @@ def needed_memory(args, model, device, there):
         # Batches are cut until they fit. One completion is the least: a critique, whose prompt
         # holds a response.
         tokens = 2 * args.max_new_tokens
-        needed["batches"] = min(2 * batch, 2 * tokens * token_bytes(model))
+        needed["batches"] = 2 * tokens * token_bytes(model)
         if sum(needed.values()) > there:
             # Recomputed: one block's activations, and what goes into each of them.
             needed["batches"] /= config.num_hidden_layers

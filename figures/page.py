@@ -75,7 +75,7 @@ def data_of(out):
     data["answers"] = {}
     for name in ("train.jsonl", "held_out.jsonl"):
         for row in rows_of(out / name):
-            question = str(row.get("question"))
+            question = str(row.get("question", row.get("problem")))
             if question in texts:
                 data["answers"][question] = str(row.get("answer", ""))
     return data

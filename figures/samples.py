@@ -8,10 +8,10 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-from details.answers import answer_key
 from details.data import write_jsonl
 from details.errors import InputError, printable
 from details.log import say
+from sample import same_answer
 from toy.sound import first_objection, first_wrong, is_sound
 
 ROOM = 25_000  # bytes of samples.jsonl for each step, on average
@@ -128,10 +128,8 @@ def reason_row(sample):
             right = sample.pair.right
             row["sound"] = not right and is_sound(question, sample.pair.response, sample.text)
     # Answers can be compared, programs cannot.
-    comparable = sample.first and sample.first.stopped and sample.stopped
-    if comparable and sample.problem.program is False:
-        answer = answer_key(sample.text)
-        row["again"] = answer is not None and answer == answer_key(sample.first.text)
+    if sample.first and sample.problem.program is False:
+        row["again"] = same_answer(sample.first, sample)
     return row
 
 

@@ -143,8 +143,10 @@ def main(argv=None):
     problems = load_problems(data, "test")[: args.size]
     if problems[0].program is not False:
         raise InputError(f"{data}: programs have no answers that could be voted for")
-    longest = args.max_new_tokens or run_flags(folder).get("max_new_tokens", 512)
-    sampler = Sampler(*load_policy(args.model, args.device), longest, args.temperature)
+    flags = run_flags(folder)
+    longest = args.max_new_tokens or flags.get("max_new_tokens", 512)
+    policy = load_policy(args.model, args.device, flags.get("precision"))
+    sampler = Sampler(*policy, longest, args.temperature)
     check_lengths(sampler, problems)
 
     budgets = []

@@ -73,8 +73,7 @@ class TrlSampler:
         for prompt, tokens, known in zip(prompts, completions, logprobs):
             stopped = tokens[-1] in self.trainer.eos_token_ids
             sample = Sample(prompt, tokens, known, stopped)
-            stops = self.trainer.eos_token_ids
-            sample.text, sample.stopped = decode(tokenizer, sample, stops)
+            sample.text, sample.stopped = decode(tokenizer, sample)
             samples.append(sample)
         return samples
 

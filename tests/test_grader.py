@@ -109,7 +109,7 @@ BAD_PROGRAMS = r"""
 PUBLISHED = [
     {
         "text": "Write a function to double.",
-        "test_list": ["assert f(2) == 4", "assert f(N) == 6"],
+        "test_list": "assert f(2) == 4\nassert f(N) == 6",
         "test_setup_code": "N = 3",
         "test_imports": ["import math"],
         "task_id": 11,
@@ -118,6 +118,7 @@ PUBLISHED = [
         "prompt": "def f(n):\n",
         "test": "def check(candidate):\n assert candidate(2) == 4\n assert candidate(3) == 6",
         "entry_point": "f",
+        "test_imports": None,
     },
     {"question": "Write f(n), 2 n.", "tests": ["assert f(2) == 4", "assert f(3) == 6"]},
 ]
@@ -126,7 +127,7 @@ PUBLISHED = [
 def test_files_of_programs(tmp_path):
     """As MBPP and HumanEval are published, and in the form of this project. Tests that cannot be
     taken apart are left out; bad ones are named with their line."""
-    unclear = {"question": "q", "tests": ["for n in f(): pass"]}
+    unclear = {"question": "q", "tests": ["assert f(2) == ..."]}
     path = write(tmp_path / "data.jsonl", [*PUBLISHED, unclear])
     printed = printed_by(lambda _: data.load_problems(path))
     assert "1 lines left out" in printed

@@ -112,7 +112,7 @@ def test_printed_text_is_safe_for_a_terminal(tmp_path):
 CANNOT_LEARN = """
 {"truncated": 1.0} -> all completions were truncated; raise --max-new-tokens
 {"truncated": 0.5, "unclosed": 0.5} -> no thinking ends; a --model whose chat template
-{"critique/pairs": 0} -> the critic has no pairs
+{"critique/pairs": 0, "groups/no_spread": 0.5} -> no question has right and wrong
 {"critique/unreadable": 1.0} -> no critique ends in a judgement
 {"traces": 0} -> no second attempt is right
 {"groups/no_spread": 1.0, "response/accuracy": 1.0} -> all completions are right

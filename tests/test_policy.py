@@ -219,7 +219,8 @@ def test_stop_tokens_that_stand_elsewhere():
 
 def read(model, tokenizer, prompt, text, stopped=True):
     """What is read in a completion, whether it ended, and whether inside its thinking."""
-    drawn = Sample(tokenizer(prompt).input_ids, tokenizer(text).input_ids, [], stopped)
+    tokens = tokenizer(text).input_ids + [tokenizer.eos_token_id] * stopped
+    drawn = Sample(tokenizer(prompt).input_ids, tokens, [], stopped)
     with patch(rollout, "generate", return_value=[drawn]):
         (sample,) = rollout.respond(Sampler(model, tokenizer, 64), [SEVEN], 1, seed=0)
     return sample.text, sample.stopped, sample.unclosed

@@ -392,9 +392,10 @@ def test_machine_is_safe(tmp_path):
             found += f"; PORT = {server.getsockname()[1]}"
             harm = verdicts(HARMFUL, "5", found)
             assert not any(harm), harm
+        with patch(programs, "SECONDS", 80):
             began = time.time()
             assert all(verdicts(RIGHT, "5"))
-            assert time.time() - began < 3
+            assert time.time() - began < 40
         assert data.read_text() == "5"
         assert len(os.listdir("/dev/fd")) == len(files)
 

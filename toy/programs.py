@@ -2,11 +2,11 @@
 
     python -m toy.programs FOLDER
 
-FOLDER gets train.jsonl (200 functions), held_out.jsonl (200) and critiques.jsonl (128):
-demonstrations for `train.py --cold-start` that show how a critique is written. A kind of function
-is a row of ALONE or of FIRST, or one of FIRST with one of SECOND behind it. Of the held-out
-functions half are of kinds that are not trained; the others differ from trained ones in their
-numbers alone, as those that are criticised do. No function is in two files.
+FOLDER gets train.jsonl (200 functions), held_out.jsonl (200) and critiques.jsonl: demonstrations
+for `train.py --cold-start` of 128 critiques, and of the 64 solutions among them that are right. A
+kind of function is a row of ALONE or of FIRST, or one of FIRST with one of SECOND behind it. Of the
+held-out functions half are of kinds that are not trained; the others differ from trained ones in
+their numbers alone, as those that are criticised do. No function is in two files.
 
 Each function has three tests, which are not part of the question. They tell it from its slips, from
 its first operation alone, and from a function that returns what it is given.
@@ -174,9 +174,9 @@ def problem(function):
 
 
 def criticised(function, name, expression):
-    """A demonstration of a critique, of a solution with this name and expression. The solution is
-    not to be learned, even where it is right."""
-    wanted, question, takes, asked, right, _, calls = function
+    """A demonstration of a critique, of a solution with this name and expression. A right solution
+    is learned, too: after critiques alone the model answers any question by a critique."""
+    wanted, _, takes, asked, right, _, calls = function
     # One that goes wrong, if there is one.
     call = max(calls, key=lambda call: value(expression, call) != value(right, call))
     arguments = ", ".join(call)
@@ -185,15 +185,13 @@ def criticised(function, name, expression):
     verdict, label = "no", "wrong"
     if name == wanted and expression == right:
         verdict, label = "ok", "right"
-    return {
-        "question": question,
+    return problem(function) | {
         "response": f"```python\ndef {name}({takes}):\n    return {body}\n```",
         "critique": f"{wanted}({arguments}) should be {fill(asked, call)} = "
         f"{value(right, call)!r}\n"
         f"{name}({arguments}) is {body} = {value(expression, call)!r}: {verdict}\n"
         f"Conclusion: {label}",
         "label": label,
-        "critique_only": True,
     }
 
 
