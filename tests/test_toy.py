@@ -112,14 +112,7 @@ def test_the_first_wrong_step():
 
 def long_make_writes_a_folder_like_the_committed_one(tmp_path):
     """The same tokenizer, a model of the same size, the same limit."""
-    small = mock.patch.multiple(
-        make,
-        STEPS=3,
-        LATE_STEPS=2,
-        BATCH=8,
-        HELD_OUT=6,
-        EXAM=4,
-    )
+    small = mock.patch.multiple(make, STEPS=3, LATE_STEPS=2, BATCH=8, HELD_OUT=6, EXAM=4)
     with small:
         printed_by(lambda argv: make.make(*argv), "", tmp_path)
     model, tokenizer = load_policy(tmp_path, "cpu")
