@@ -62,7 +62,8 @@ def correct_prompt(question, response, critique=None, program=False):
 # The judgement is the last thing on its line:
 #     read        **Conclusion:** Right. [END]        3+4 is 7. Conclusion: wrong
 #     ignored     > Conclusion: right                 so the conclusion: right or wrong?
-# Only this form counts, since RL teaches it. Repetitions are bounded: reading takes linear time.
+# Only this form counts, since RL teaches it. Readers may skip the pattern. Its repetitions are
+# bounded, so that reading a text takes linear time.
 JUDGEMENT = re.compile(
     r"""
     ^ (?! [ \t]{0,20} [>"'“] )      # no quotation

@@ -48,7 +48,7 @@ def outcomes(problems, texts):
     rollout, and runs their programs side by side: texts[i] responds to problems[i]."""
     result = []
     for problem, text, right in zip(problems, texts, passed(problems, texts)):
-        # `passed` says None where no program is asked for.
+        # `passed` judges programs, and says None of others.
         if problem.program is False:
             right = is_correct(text, problem.answer)
         elif problem.program is None:
@@ -203,7 +203,7 @@ def advantages(rewards, groups, std=True):
 
 def leave_one_out(rewards, groups, wider):
     """A = R - mean of the *others* in the group: of 1, 0, 0 this is 1, -0.5, -0.5. A float tensor
-    [samples]. A mean that includes the sample itself would shrink its gradient by 1 - 1/m in a
+    [samples]. A mean that includes the sample itself would scale its gradient by 1 - 1/m in a
     group of m, and these sizes differ here.
 
     rewards: numbers [samples]; groups: one key for each; wider: the key of a larger group for each.

@@ -62,7 +62,7 @@ class Sample:
     unclosed: bool = False  # it ended inside a <think> block; `stopped` is False then
     # By the recipe:
     reward: float = 0.0
-    group: object = None  # samples with the same group share one baseline; None: by --group
+    group: object = None  # rewards are compared with those of the same group; None: by --group
     wider: object = None  # SCoRe's: the group of a sample that is alone in `group`
     kl: float = 0.0  # weight of the KL to the reference on its tokens
     # By `train.update`:

@@ -11,7 +11,7 @@ k3 estimates the KL divergence to the starting policy (the reference): it is 0 w
 and never negative. It is a term of the loss, and no part of the reward that A compares. The methods
 differ in what is sampled and how it is rewarded. With r for a reward and D(x) for the mean k3 of
 the tokens sampled after the prompt x, each line below is what its samples maximise in the mean,
-without clip and baseline:
+without clip, baseline and standard deviation:
 
     GC-RL     a response y to a question x    r(y) - kl D(x)                  (eq. 1)
               a critique c of x and y         r(c) - kl D(x, y)               (eq. 2)
@@ -95,8 +95,8 @@ PROBES = 8  # held-out questions that each evaluation asks with the same random 
 # ----------------------------------------------------------------------------------- the recipes
 #
 # Every recipe is called with the same arguments: the flags, the sampler of the policy, the step and
-# its problems; for what trains a critic or Pair-SFT the pair cache, and static pairs, which the
-# starting policy gave. It returns the samples to learn from, and metrics.
+# its problems; for a critic or Pair-SFT the pair cache, and static pairs of the starting policy.
+# It returns the samples to learn from, and metrics.
 
 
 def gc_rl(args, sampler, step, problems, cache, static):

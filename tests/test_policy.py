@@ -210,7 +210,7 @@ def test_stop_tokens_that_stand_elsewhere():
 
 def read(model, tokenizer, prompt, text, stopped=True):
     """What is read in a completion, whether it ended, and whether inside its thinking."""
-    tokens = tokenizer(text).input_ids + [tokenizer.eos_token_id] * stopped
+    tokens = tokenizer(text).input_ids + [max(policy.stop_set(model, tokenizer))] * stopped
     drawn = Sample(tokenizer(prompt).input_ids, tokens, [], stopped)
     with patch(rollout, "generate", return_value=[drawn]):
         (sample,) = rollout.respond(Sampler(model, tokenizer, 64), [SEVEN], 1, seed=0)
@@ -246,7 +246,7 @@ def test_a_stop_token_is_no_text():
     model, tokenizer = toy_copy()
     tokenizer.add_tokens("<|im_end|>")
     model.generation_config.eos_token_id = tokenizer("<|im_end|>").input_ids
-    assert read(model, tokenizer, "", "5<|im_end|>") == ("5", True, False)
+    assert read(model, tokenizer, "", "5") == ("5", True, False)
 
 
 def test_models_without_a_key_value_cache_are_refused(tmp_path):
