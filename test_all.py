@@ -743,11 +743,12 @@ def test_metrics_of_a_rollout_by_hand():
 
 
 def samples_with_kl(weight):
-    """A rollout with a KL and no advantages; the first of it has a role of its own."""
+    """A rollout with a KL, of every second sample twice the weight, and no advantages; the first of
+    it has a role of its own."""
     samples = toy_rollout()
-    for sample in samples:
+    for index, sample in enumerate(samples):
         sample.reward = 0.0
-        sample.kl = weight
+        sample.kl = weight * (1 + index % 2)
     samples[0].role = "attempt 1"
     return samples
 
@@ -760,11 +761,13 @@ def test_kl_to_the_reference():
     for p in reference.parameters():
         p.data += 0.005 * torch.randn_like(p)
     k3 = []
+    weighted = []
     for sample in samples_with_kl(1.0):
         now = plain_logprobs(sample)
         away = plain_logprobs(sample, model=reference).detach() - now
         k3.append(away.exp() - away - 1)
-    expected = gradient_of(torch.cat(k3).mean())
+        weighted.append(sample.kl * k3[-1])
+    expected = gradient_of(torch.cat(weighted).mean())
     metrics, (seen,) = updated(samples_with_kl(2.0), reference=reference)
     same_gradient(seen, 2 * expected)
     close(metrics["kl/attempt 1"], k3[0].mean().item(), 1e-4)
