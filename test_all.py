@@ -716,15 +716,16 @@ def test_kl_to_the_reference():
     samples = toy_rollout()
     samples[0].role = "attempt 1"
     k3 = []
-    for sample in samples:
+    weighted = []
+    for index, sample in enumerate(samples):
         sample.reward = 0.0
-        sample.kl = 2.0
-        now = plain_logprobs(sample)
-        away = plain_logprobs(sample, model=reference).detach() - now
+        sample.kl = 1.0 + index % 2
+        away = plain_logprobs(sample, model=reference).detach() - plain_logprobs(sample)
         k3.append(away.exp() - away - 1)
-    expected = gradient_of(torch.cat(k3).mean())
+        weighted.append(sample.kl * k3[-1])
+    expected = gradient_of(torch.cat(weighted).mean())
     metrics, (seen,) = updated(samples, reference=reference)
-    same_gradient(seen, 2 * expected)
+    same_gradient(seen, expected)
     close(metrics["kl/attempt 1"], k3[0].mean().item(), 1e-4)
     close(metrics["kl/response"], torch.cat(k3[1:]).mean().item(), 1e-4)
 

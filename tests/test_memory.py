@@ -108,7 +108,8 @@ def test_blocks_computed_again_give_the_same_gradient():
         model = model_of(kind)
         blocks = []
         gradients = []
-        for there in (1 << 40, 1):
+        standing = memory.standing_bytes(model) + 4 * model.num_parameters()  # with a reference
+        for there in (1 << 40, standing + 16 * memory.LOGITS + memory.PROGRAM):
             with patch(memory, "memory_of", return_value=there):
                 scored = torch.cat(rollout.batch_logprobs(model, samples, 1.0))
             with patch(
