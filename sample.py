@@ -97,13 +97,6 @@ def evaluate(sampler, problems, exam):
     return numbers, first
 
 
-def probe(sampler, problems):
-    """To each problem an answer, a critique of it and a second attempt, Samples. The random numbers
-    are the same at each call: what has changed since the last one is the policy."""
-    first, second = two_attempts(sampler, problems, 1, seed=0)
-    return first + second + criticise(sampler, pairs_of(first), 1, seed=2)
-
-
 def pairs_of(responses):
     return [Pair(sample.problem, sample.text, sample.right) for sample in responses]
 

@@ -1,7 +1,7 @@
 """What fits the memory: batches for sampling and for gradients (figures/fits.py: a whole run).
 
 A batch is cut by a forecast of what it takes (`sampling_batches`, `micro_batches`), and smaller
-where the memory runs out all the same (`halved_if_memory_runs_out`, `smaller_if_memory_runs_out`).
+where the memory runs out all the same (`halved_if_memory_runs_out`, `in_micro_batches`).
 """
 
 import functools
@@ -181,16 +181,15 @@ def halved_if_memory_runs_out(sample):
     return sample_or_halve
 
 
-def smaller_if_memory_runs_out(add_gradient):
-    """A decorator: where the device runs out of memory the gradient is computed anew, in
-    micro-batches of half the size."""
+def in_micro_batches(add_gradient):
+    """A decorator: the samples come in micro-batches, which give a list of results; where the
+    device runs out of memory the gradient is computed anew, in micro-batches of half the size."""
 
     def add_or_retry(model, samples, *settings, parts=1):
-        def divisible():
-            return len(micro_batches(model, samples, parts)) < len(samples)
-
-        with memory_may_run_out(divisible):
-            return add_gradient(model, samples, *settings, parts=parts)
+        cuts = micro_batches(model, samples, parts)
+        batches = [[samples[index] for index in indices] for indices in cuts]
+        with memory_may_run_out(lambda: len(batches) < len(samples)):
+            return [add_gradient(model, batch, *settings) for batch in batches]
         model.zero_grad()
         return add_or_retry(model, samples, *settings, parts=2 * parts)
 

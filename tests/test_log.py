@@ -71,7 +71,7 @@ def test_samples_of_a_run(tmp_path):
     what it is without them."""
     flags = "--steps 1 --questions 4 --n 4 --eval-size 10 --lr 1e-3"
     trained(tmp_path / "run", flags)
-    with patch(train, "probe", return_value=[]), patch(samples_jsonl, "ROOM", 0):
+    with patch(train, "log_probes"), patch(samples_jsonl, "ROOM", 0):
         trained(tmp_path / "less", flags)
     assert timeless(tmp_path / "run") == timeless(tmp_path / "less")
     named = samples_of(tmp_path / "run")
