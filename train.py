@@ -53,7 +53,7 @@ from details.log import (
     step_metrics,
 )
 from details.memory import in_micro_batches
-from details.policy import save_policy
+from details.policy import context_length, save_policy
 from details.runs import keep_best, save_state, signals_caught
 from details.start import begin_run, first_pairs
 from details.supervised import demonstration, imitate
@@ -288,6 +288,8 @@ def pair_sft(args, sampler, step, problems, cache, static):
             ),
             right.response,
         )
+        if len(sample.prompt + sample.tokens) > context_length(sampler.model):
+            sample.tokens = []  # no room: it is skipped
         sample.role = "attempt 2"
         sample.problem = right.problem
         sample.right = True
@@ -323,7 +325,7 @@ def train_step(args, sampler, reference, optimizer, step, cache, state):
             cache,
             state["static"],
         )
-    # What has no tokens had a prompt that left no room in the context.
+    # What has no tokens had no room in the context.
     to_learn = [sample for sample in samples if sample.tokens]
     optimizer.param_groups[0]["lr"] = args.lr * min(1, step / WARMUP)
     rng = random.Random(seed_of(args.seed, step, "mini-batches"))
@@ -515,12 +517,12 @@ def train(args):
             log_row(out, state, row)
             if due:
                 keep_best(out, state, sampler)
-            # Save.
+            stopped = len(signals) > 0  # read once: one may come while the run saves
             state |= {"step": step + 1, "seconds": row["seconds"], "cache": list(cache)}
-            if due or signals:
+            if due or stopped:
                 save_state(out, state, sampler.model, optimizer)
                 write_page(out)
-            if signals and step < args.steps:
+            if stopped and step < args.steps:
                 words = f"stopped after step {step}; go on with the same command and --resume"
                 print(words, file=sys.stderr)
                 sys.exit(128 + signals[0])

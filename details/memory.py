@@ -158,12 +158,12 @@ def ran_out(error):
 @contextmanager
 def memory_may_run_out(divisible):
     """If the device runs out of memory inside the block, what stands behind the block does the same
-    in smaller pieces: there no error holds on to the tensors any more. What is not `divisible()`
+    in smaller pieces: there no error holds on to the tensors any more. What is not `divisible`
     raises its error."""
     try:
         yield
     except RuntimeError as error:
-        if not ran_out(error) or not divisible():
+        if not ran_out(error) or not divisible:
             raise
 
 
@@ -172,7 +172,7 @@ def halved_if_memory_runs_out(sample):
     tokens are the same, since each row has uniforms of its own."""
 
     def sample_or_halve(model, prompts, uniforms, *settings):
-        with memory_may_run_out(lambda: len(prompts) > 1):
+        with memory_may_run_out(len(prompts) > 1):
             return sample(model, prompts, uniforms, *settings)
         half = len(prompts) // 2
         first = sample_or_halve(model, prompts[:half], uniforms[:half], *settings)
@@ -188,7 +188,7 @@ def in_micro_batches(add_gradient):
     def add_or_retry(model, samples, *settings, parts=1):
         cuts = micro_batches(model, samples, parts)
         batches = [[samples[index] for index in indices] for indices in cuts]
-        with memory_may_run_out(lambda: len(batches) < len(samples)):
+        with memory_may_run_out(len(batches) < len(samples)):
             return [add_gradient(model, batch, *settings) for batch in batches]
         model.zero_grad()
         return add_or_retry(model, samples, *settings, parts=2 * parts)

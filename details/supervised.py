@@ -35,10 +35,7 @@ def imitate(model, optimizer, batches):
     norms = []
     for batch in batches:
         token_count = sum(len(sample.tokens) for sample in batch)
-        total = 0.0
-        for part in add_gradient(model, batch, token_count):
-            total += part
-        losses.append(total)
+        losses += add_gradient(model, batch, token_count)
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP))
         if not math.isfinite(norm):
             raise InputError(f"the gradient norm is {norm}; a smaller learning rate may help")

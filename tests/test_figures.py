@@ -208,6 +208,8 @@ def test_a_step_in_slow_motion():
     assert "drops the question" in printed
     fails("--explain|--answer", used, "--explain", "Compute 1+1 modulo 10.")
     fails("--explain|question", used, "--explain")
+    fails("--explain|'answer'", used, "--explain q --answer", " ")
+    fails("not UTF-8", used, "\udcff")
 
 
 def test_arithmetic_for_a_real_model(tmp_path):
