@@ -8,8 +8,8 @@ first-order rollout samples after `solve_prompt`, the second-order rollout after
 
 import re
 
-# What is asked for, after the question: an answer, which is read in its box (False); a program,
-# which is run (True). For a question that the user's grader judges (None) nothing is added.
+# What is added to the question, by `Problem.program`. False: an answer, which is read in its box.
+# True: a program, which is run. None, where the user's grader judges: nothing.
 SOLVE = {
     False: "\nSolve it step by step. Put the final answer in \\boxed{}.",
     True: "\nWrite the function in Python, in one block that begins with ```python.",

@@ -51,7 +51,7 @@ class Sample:
     tokens: list[int]  # token ids of the completion, the stop token included
     logprobs: list[float]  # one per token, in nats, as drawn
     stopped: bool  # True: it ended by itself; False: truncated
-    # The rest is explained where it is set. By the rollouts:
+    # The rest is explained where it is set. By the rollouts, `text` and `unclosed` by the Sampler:
     text: str = ""
     role: str = ""  # response, critique, attempt 1, attempt 2, refinement
     problem: Problem | None = None
@@ -80,7 +80,7 @@ def respond(sampler, problems, n, seed, show=None, role="response"):
     """First-order rollout: n responses to each problem; the n of a problem stand together."""
     chats = [solve_prompt(problem.question, problem.program) for problem in problems]
     responses = sampler.complete(chats, n, seed, show)
-    judge(responses, repeat(problems, n), role)
+    set_outcomes(responses, repeat(problems, n), role)
     return responses
 
 
@@ -111,7 +111,7 @@ def two_attempts(sampler, problems, n, seed, show=None):
         chat = correct_prompt(question, sample.text, program=sample.problem.program)
         chats.append(chat)
     second = sampler.complete(chats, 1, seed + 1, show)
-    judge(second, repeat(problems, n), "attempt 2")
+    set_outcomes(second, repeat(problems, n), "attempt 2")
     for before, after in zip(first, second):
         after.first = before
     return first, second
@@ -127,11 +127,12 @@ def refine(sampler, critiques, n, seed):
         chats.append(chat)
     refined = sampler.complete(chats, n, seed)
     problems = [sample.problem for sample in critiques]
-    judge(refined, repeat(problems, n), "refinement")
+    set_outcomes(refined, repeat(problems, n), "refinement")
     return refined
 
 
-def judge(responses, problems, role):
+@cost.timed("outcomes")
+def set_outcomes(responses, problems, role):
     """Write onto each response what it responds to, and whether it is right: eq. 1. A truncated one
     has no final answer, whatever number it stopped at."""
     assert len(responses) == len(problems)
@@ -140,8 +141,7 @@ def judge(responses, problems, role):
         sample.problem = problem
         sample.right = False
     ended = [sample for sample in responses if sample.stopped]
-    with cost.timed("outcomes"):
-        found = outcomes([sample.problem for sample in ended], [sample.text for sample in ended])
+    found = outcomes([sample.problem for sample in ended], [sample.text for sample in ended])
     for sample, right in zip(ended, found):
         sample.right = right
 

@@ -7,6 +7,7 @@ python sample.py --model out --eval --json     a run on its held-out problems
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 from critique import correct_prompt, solve_prompt
@@ -95,13 +96,6 @@ def evaluate(sampler, problems, exam):
     for name, value in judgements.items():
         numbers[f"eval/critique_{name}"] = value
     return numbers, first
-
-
-def probe(sampler, problems):
-    """To each problem an answer, a critique of it and a second attempt, Samples. The random numbers
-    are the same at each call: what has changed since the last one is the policy."""
-    first, second = two_attempts(sampler, problems, 1, seed=0)
-    return first + second + criticise(sampler, pairs_of(first), 1, seed=2)
 
 
 def pairs_of(responses):
@@ -237,6 +231,9 @@ def parse_args(argv):
         raise InputError("--explain: give a question")
     if not args.question and not args.eval:
         raise InputError("give a question or --eval (see --help)")
+    # What the terminal could not decode, no tokenizer takes.
+    if re.search("[\ud800-\udfff]", f"{args.question} {args.answer}"):
+        raise InputError("the question or the answer is not UTF-8")
     return args
 
 
@@ -247,13 +244,18 @@ def use(argv):
     folder = TOY if args.model == "toy" else Path(args.model)
     problems = exam = []
     settle_outcomes(args)
+    # A run's folder knows by what its responses are judged, its compute dtype, and how long
+    # completions may be.
+    flags = run_flags(folder)
+    own = args.eval and not args.data or args.explain and not args.answer
+    if own and flags.get("grader") and not args.grader:
+        raise InputError(f"{folder}: a grader judges its responses: give --grader")
     if args.explain:
         problem = problem_of(args, folder)
+        check_outcomes([problem])
     if args.eval:
         problems, exam = held_out_and_exam(args, folder)
         check_outcomes(problems)
-    # A run's folder knows its compute dtype, and how long completions may be.
-    flags = run_flags(folder)
     model, tokenizer = load_policy(
         args.model,
         args.device,

@@ -360,7 +360,7 @@ def test_judgement_is_the_last_conclusion():
 def test_truncated_completions_have_no_outcome():
     """Whatever they say so far: a response has no final answer, and a critique no judgement."""
     responses = [a_sample("7"), a_sample("7", stopped=False)]
-    rollout.judge(responses, [SEVEN, SEVEN], "response")
+    rollout.set_outcomes(responses, [SEVEN, SEVEN], "response")
     assert [sample.right for sample in responses] == [True, False]
     drawn = [a_sample("Conclusion: right"), a_sample("Conclusion: right", stopped=False)]
     sampler = mock.Mock()

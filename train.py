@@ -8,29 +8,17 @@ What an optimizer step maximises, over all tokens of its completions:
     k3     = exp(d) - d - 1,  d = log p(token) of the starting policy - log p(token) now
 
 k3 estimates the KL divergence to the starting policy (the reference): it is 0 where the two agree,
-and never negative. It is a term of the loss, and no part of the reward that A compares. The methods
-differ in what is sampled and how it is rewarded. With r for a reward and D(x) for the mean k3 of
-the tokens sampled after the prompt x, each line below is what its samples maximise in the mean,
-without clip, baseline and standard deviation:
+and never negative. It is a term of the loss, and no part of the reward that A compares.
 
-    GC-RL     a response y to a question x    r(y) - kl D(x)                  (eq. 1)
-              a critique c of x and y         r(c) - kl D(x, y)               (eq. 2)
-    SCoRe     a first attempt y1 at x1 = x, then a second one, y2, at
-              x2 = [x1, y1, "There may be an error above ..."]; r = 1 for a right answer, else 0
-      Stage I   y1      - (beta1 + beta2) D(x1)
-                y2      r(y2) - beta1 D(x2)
-      Stage II  y1      r(y1) - beta1 D(x1)
-                y2      r(y2) + alpha (r(y2) - r(y1)) - beta1 D(x2)
-
-Each completion is trained on its own line, given its prompt: no credit flows from y2 back to y1.
-
-A method is a recipe: which prompts are built, which rewards are given. All that learn by rewards
-share the update. What departs from GRPO as published (arXiv 2402.03300), and why:
+A method is a recipe: which prompts are built, which rewards are given (GC-RL: eqs. 1 and 2, SCoRe:
+see `score`). All that learn by rewards share the update. Each completion is trained by its own
+reward, given its prompt: no credit flows from a second attempt back to the first. What departs from
+GRPO as published (arXiv 2402.03300), and why:
 
 - The mean is over all tokens and not first within each completion, as in DAPO and verl: otherwise a
   token of a long completion would count less than one of a short completion.
-- Completions without an advantage and without a KL give no gradient and are left out of the
-  computation; their tokens stay in the denominator of the mean.
+- Completions whose advantage and KL weight are both 0 have no gradient, so they are not computed;
+  the mean still divides by their tokens too.
 - The advantages of SCoRe and of multi-turn RL are not divided by the standard deviation, and a
   sample is left out of its own baseline (see `rewarded_attempts`).
 - In k3, d is at most MAX_AWAY = 3, so that a token's gradient, exp(d) - 1, is at most 19.
@@ -64,8 +52,8 @@ from details.log import (
     say,
     step_metrics,
 )
-from details.memory import micro_batches, smaller_if_memory_runs_out
-from details.policy import save_policy
+from details.memory import in_micro_batches
+from details.policy import context_length, save_policy
 from details.runs import keep_best, save_state, signals_caught
 from details.start import begin_run, first_pairs
 from details.supervised import demonstration, imitate
@@ -85,18 +73,18 @@ from reward import (
     shaped_reward,
 )
 from rollout import batch_logprobs, criticise, refine, respond, two_attempts
-from sample import attempts_table, evaluate, judgement_table, pass_at_n, probe
+from sample import attempts_table, evaluate, judgement_table, pass_at_n
 
 WARMUP = 3  # steps in which the learning rate rises to --lr
 GRAD_CLIP = 1.0  # largest gradient norm
 MAX_AWAY = 3.0  # nats
-PROBES = 8  # held-out questions that each evaluation asks with the same random numbers
 
 # ----------------------------------------------------------------------------------- the recipes
 #
-# Every recipe is called with the same arguments: the flags, the sampler of the policy, the step and
-# its problems; for a critic or Pair-SFT the pair cache, and static pairs of the starting policy.
-# It returns the samples to learn from, and metrics.
+# `train_step` calls one of METHODS, and `update` learns from the samples that it returns; the
+# metrics are for the log. cache: the pairs that wait for the critic. static: pairs of the starting
+# policy; [] where pairs are dynamic, as GC-RL's are by default. seed_of makes one seed of its
+# arguments.
 
 
 def gc_rl(args, sampler, step, problems, cache, static):
@@ -108,22 +96,6 @@ def gc_rl(args, sampler, step, problems, cache, static):
     # Second-order rollout, rewarded by eqs. 2 to 6.
     critiques, more = rewarded_critiques(args, sampler, step, pairs)
     return responses + critiques, metrics | more
-
-
-def g_rl(args, sampler, step, problems, cache, static):
-    """Plain RL: the first stage alone."""
-    return rewarded_responses(args, sampler, step, problems)
-
-
-def c_rl(args, sampler, step, problems, cache, static):
-    """The critic alone. Responses are sampled only if pairs are dynamic, and not trained on."""
-    responses = []
-    metrics = {}
-    if args.critique_data == "dynamic":
-        responses, metrics = rewarded_responses(args, sampler, step, problems)
-    pairs = pairs_to_criticise(args, step, responses, cache, static)
-    critiques, more = rewarded_critiques(args, sampler, step, pairs)
-    return critiques, metrics | more
 
 
 def rewarded_responses(args, sampler, step, problems):
@@ -141,8 +113,8 @@ def rewarded_responses(args, sampler, step, problems):
 
 def pairs_to_criticise(args, step, responses, cache, static):
     """Dynamic pairs come from the policy's own responses of this step. Static ones are the starting
-    policy's, from 10 responses to each question, and come again in each pass over them. Both wait
-    in the cache until they are drawn."""
+    policy's, from 10 responses to each of up to 512 questions, and come again in each pass over
+    them. Both wait in the cache until they are drawn."""
     rng = random.Random(seed_of(args.seed, step, "pairs"))
     if args.critique_data == "dynamic":
         # Data filter: of each question that has both, one right and one wrong response.
@@ -160,20 +132,19 @@ def rewarded_critiques(args, sampler, step, pairs):
     critiques = criticise(sampler, pairs, args.n, seed)
     for sample in critiques:
         pair = sample.pair
+        # Eq. 2; eqs. 5 and 6 have other constants.
+        sample.reward = critique_reward(
+            sample.says_right,
+            pair.right,
+            args.reward_right,
+            args.reward_wrong,
+        )
         if args.balance == "reweight":
-            # Eq. 3: both labels carry about the same weight though one of them is rare.
+            # Eq. 3 instead: both labels carry about the same weight though one of them is rare.
             sample.reward = reweighted_reward(
                 sample.says_right,
                 pair.right,
                 pair.accuracy,
-            )
-        else:
-            # Eq. 2, by default; eqs. 5 and 6 have other constants.
-            sample.reward = critique_reward(
-                sample.says_right,
-                pair.right,
-                args.reward_right,
-                args.reward_wrong,
             )
         sample.kl = args.kl
     refined = []
@@ -189,17 +160,53 @@ def rewarded_critiques(args, sampler, step, pairs):
     return critiques, critique_metrics(step, pairs, critiques, refined)
 
 
-def score(args, sampler, step, problems, cache, static):
-    """SCoRe (2409.12917): Stage I teaches the second attempt alone, Stage II both.
+def critique_metrics(step, pairs, critiques, refined):
+    metrics = {
+        "critique/pairs": len(pairs),
+        "critique/age": mean(step - pair.step for pair in pairs),  # in steps
+        "critique/reward": mean(sample.reward for sample in critiques),
+    }
+    for name, value in judgement_table(critiques).items():
+        metrics[f"critique/{name}"] = value
+    if refined:
+        metrics["refined/accuracy"] = mean(sample.right for sample in refined)
+    return metrics
 
-    Each attempt is credited with its own reward. Second attempts are compared with those whose
-    first attempt had the same outcome. In such a group r1 is one number, so it drops out:
+
+def g_rl(args, sampler, step, problems, cache, static):
+    """Plain RL: responses alone."""
+    return rewarded_responses(args, sampler, step, problems)
+
+
+def c_rl(args, sampler, step, problems, cache, static):
+    """The critic alone. Responses are sampled only if pairs are dynamic, and not trained on."""
+    responses = []
+    metrics = {}
+    if args.critique_data == "dynamic":
+        responses, metrics = rewarded_responses(args, sampler, step, problems)
+    pairs = pairs_to_criticise(args, step, responses, cache, static)
+    critiques, more = rewarded_critiques(args, sampler, step, pairs)
+    return critiques, metrics | more
+
+
+def score(args, sampler, step, problems, cache, static):
+    """SCoRe (2409.12917): Stage I teaches the second attempt alone, Stage II both. Each attempt
+    maximises its own line, where x1 is the question, x2 the conversation before the second attempt,
+    r1 and r2 are 1 for a right attempt, else 0, and D(x) is the mean k3 of the tokens after x:
+
+        Stage I     attempt 1   - (beta1 + beta2) D(x1)
+                    attempt 2   r2 - beta1 D(x2)
+        Stage II    attempt 1   r1 - beta1 D(x1)
+                    attempt 2   r2 + alpha (r2 - r1) - beta1 D(x2)
+
+    Second attempts are compared with those whose first attempt had the same outcome. In such a
+    group r1 is one number, so it drops out:
 
         r2 + alpha (r2 - r1) - mean of that = (1 + alpha) (r2 - mean of r2)
 
-    The paper's bonus for a change needs a baseline that does not know r1. Ours does, and all that
-    is left of alpha is a weight on second attempts: with alpha 2 the rewards 3 and 0, or 1 and -2,
-    differ by 3. To divide by the standard deviation would cancel it.
+    The paper's bonus for a change acts only if the baseline does not depend on r1. This one does,
+    so alpha merely weights second attempts: with alpha 2 the rewards 3 and 0, or 1 and -2, differ
+    by 3. Dividing by the standard deviation would cancel that.
     """
     first, second, metrics = rewarded_attempts(args, sampler, step, problems)
     if step <= args.stage1_steps:
@@ -213,12 +220,6 @@ def score(args, sampler, step, problems, cache, static):
         metrics["stage"] = 2
         for sample in second:
             sample.reward = shaped_reward(sample.first.reward, sample.reward, args.alpha)
-    return first + second, metrics
-
-
-def multi_turn(args, sampler, step, problems, cache, static):
-    """SCoRe without its two ideas: both attempts are rewarded alike, from the first step on."""
-    first, second, metrics = rewarded_attempts(args, sampler, step, problems)
     return first + second, metrics
 
 
@@ -240,6 +241,20 @@ def rewarded_attempts(args, sampler, step, problems):
         sample.wider = (sample.role, before)
         sample.kl = args.beta1
     return first, second, attempt_metrics(first, second)
+
+
+def attempt_metrics(first, second):
+    sizes = Counter(sample.group for sample in second)
+    return attempts_table(first, second) | {
+        "pass@n": pass_at_n(first),
+        "groups/alone": mean(sizes[sample.group] == 1 for sample in second),
+    }
+
+
+def multi_turn(args, sampler, step, problems, cache, static):
+    """SCoRe without its two ideas: both attempts are rewarded alike, from the first step on."""
+    first, second, metrics = rewarded_attempts(args, sampler, step, problems)
+    return first + second, metrics
 
 
 def star(args, sampler, step, problems, cache, static):
@@ -273,6 +288,8 @@ def pair_sft(args, sampler, step, problems, cache, static):
             ),
             right.response,
         )
+        if len(sample.prompt + sample.tokens) > context_length(sampler.model):
+            sample.tokens = []  # no room: it is skipped
         sample.role = "attempt 2"
         sample.problem = right.problem
         sample.right = True
@@ -289,27 +306,6 @@ METHODS = {
     "star": star,
     "pair-sft": pair_sft,
 }
-
-
-def critique_metrics(step, pairs, critiques, refined):
-    metrics = {
-        "critique/pairs": len(pairs),
-        "critique/age": mean(step - pair.step for pair in pairs),  # in steps
-        "critique/reward": mean(sample.reward for sample in critiques),
-    }
-    for name, value in judgement_table(critiques).items():
-        metrics[f"critique/{name}"] = value
-    if refined:
-        metrics["refined/accuracy"] = mean(sample.right for sample in refined)
-    return metrics
-
-
-def attempt_metrics(first, second):
-    sizes = Counter(sample.group for sample in second)
-    return attempts_table(first, second) | {
-        "pass@n": pass_at_n(first),
-        "groups/alone": mean(sizes[sample.group] == 1 for sample in second),
-    }
 
 
 # ------------------------------------------------------------------------------------------ a step
@@ -329,19 +325,19 @@ def train_step(args, sampler, reference, optimizer, step, cache, state):
             cache,
             state["static"],
         )
-    # What has no tokens had a prompt that left no room in the context.
-    learned = [sample for sample in samples if sample.tokens]
+    # What has no tokens had no room in the context.
+    to_learn = [sample for sample in samples if sample.tokens]
     optimizer.param_groups[0]["lr"] = args.lr * min(1, step / WARMUP)
     rng = random.Random(seed_of(args.seed, step, "mini-batches"))
     with cost.timed("update"):
         if args.method in SUPERVISED:
-            batches = mini_batches(learned, args.updates, rng)
+            batches = mini_batches(to_learn, args.updates, rng)
             metrics |= imitate(sampler.model, optimizer, batches)
         else:
-            metrics |= update(args, sampler, reference, optimizer, learned, rng)
-    metrics["skipped"] = len(samples) - len(learned)
-    metrics |= cost.step_cost(sum(len(sample.tokens) for sample in learned))
-    return metrics, learned
+            metrics |= update(args, sampler, reference, optimizer, to_learn, rng)
+    metrics["skipped"] = len(samples) - len(to_learn)
+    metrics |= cost.step_cost(sum(len(sample.tokens) for sample in to_learn))
+    return metrics, to_learn
 
 
 def update(args, sampler, reference, optimizer, samples, rng):
@@ -363,12 +359,12 @@ def update(args, sampler, reference, optimizer, samples, rng):
     groups = [sample.group for sample in samples]
     wider = [sample.wider for sample in samples]
     if wider[0]:
-        # SCoRe's and multi-turn RL's: not divided, and without the sample itself in its baseline.
-        values = leave_one_out(rewards, groups, wider)
+        # Set by `rewarded_attempts`: not divided, and without the sample itself in its baseline.
+        compared = leave_one_out(rewards, groups, wider)
     else:
-        values = advantages(rewards, groups, std=not args.no_std)
-    for sample, value in zip(samples, values.tolist()):
-        sample.advantage = value
+        compared = advantages(rewards, groups, std=not args.no_std)
+    for sample, advantage in zip(samples, compared.tolist()):
+        sample.advantage = advantage
 
     model = sampler.model
     batches = []
@@ -379,14 +375,12 @@ def update(args, sampler, reference, optimizer, samples, rng):
         with_gradient = [s for s in batch if s.advantage != 0 or s.kl > 0]
         if not with_gradient:
             continue  # a step without a gradient would move the weights by Adam's momentum
-        with cost.timed("forward_backward"):
-            add_gradient(model, with_gradient, reference, token_count, args)
-            norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP))
+        add_gradient(model, with_gradient, reference, token_count, args)
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP))
         if not math.isfinite(norm):
             raise not_finite(args.out, sampler.tokenizer, norm, with_gradient)
-        with cost.timed("optimizer"):
-            optimizer.step()
-            optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         batches.append(with_gradient)
         norms.append(norm)
     return step_metrics(samples, batches, norms)
@@ -408,53 +402,50 @@ def mini_batches(samples, updates, rng):
     return batches
 
 
-@smaller_if_memory_runs_out
-def add_gradient(model, samples, reference, token_count, args, parts=1):
-    """Loss and backward: adds the gradient of a mini-batch of `token_count` tokens to the model's,
-    one micro-batch after the other. Writes the log-ratios, clips and k3 of its tokens onto each
-    sample. parts: raised by the decorator where memory runs out; micro-batches are then `parts`
-    times smaller."""
-    for indices in micro_batches(model, samples, parts):
-        batch = [samples[index] for index in indices]
-        lengths = [len(sample.tokens) for sample in batch]
-        # Log-probs now, when they were sampled, and the reference's. All tensors are [tokens]: the
-        # tokens of one completion after the other.
-        new = torch.cat(batch_logprobs(model, batch, args.temperature))
-        old = new.new_tensor([logprob for sample in batch for logprob in sample.logprobs])
-        ref = None
-        if reference is not None:
-            with torch.no_grad():
-                ref = torch.cat(batch_logprobs(reference, batch, args.temperature))
-            # Were d = ref - new clamped, its gradient beyond 3 would be 0. So `ref` is lowered to 3
-            # above `new`, which is detached: d is 3 there and still has its gradient.
-            ref = torch.minimum(ref, new.detach() + MAX_AWAY)
-        # One advantage and one weight of the KL for all tokens of a completion.
-        advantage = new.new_tensor([sample.advantage for sample in batch for _ in sample.tokens])
-        kl = new.new_tensor([sample.kl for sample in batch for _ in sample.tokens])
-        assert new.shape == old.shape == advantage.shape == kl.shape == (sum(lengths),)
-        mask = torch.ones_like(new)  # [tokens] have no padding
-        loss, clipped, k3 = grpo_loss(new, old, advantage, mask, args.clip, ref, kl)
-        # The sum over these tokens, divided by the tokens of the whole mini-batch.
-        (loss * (len(new) / token_count)).backward()
+@in_micro_batches
+def add_gradient(model, batch, reference, token_count, args):
+    """Loss and backward of a part of a mini-batch that fits the memory; `token_count` is of the
+    whole mini-batch. Adds its gradient to the model's, and writes the log-ratios, clips and k3 of
+    its tokens onto each sample."""
+    lengths = [len(sample.tokens) for sample in batch]
+    # Log-probs now, when they were sampled, and the reference's. All tensors are [tokens]: the
+    # tokens of one completion after the other.
+    new = torch.cat(batch_logprobs(model, batch, args.temperature))
+    old = new.new_tensor([logprob for sample in batch for logprob in sample.logprobs])
+    ref = None
+    if reference is not None:
+        with torch.no_grad():
+            ref = torch.cat(batch_logprobs(reference, batch, args.temperature))
+        # Clamping d = ref - new to 3 would cut its gradient there. So `ref` is lowered to new + 3,
+        # detached: d is 3, and still has its gradient with respect to `new`.
+        ref = torch.minimum(ref, new.detach() + MAX_AWAY)
+    # One advantage and one weight of the KL for all tokens of a completion.
+    advantage = new.new_tensor([sample.advantage for sample in batch for _ in sample.tokens])
+    kl = new.new_tensor([sample.kl for sample in batch for _ in sample.tokens])
+    assert new.shape == old.shape == advantage.shape == kl.shape == (sum(lengths),)
+    mask = torch.ones_like(new)  # [tokens] have no padding
+    loss, clipped, k3 = grpo_loss(new, old, advantage, mask, args.clip, ref, kl)
+    # The sum over these tokens, divided by the tokens of the whole mini-batch.
+    (loss * (len(new) / token_count)).backward()
 
-        # For the log: one number a token.
-        log_ratios = (new - old).detach().split(lengths)
-        clipped = clipped.split(lengths)
-        k3 = k3.split(lengths)
-        for index, sample in enumerate(batch):
-            sample.log_ratios = log_ratios[index].tolist()
-            sample.clipped = clipped[index].tolist()
-            if ref is not None:
-                sample.k3 = k3[index].tolist()
+    # For the log: one number a token.
+    log_ratios = (new - old).detach().split(lengths)
+    clipped = clipped.split(lengths)
+    k3 = k3.split(lengths)
+    for index, sample in enumerate(batch):
+        sample.log_ratios = log_ratios[index].tolist()
+        sample.clipped = clipped[index].tolist()
+        if ref is not None:
+            sample.k3 = k3[index].tolist()
 
 
 def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=None, kl=0.0):
     """GRPO's loss: -min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) + kl k3 for each token.
 
-    ratio = exp(logprobs - old_logprobs); k3 = exp(ref - logprobs) - (ref - logprobs) - 1, which is
-    never negative. Over tokens that the policy has just sampled its mean is KL(policy ||
-    reference), the papers' penalty. Its gradient is (1 - p_ref / p) grad log p; the mean of that is
-    the gradient of KL(reference || policy). Both pull towards the reference.
+    ratio = exp(logprobs - old_logprobs); k3 = exp(ref - logprobs) - (ref - logprobs) - 1. Its mean
+    over tokens just sampled is KL(policy || reference), the papers' penalty. Its gradient, (1 -
+    p_ref / p) grad log p, is in the mean that of KL(reference || policy) instead: it pulls towards
+    the reference, too.
 
     All tensors have one shape, [tokens] or a padded [batch, length], or broadcast to it. Where the
     mask is 0 they may hold anything. What bounds ref - logprobs is `add_gradient`.
@@ -515,24 +506,23 @@ def train(args):
             if due:
                 start = time.time()
                 numbers, answers = evaluate(sampler, state["held_out"], state["exam"])
-                probes = probe(sampler, state["held_out"][:PROBES])
                 row |= numbers
                 if state["selecting"]:
                     numbers, _ = evaluate(sampler, state["selecting"], state["selecting_exam"])
                     row["select"] = numbers[selected_by(args.method)]
-                row["seconds/eval"] = time.time() - start
                 log_answers(state, step, answers)
-                log_probes(out, state, sampler.tokenizer, step, probes)
+                log_probes(out, state, sampler, step)
+                row["seconds/eval"] = time.time() - start
             row["seconds"] = time.time() - begin
             log_row(out, state, row)
             if due:
                 keep_best(out, state, sampler)
-            # Save.
+            stopped = len(signals) > 0  # read once: one may come while the run saves
             state |= {"step": step + 1, "seconds": row["seconds"], "cache": list(cache)}
-            if due or signals:
+            if due or stopped:
                 save_state(out, state, sampler.model, optimizer)
                 write_page(out)
-            if signals and step < args.steps:
+            if stopped and step < args.steps:
                 words = f"stopped after step {step}; go on with the same command and --resume"
                 print(words, file=sys.stderr)
                 sys.exit(128 + signals[0])

@@ -298,9 +298,14 @@ def read(text):
     return Answer(name, plain or None)
 
 
+SYMBOLS = {"m", "mi", "min", "ml", "mm", "mg"}  # of units: none abbreviates another
+
+
 def akin(a, b):
     """Could two names or units be the same? Of hrs and hours one abbreviates the other."""
     a, b = sorted((a, b), key=len)
+    if {a, b} <= SYMBOLS:
+        return a == b
     return not a or a[0] == b[0] and set(a) <= set(b) and a[-1].isdigit() == b[-1].isdigit()
 
 

@@ -35,7 +35,6 @@ def timed(kind):
 def step_cost(tokens):
     """The step's cost as metrics; `padding`: the share of computed tokens that nobody needed.
     tokens: those that were learned from."""
-    SECONDS["rewards"] = SECONDS["sample"] - SECONDS["prefill"] - SECONDS["decode"]
     SECONDS["step"] = SECONDS["sample"] + SECONDS["update"]
     return {f"seconds/{kind}": value for kind, value in SECONDS.items()} | {
         "samples": COUNTS["samples"],

@@ -170,13 +170,15 @@ def to_program(row, question, line):
     """A problem that asks for a program. Its tests stand in `tests`; in MBPP's `test_list`, which
     the question then shows, as is usual; or in HumanEval's `test`."""
     tests = row.get("tests", row.get("test_list", row.get("test")))
-    sources = [tests] if isinstance(tests, str) else tests
-    if not isinstance(sources, list) or not sources:
+    sources = listed(tests or [])
+    if not sources:
         raise ValueError("no test that can be judged")
-    setup = [*(row.get("test_imports") or []), row.get("test_setup_code", ""), row.get("setup", "")]
-    if not all(isinstance(source, str) for source in sources + setup):
-        raise ValueError("tests and their setup must be texts")
-    calls = take_apart(sources, row.get("entry_point"))
+    setup = listed(row.get("test_imports") or [])
+    setup += [row.get("test_setup_code", ""), row.get("setup", "")]
+    entry_point = row.get("entry_point", "")
+    if not all(isinstance(source, str) for source in [*sources, *setup, entry_point]):
+        raise ValueError("tests, their setup and entry_point must be texts")
+    calls = take_apart(sources, entry_point)
     setup = "\n".join(setup).strip()
     failure = setup and setup_error(setup)
     if failure:
@@ -184,6 +186,10 @@ def to_program(row, question, line):
     if "test_list" in row:
         question = "\n".join([question, "It must pass these tests:", *sources])
     return Problem(question, program=True, tests=calls, setup=setup, row=line)
+
+
+def listed(value):
+    return value if isinstance(value, list) else [value]
 
 
 def from_problem(problem):

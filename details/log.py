@@ -131,7 +131,7 @@ def why_nothing_is_learned(metrics):
     truncated = metrics.get("truncated", 0)
     if truncated == 1:
         return "cannot learn: all completions were truncated; raise --max-new-tokens"
-    if truncated + metrics.get("unclosed", 0) > 0.999:
+    if metrics.get("unclosed") and truncated + metrics["unclosed"] > 0.999:
         return "cannot learn: no thinking ends; a --model whose chat template opens no <think>"
     if metrics.get("traces") == 0:
         return "cannot learn: no second attempt is right; --cold-start, or easier --data"

@@ -1,7 +1,7 @@
 """What fits the memory: batches for sampling and for gradients (figures/fits.py: a whole run).
 
 A batch is cut by a forecast of what it takes (`sampling_batches`, `micro_batches`), and smaller
-where the memory runs out all the same (`halved_if_memory_runs_out`, `smaller_if_memory_runs_out`).
+where the memory runs out all the same (`halved_if_memory_runs_out`, `in_micro_batches`).
 """
 
 import functools
@@ -158,12 +158,12 @@ def ran_out(error):
 @contextmanager
 def memory_may_run_out(divisible):
     """If the device runs out of memory inside the block, what stands behind the block does the same
-    in smaller pieces: there no error holds on to the tensors any more. What is not `divisible()`
+    in smaller pieces: there no error holds on to the tensors any more. What is not `divisible`
     raises its error."""
     try:
         yield
     except RuntimeError as error:
-        if not ran_out(error) or not divisible():
+        if not ran_out(error) or not divisible:
             raise
 
 
@@ -172,7 +172,7 @@ def halved_if_memory_runs_out(sample):
     tokens are the same, since each row has uniforms of its own."""
 
     def sample_or_halve(model, prompts, uniforms, *settings):
-        with memory_may_run_out(lambda: len(prompts) > 1):
+        with memory_may_run_out(len(prompts) > 1):
             return sample(model, prompts, uniforms, *settings)
         half = len(prompts) // 2
         first = sample_or_halve(model, prompts[:half], uniforms[:half], *settings)
@@ -181,16 +181,15 @@ def halved_if_memory_runs_out(sample):
     return sample_or_halve
 
 
-def smaller_if_memory_runs_out(add_gradient):
-    """A decorator: where the device runs out of memory the gradient is computed anew, in
-    micro-batches of half the size."""
+def in_micro_batches(add_gradient):
+    """A decorator: the samples come in micro-batches, which give a list of results; where the
+    device runs out of memory the gradient is computed anew, in micro-batches of half the size."""
 
     def add_or_retry(model, samples, *settings, parts=1):
-        def divisible():
-            return len(micro_batches(model, samples, parts)) < len(samples)
-
-        with memory_may_run_out(divisible):
-            return add_gradient(model, samples, *settings, parts=parts)
+        cuts = micro_batches(model, samples, parts)
+        batches = [[samples[index] for index in indices] for indices in cuts]
+        with memory_may_run_out(len(batches) < len(samples)):
+            return [add_gradient(model, batch, *settings) for batch in batches]
         model.zero_grad()
         return add_or_retry(model, samples, *settings, parts=2 * parts)
 

@@ -50,7 +50,7 @@ math\.isclose\((.+), (.+)\) => \1 => \2
 """
 
 
-def take_apart(sources, entry_point=None):
+def take_apart(sources, entry_point=""):
     """((call, literal of its value), ...) of tests. entry_point: what is called in place of the
     `candidate` in HumanEval's `def check(candidate)`."""
     source = "\n".join(sources)

@@ -255,7 +255,9 @@ def first_pairs(args, sampler, state):
                 sampler, asked, STATIC_RESPONSES, 2 * count, seed, choose
             )
             if not state["static"]:
-                raise InputError(f"static pairs: 0 of {count} questions had right and wrong ones")
+                raise InputError(
+                    f"static pairs: {count} questions gave none; easier --data or more tokens"
+                )
     write_files(Path(args.out), state)
 
 

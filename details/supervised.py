@@ -10,10 +10,9 @@ from details.data import batch_of, mean  # isort: skip (before torch)
 import torch
 from tqdm import tqdm
 
-from details import cost
 from details.errors import InputError
 from details.log import BAR_OFF, say
-from details.memory import micro_batches, smaller_if_memory_runs_out
+from details.memory import in_micro_batches
 from details.policy import encode_chat, trained_weights
 from rollout import Sample, batch_logprobs
 
@@ -35,14 +34,13 @@ def imitate(model, optimizer, batches):
     losses = []
     norms = []
     for batch in batches:
-        with cost.timed("forward_backward"):
-            losses.append(add_gradient(model, batch))
-            norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP))
+        token_count = sum(len(sample.tokens) for sample in batch)
+        losses += add_gradient(model, batch, token_count)
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP))
         if not math.isfinite(norm):
             raise InputError(f"the gradient norm is {norm}; a smaller learning rate may help")
-        with cost.timed("optimizer"):
-            optimizer.step()
-            optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         norms.append(norm)
     if not batches:
         return {}
@@ -50,18 +48,15 @@ def imitate(model, optimizer, batches):
     return {"updates": len(norms), "grad_norm": mean(norms), "loss": sum(losses) / tokens}
 
 
-@smaller_if_memory_runs_out
-def add_gradient(model, samples, parts=1):
-    """Add the gradient of the samples' mean negative log-prob to the model's; returns its sum."""
-    tokens = sum(len(sample.tokens) for sample in samples)
-    total = 0.0
-    for indices in micro_batches(model, samples, parts):
-        logprobs = torch.cat(batch_logprobs(model, [samples[index] for index in indices], 1.0))
-        loss = -logprobs.mean()
-        # The loss is the mean over this micro-batch; its share in the mean over the mini-batch:
-        (loss * (len(logprobs) / tokens)).backward()
-        total -= logprobs.sum().item()
-    return total
+@in_micro_batches
+def add_gradient(model, batch, token_count):
+    """Add the gradient of the mean negative log-prob of a mini-batch of `token_count` tokens to
+    the model's, of which `batch` is a part; returns the part's sum."""
+    logprobs = torch.cat(batch_logprobs(model, batch, 1.0))
+    # The loss is the mean over this micro-batch; its share in the mean over the mini-batch:
+    loss = -logprobs.mean()
+    (loss * (len(logprobs) / token_count)).backward()
+    return -logprobs.sum().item()
 
 
 def cold_start(args, model, samples):

@@ -26,7 +26,7 @@ def explain(sampler, problem, n, seed):
     # The data filter, as in train.pairs_to_criticise.
     pairs = filter_pairs(pairs_by_question(responses, n), random.Random(seed))
     if not pairs:
-        print("All are right or all are wrong: the filter drops the question.")
+        print("Of those that ended none is right, or none is wrong: the filter drops the question.")
         return
     critiques = criticise(sampler, pairs, n, seed + 1)
     print("THE FILTER KEEPS a right and a wrong response")
@@ -73,7 +73,10 @@ def one_line(text):
 def problem_of(args, folder):
     """The question with its answer: --answer, or what the data files beside the model say."""
     if args.answer:
-        return to_problem({"question": args.question, "answer": args.answer})
+        try:
+            return to_problem({"question": args.question, "answer": args.answer})
+        except ValueError as error:
+            raise InputError(f"--explain: {error}") from error
     # Of a run's problems and of the toy's the answers are known.
     for name in ("held_out", "train"):
         path = folder / f"{name}.jsonl"

@@ -11,10 +11,12 @@ from pathlib import Path
 from details.data import write_jsonl
 from details.errors import InputError, printable
 from details.log import say
-from sample import same_answer
+from rollout import criticise, two_attempts
+from sample import pairs_of, same_answer
 from toy.sound import first_objection, first_wrong, is_sound
 
 ROOM = 25_000  # bytes of samples.jsonl for each step, on average
+PROBES = 8  # held-out questions that each evaluation asks
 LISTED = 64  # questions of a step whose outcomes are listed
 FIRST = ("response", "attempt 1")  # roles that answer a question
 
@@ -39,10 +41,13 @@ def log_samples(out, state, tokenizer, step, samples, show):
         show = False
 
 
-def log_probes(out, state, tokenizer, step, samples):
-    """Adds what was said about the held-out questions that every evaluation asks."""
+def log_probes(out, state, sampler, step):
+    """Adds what the policy says to the questions that every evaluation asks: an answer, a second
+    attempt, a critique. The random numbers are the same each time: what differs is the policy."""
+    first, second = two_attempts(sampler, state["held_out"][:PROBES], 1, seed=0)
+    samples = first + second + criticise(sampler, pairs_of(first), 1, seed=2)
     names = {id(sample): f"{step}.probe.{index}" for index, sample in enumerate(samples)}
-    rows = rows_of(tokenizer, step, samples, names)
+    rows = rows_of(sampler.tokenizer, step, samples, names)
     append(out, state, [{"probe": True} | row for row in rows])
 
 

@@ -25,7 +25,7 @@ from details.start import check_lengths
 from figures.chart import command, line_charts, refuse_other_files
 from figures.tables import print_table
 from reward import Pair
-from rollout import Sampler, criticise, judge, load_policy, respond, two_attempts
+from rollout import Sampler, criticise, load_policy, respond, set_outcomes, two_attempts
 from sample import attempts_table, run_flags
 
 
@@ -92,7 +92,7 @@ def vote(sampler, problems, budgets, critiques, seed):
     chats = [correct_prompt(e.problem.question, e.text) for e in first]
     correction_seed = seed_of(seed, "vote", "corrections")
     second = sampler.complete(chats, 1, correction_seed, "corrections")
-    judge(second, [e.problem for e in first], "attempt 2")
+    set_outcomes(second, [e.problem for e in first], "attempt 2")
     corrected = [(e, 1.0) for e in second]
 
     # As many as leave room for their critiques.

@@ -144,8 +144,8 @@ x \leq 5 == \boxed{x \le 5} | The answer is x\le5.
 y=3 != \boxed{x=3} ;; \angle B=30 != \boxed{\angle A=30}
 x_1=3 != \boxed{x_2=3} ;; k=3 == \boxed{k_m=3}
 24 == \boxed{|r-s|=24} | \boxed{4!=24} | \boxed{\sum_{k=1}^{n} k=24} ;; 24 != \boxed{x^2=24}
-5\text{ hours} == \boxed{5 hrs} | \boxed{5} ;; 5\text{ hours} != \boxed{5 minutes}
-5 metres == \boxed{5 meters} ;; 3 AM != \boxed{3 PM}
+5\text{ hours} == \boxed{5 hrs} | \boxed{5} ;; 5 m == \boxed{5 meters} ;; 5 m != \boxed{5 mm}
+5 metres == \boxed{5 meters} ;; 5\text{ hours} != \boxed{5 minutes} ;; 3 AM != \boxed{3 PM}
 5 \text{ cents} != \boxed{\$5} | \boxed{5 dollars} ;; \$5 == \boxed{5 dollars}
 5\text{ cm}^2 != \boxed{5\text{ cm}^3} | \boxed{5 cm}
 5\text{ cm}^2 == \boxed{5 square centimeters}

@@ -118,6 +118,8 @@ UNUSED = """
 @words -> context
 --explain 1+1? -> --explain|--answer
 --explain -> --explain: give a question
+--explain 1+1? --answer proof -> --explain|no response can reach
+\udcff -> not UTF-8
 """
 
 

@@ -60,7 +60,7 @@ def test_a_grader_judges_responses(tmp_path):
             assert row.get("right") in (None, fine)
         numbers = used(f"--model {out} --eval --grader {tmp_path}/grader.py:short")
         assert "eval/generation" in numbers
-    fails("held_out.jsonl:1|no field 'answer'", used, f"--model {out} --eval")
+    fails("give --grader", used, f"--model {out} --eval")
 
 
 # What is named as a grader, and what the error must say.
@@ -99,7 +99,10 @@ def test_a_grader_that_fails_later_says_so_once(tmp_path):
 # Rows of programs, and what the error must name.
 BAD_PROGRAMS = r"""
 {"question": "q", "tests": []} -> no test
-{"question": "q", "tests": 5} -> no test
+{"question": "q"} -> no field 'answer'
+{"question": "q", "tests": 5} -> must be texts
+{"question": "q", "tests": ["assert f(1) == 1"], "test_imports": 5} -> must be texts
+{"question": "q", "test": "assert f(1) == 1", "entry_point": 5} -> must be texts
 {"question": "q", "tests": [5]} -> must be texts
 {"question": "q", "tests": ["assert f(2) == "]} -> a test is not Python
 {"question": "q", "tests": ["assert f(1) == 1"], "setup": "1 / 0"} -> setup fails|ZeroDivisionError
@@ -120,7 +123,8 @@ PUBLISHED = [
         "entry_point": "f",
         "test_imports": None,
     },
-    {"question": "Write f(n), 2 n.", "tests": ["assert f(2) == 4", "assert f(3) == 6"]},
+    {"question": "Write f(n), 2 n.", "tests": ["assert f(2) == 4", "assert f(3) == 6"]}
+    | {"test_imports": "import math", "setup": "math.pi"},
 ]
 
 

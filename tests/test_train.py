@@ -105,7 +105,7 @@ def seeds_of(folder, flags):
     drawing = mock.Mock(wraps=random)
     # Not of the questions that are asked again with the same random numbers.
     in_train, in_start = patch(train, "random", drawing), patch(start, "random", drawing)
-    unasked = patch(train, "probe", return_value=[])
+    unasked = patch(train, "log_probes")
     with patch(Sampler, "complete", note_rollout), in_train, in_start, unasked:
         printed_by(train.main, f"--device cpu --out {folder} {flags}")
     return seeds + [call.args[0] for call in drawing.Random.call_args_list]
