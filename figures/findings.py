@@ -50,15 +50,18 @@ LINES = FOLDER / "findings.jsonl"
 # nearer to the papers' words when only some seeds of g-rl and gc-rl had been run. The toy and its
 # settings were chosen at seeds 100 to 103, which are not used here.
 
-# {name: flags}; all else is the toy's default. A group is run seed by seed before the next one, so
-# that a protocol that is stopped leaves pairs; what is asked first stands first.
-FIRST = {
+# Seeds: of what decides most, of the rest, of what takes long, and those nobody had seen.
+ALL = range(32)
+HALF = range(16)
+FEW = range(8)
+UNSEEN = range(17, 32)
+
+# {name: flags}; all else is the toy's default.
+MAIN = {
     # It passes through what 30 steps give; 60 are as many samples as two attempts take, and 90 are
     # to take as many seconds as gc-rl.
     "g-rl": "--method g-rl --steps 90 --eval-every 15",
     "gc-rl": "--method gc-rl --eval-every 15",
-}
-SECOND = {
     "c-rl": "--method c-rl --eval-every 15",
     "multi-turn": "--method multi-turn --eval-every 15",
     "score": "--method score --eval-every 15",
@@ -96,26 +99,20 @@ SCALES = {  # a weight on second attempts, see `score` in train.py: not the pape
     "score, alpha 10": f"{SCORE} --alpha 10",
 }
 LONG = {"g-rl, long": "--method g-rl --steps 200 --eval-every 20"}  # as many seconds as score
-ORDER = [
-    (FIRST, 32),
-    (SECOND, 32),
-    (HARDER, 16),
-    (VARIANTS, 16),
-    (GROUPS, 16),
-    (LONG, 8),
-    (SCALES, 16),
+ORDER = [  # row after row; inside a row seed by seed: if it is stopped, pairs are left
+    (MAIN | HARDER | VARIANTS, HALF),
+    (MAIN, range(16, 32)),
+    (GROUPS, HALF),
+    (LONG, FEW),
+    (SCALES, HALF),
 ]
-RUNS = FIRST | SECOND | HARDER | VARIANTS | GROUPS | LONG | SCALES
+RUNS = MAIN | HARDER | VARIANTS | GROUPS | LONG | SCALES
 USUAL = 1.5  # minutes of a run of which none has ended
 
 # The smallest differences that would matter: in answers and attempts, else in what is named.
 ANSWERS = 0.03
 CRITICS = 0.02
 DELTA = 0.05
-ALL = range(32)
-HALF = range(16)
-FEW = range(8)
-UNSEEN = range(17, 32)
 
 
 class Claim(NamedTuple):
@@ -351,7 +348,7 @@ def missing_runs(lines):
                         missing.add((run, seed))
     todo = []
     for group, seeds in ORDER:
-        for seed in range(seeds):
+        for seed in seeds:
             todo += [(run, seed) for run in group if (run, seed) in missing]
     return todo
 
@@ -371,8 +368,8 @@ def hours_of(lines, todo):
 def show_forecast(lines):
     """Say what is missing, and how long it takes; not in the tables, which are printed."""
     todo = missing_runs(lines)
-    for group, _ in ORDER:
-        part = [job for job in todo if job[0] in group]
+    for group, seeds in ORDER:
+        part = [(run, seed) for run, seed in todo if run in group and seed in seeds]
         if part:
             hours = f"{hours_of(lines, part):.1f} hours of one core"
             print(f"missing: {len(part)} of {'; '.join(group)}: {hours}", file=sys.stderr)
