@@ -7,23 +7,25 @@ Each of the 300 facts (`7*8` ends in 6) is the first step of three problems. It 
 probability of the right digit in solving, in checking a solution, and in looking again; and how
 likely a second look is. By kind of fact, as make.py plants them: blind ones he never gets right in
 solving, shaky ones seldom, and either every other time in checking; doubted ones he knows in
-solving, and seldom in checking.
+solving, and seldom in checking. And what is wrong in greedy answers to the held-out problems?
 """
 
 import itertools
 import random
+import re
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from details import threads  # noqa: F401  # isort: skip (before torch)
 
 import torch
 
 from critique import correct_prompt, critique_prompt, solve_prompt
-from details.data import mean, run_command
-from details.policy import encode_chat
-from rollout import load_policy
+from details.data import load_problems, mean, run_command
+from details.policy import TOY, encode_chat
+from rollout import Sampler, load_policy, respond
 from toy.make import LOOK_AGAIN, SHOWN, Teacher, kind_of, result, written
+from toy.sound import QUESTION, last_digit, solve
 
 TEXTS = ("solving", "checking", "looking again", "whether to look again")
 TOGETHER = 150  # texts in a batch
@@ -118,6 +120,19 @@ def passed_on(start, end):
     return counts
 
 
+def mistake(question, response):
+    """What is wrong first in a response: the kind of a fact; `form` where it is not written as the
+    steps of this question are; None if it is right in all."""
+    digits = iter(re.findall(r"=(\d)$", response, re.MULTILINE))
+    steps = solve(QUESTION.fullmatch(question)[1], lambda *_: int(next(digits, 0)))
+    if response != written(steps):
+        return "form"
+    for a, op, b, digit in steps:
+        if digit != last_digit(a, op, b):
+            return kind_of(f"{a}{op}{b}")
+    return None
+
+
 def summary(start, end):
     """What a run's line keeps, at its start and at its end."""
     found = {
@@ -138,7 +153,8 @@ def summary(start, end):
 def show(folders):
     """Print the tables."""
     names = ["toy", *folders]
-    facts = {name: recalled(*load_policy(name, "cpu")) for name in names}
+    policies = {name: load_policy(name, "cpu") for name in names}
+    facts = {name: recalled(*policies[name]) for name in names}
     counts = defaultdict(int)
     for fact in facts["toy"]:
         counts[kind_of(fact)] += 1
@@ -158,6 +174,28 @@ def show(folders):
     for name in names:
         both, checking, solving, neither = passed_on(facts["toy"], facts[name]).values()
         print(f"| {name} | {both} | {checking} | {solving} | {neither} |")
+    show_mistakes(policies)
+
+
+def show_mistakes(policies):
+    """Print what is wrong first in the greedy answers that are wrong."""
+    held_out = load_problems(TOY / "held_out.jsonl")
+    heads = ["blind", "shaky", "doubted", "sure", "form"]
+    print("\nOf 512 greedy answers: the wrong ones, by what is wrong first in them\n")
+    print(f"| run | wrong | {' | '.join(heads)} | right, but for the form |")
+    print("| --- " * (3 + len(heads)) + "|")
+    for name, policy in policies.items():
+        wrong = Counter()
+        responses = respond(Sampler(*policy, max_new_tokens=64).greedy(), held_out, 1, seed=0)
+        right_but = 0
+        for sample in responses:
+            found = mistake(sample.problem.question, sample.text)
+            if sample.right:
+                right_but += found == "form"
+            else:
+                wrong[found] += 1
+        cells = [str(wrong[head]) for head in heads]
+        print(f"| {name} | {wrong.total()} | {' | '.join(cells)} | {right_but} |")
 
 
 def main(argv=None):
