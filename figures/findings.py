@@ -251,8 +251,17 @@ MORE = {  # in runs.md
         Claim("t2", "score, alpha 10", "score", HALF),
     ],
 }
-# {finding or heading: a sentence why, as far as the runs tell; written after them}
-WHY = {}
+# {finding or heading: a sentence why, as far as the runs tell}
+WHY = {
+    "F2": "The critiques are samples, too: see below what is left at equal cost.",
+    "F8": "Both shares rise together: the critic learns to check.",
+    "S1": "Greedily it never looks again (sampled, once in twelve): it repeats the first attempt.",
+    "S2": "At the start hardly any second attempt mends a first one, so STaR learns to repeat; "
+    "Pair-SFT spoils more right answers than it mends wrong ones.",
+    "S3": "Where the first attempt is right, to repeat it earns all there is.",
+    "What is recalled": "Is this why seeds differ so much? No: at bad seeds answers lose their "
+    "form, see [why seeds differ](results.md#why-seeds-differ).",
+}
 
 # Numbers of an evaluation that are kept, and what they are called here.
 WORDS = {
@@ -825,6 +834,10 @@ def main(argv=None):
         carry_out_missing()
     lines = read_lines()
     print(HEAD)
+    missing = len(missing_runs(lines))
+    if missing:
+        print(f"**{missing} of the runs are still to be made.** Verdicts *so far* are of the seeds")
+        print("that there are. They may change, and are final only when none is missing.\n")
     show_findings(lines)
     show_others(lines, OTHERS)
     show_recalled(lines)
