@@ -11,7 +11,6 @@ needed.
 
 import copy
 import importlib
-import itertools
 import math
 import multiprocessing
 import random
@@ -52,6 +51,7 @@ from tests.helpers import (
     problems,
     rewarded_critiques,
     rewards_of,
+    rows_of,
     same_gradient,
     small_device,
     solved,
@@ -99,12 +99,7 @@ def test_equation_4_pays_a_critique_that_helps_to_mend_the_response():
 
 def test_shaped_reward_pays_what_the_second_attempt_changes():
     """SCoRe: r(y2) + alpha (r(y2) - r(y1)), here with alpha = 10."""
-    for first, second, paid in (
-        (0, 0, 0),
-        (0, 1, 11),
-        (1, 0, -10),
-        (1, 1, 1),
-    ):
+    for first, second, paid in ((0, 0, 0), (0, 1, 11), (1, 0, -10), (1, 1, 1)):
         assert reward.shaped_reward(first, second, alpha=10) == paid
 
 
@@ -126,20 +121,6 @@ def test_leave_one_out_by_hand():
     close(leave_one_out([3, 0, 1, 0, 5, 9], "aabbbc", "wwwwwv"), [3, -3, -1.5, -3, 4.5, 0])
     close(leave_one_out([4, 1, 0, 5], "abbb", "wwww"), [2, -1.5, -3, 4.5])
     assert leave_one_out([1.1] * 7, "g" * 7, "w" * 7).tolist() == [0] * 7, "exactly"
-
-
-def test_leave_one_out_is_without_bias_in_groups_of_any_size():
-    """On average over what is drawn, right with probability p, the gradient of the probability is
-    that of p: E[A d log p(outcome)] = 1 for each sample, in a group of 2 as in one of 7. With a
-    mean that holds the sample itself it would be 1 - 1/m."""
-    p = 0.3
-    for m in (2, 3, 7):
-        total = 0.0
-        for rewards in itertools.product((0, 1), repeat=m):
-            likelihood = math.prod(p if r else 1 - p for r in rewards)
-            score = 1 / p if rewards[0] else -1 / (1 - p)
-            total += likelihood * score * leave_one_out(rewards, "g" * m, "w" * m)[0].item()
-        close(total, 1, 1e-6)
 
 
 def test_zero_variance_groups_have_no_advantage():
@@ -180,7 +161,7 @@ def loss_by_hand(mask=MASK, **options):
 
 def test_loss_is_clipped():
     """-min(ratio A, clipped ratio A), as a mean over all tokens that are not masked; nothing is
-    clipped inside a wide clip."""
+    clipped inside a wide clip. Where all is masked the loss is 0."""
     loss, clipped, k3 = loss_by_hand(clip=0.2)
     # min(1.5, 1.2) = 1.2; min(0.9, 0.9) = 0.9; min(0.7 * -2, 0.8 * -2) = -1.6; three tokens
     close(loss, -(1.2 + 0.9 - 1.6) / 3)
@@ -189,6 +170,8 @@ def test_loss_is_clipped():
     loss, clipped, _ = loss_by_hand(clip=0.6)
     close(loss, -(1.5 + 0.9 - 1.4) / 3)  # 0.7 * -2 = -1.4
     assert not clipped.any()
+    loss, _, _ = loss_by_hand(mask=torch.zeros(2, 2))
+    assert loss == 0
 
 
 def test_loss_has_a_weighted_kl():
@@ -201,12 +184,6 @@ def test_loss_has_a_weighted_kl():
         loss, _, k3 = loss_by_hand(ref_logprobs=ref_logprobs, kl=kl)
         close(k3, [[0, k3_of_2], [k3_of_2, 0]])
         close(loss, (-(1.2 + 0.9 - 1.6) + 0.5 * tokens * k3_of_2) / 3)
-
-
-def test_loss_of_nothing_is_0():
-    """Where all is masked there is nothing to take a mean of."""
-    loss, _, _ = loss_by_hand(mask=torch.zeros(2, 2))
-    assert loss == 0
 
 
 def test_gradient_of_the_loss_in_closed_form():
@@ -312,71 +289,69 @@ def test_prompts_to_solve_and_to_correct():
         assert check in helped[2]["content"]
 
 
-# A judgement, or none, and a critique that has it; ¶ is a new line.
+# A critique, and its judgement, if it has one; ¶ is a new line.
 JUDGEMENTS = r"""
-right: Conclusion: right
-right: **Conclusion:** right
-right: **Conclusion: right**
-right: Conclusion: \boxed{right}
-right: Conclusion: `right`!
-right: Conclusion: _right_
-right: - Conclusion: RIGHT
-right: **Conclusion:** Right. [END]
-right: Conclusion: right <end>
-right: Conclusion: right <|im_end|>
-right: 1. Conclusion: right
-wrong: It is a matter of life. Conclusion: wrong [END]
-wrong: Conclusion：wrong。
-right: hm¶  ## Conclusion¶¶right¶
-right: Conclusion: wrong ... so¶Conclusion:  right   ¶¶Thanks
-right: Conclusion: maybe¶Conclusion: right
-right: Conclusion: right¶Conclusion: maybe
-wrong: Conclusion: wrong
-wrong: conclusion:WRONG.
-wrong: Conclusion - \boxed{\text{Wrong}}
-wrong: # Conclusion:¶wrong
-wrong: Conclusion: wrong. [/end]
-wrong: 8*9=5:2¶Conclusion: wrong
-wrong: Conclusion: right¶Conclusion: wrong
-wrong: Conclusion: wrong¶¶Right answer: 5
-wrong: Conclusion: wrong¶> Conclusion: right
-wrong: Conclusion: wrong¶"Conclusion:right"
-none:
-none: right
-none: Conclusion:
-none: Conclusion: unclear
-none: Conclusion: not right
-none: Conclusion: rightly so
-none: Conclusion: right|wrong
-none: Conclusion: right or wrong
-none: Conclusion: right / wrong
-none: Conclusion: **right** or **wrong**
-none: Conclusion: right, or wrong
-none: Conclusion: right (not)
-none: Conclusion: right (or wrong)
-none: Conclusion: right (almost)
-none: Conclusion: right-or-wrong
-none: Conclusion: the solution is right.
-none: Conclusion: wrong (right answer: 5)
-none: ## Conclusion¶wrong, since 3*4 is 12
-none: In conclusion, it went right
-none: So, conclusion: right
-none: The conclusion is: wrong
-none: > Conclusion: right
-none: > It is 5. Conclusion: right
-none: "Conclusion: right"
+Conclusion: right -> right
+**Conclusion:** right -> right
+**Conclusion: right** -> right
+Conclusion: \boxed{right} -> right
+Conclusion: `right`! -> right
+Conclusion: _right_ -> right
+- Conclusion: RIGHT -> right
+**Conclusion:** Right. [END] -> right
+Conclusion: right <end> -> right
+Conclusion: right <|im_end|> -> right
+1. Conclusion: right -> right
+It is a matter of life. Conclusion: wrong [END] -> wrong
+Conclusion：wrong。 -> wrong
+hm¶  ## Conclusion¶¶right¶ -> right
+Conclusion: wrong ... so¶Conclusion:  right   ¶¶Thanks -> right
+Conclusion: maybe¶Conclusion: right -> right
+Conclusion: right¶Conclusion: maybe -> right
+Conclusion: wrong -> wrong
+conclusion:WRONG. -> wrong
+Conclusion - \boxed{\text{Wrong}} -> wrong
+# Conclusion:¶wrong -> wrong
+Conclusion: wrong. [/end] -> wrong
+8*9=5:2¶Conclusion: wrong -> wrong
+Conclusion: right¶Conclusion: wrong -> wrong
+Conclusion: wrong¶¶Right answer: 5 -> wrong
+Conclusion: wrong¶> Conclusion: right -> wrong
+Conclusion: wrong¶"Conclusion:right" -> wrong
+ -> none
+right -> none
+Conclusion: -> none
+Conclusion: unclear -> none
+Conclusion: not right -> none
+Conclusion: rightly so -> none
+Conclusion: right|wrong -> none
+Conclusion: right or wrong -> none
+Conclusion: right / wrong -> none
+Conclusion: **right** or **wrong** -> none
+Conclusion: right, or wrong -> none
+Conclusion: right (not) -> none
+Conclusion: right (or wrong) -> none
+Conclusion: right (almost) -> none
+Conclusion: right-or-wrong -> none
+Conclusion: the solution is right. -> none
+Conclusion: wrong (right answer: 5) -> none
+## Conclusion¶wrong, since 3*4 is 12 -> none
+In conclusion, it went right -> none
+So, conclusion: right -> none
+The conclusion is: wrong -> none
+> Conclusion: right -> none
+> It is 5. Conclusion: right -> none
+"Conclusion: right" -> none
 """
 
 
 def test_judgement_is_the_last_conclusion():
     """A line of its own, in whatever markup; prose and quotations are not read. The same with the
     line ends of Windows."""
-    for row in JUDGEMENTS.split("\n")[1:-1]:
-        name, text = row.split(":", 1)
+    for text, name in rows_of(JUDGEMENTS):
         expected = {"right": True, "wrong": False, "none": None}[name]
-        text = text.strip()
-        assert judgement(text.replace("¶", "\n")) is expected, row
-        assert judgement(text.replace("¶", "\r\n") + "\r\n") is expected, row
+        assert judgement(text) is expected, text
+        assert judgement(text.replace("\n", "\r\n") + "\r\n") is expected, text
 
 
 # --------------------------------------------------------------------------------------- rollouts
@@ -501,19 +476,22 @@ def test_pairs_with_and_without_the_filter():
 
 
 def test_with_whom_a_reward_is_compared():
-    """By --group: with the samples of the prompt, of the question, or of the batch."""
-    for group, expected in (
-        ("prompt", [0, 0, 0, 0]),
-        ("question", [2 / 3, -1 / 3, -1 / 3, 0]),
-        ("batch", [0.75, -0.25, -0.25, -0.25]),
+    """By --group: with the samples of the prompt, of the question, or of the batch. Divided by the
+    standard deviation, which is sqrt(3) / 4 in the batch, or not."""
+    away = torch.tensor([0.75, -0.25, -0.25, -0.25])
+    for flags, expected in (
+        ("--group prompt", [0, 0, 0, 0]),
+        ("--group question --no-std", [2 / 3, -1 / 3, -1 / 3, 0]),
+        ("--group batch --no-std", away),
+        ("--group batch", away / (math.sqrt(3) / 4)),
     ):
         # A response to the question q, critiques of two of its pairs, and a response to p.
         samples = []
         for index, question in enumerate("qqqp"):
             samples.append(a_sample(problem=Problem(question, "1"), reward=float(index == 0)))
             samples[-1].prompt = [index + 1]
-        learned(samples, f"--no-std --group {group}")
-        close([sample.advantage for sample in samples], expected)
+        learned(samples, flags)
+        close([sample.advantage for sample in samples], expected, 1e-5)
 
 
 def test_critiques_are_rewarded_by_equations_2_3_and_5():
@@ -690,9 +668,7 @@ def test_mini_batches_share_out_the_prompts():
         same_gradient(seen, plain_gradient(batch))
         prompts.append({sample.problem for sample in batch})
     assert prompts[0].isdisjoint(prompts[1])
-    assert len(batches[0] + batches[1]) == len(samples)
-    for sample in samples:
-        assert sample in batches[0] + batches[1]
+    assert sorted(map(id, batches[0] + batches[1])) == sorted(map(id, samples))
     assert len(train.mini_batches(samples, 8, random.Random(0))) == 4
 
 
@@ -706,18 +682,6 @@ def test_metrics_of_a_policy_that_has_moved():
     assert metrics["ratio/clipped"] == 1
     metrics, _ = updated([sample], "--clip 0.9")
     assert metrics["ratio/clipped"] == 0, "1.65 is inside 1.9"
-
-
-def test_rewards_are_compared_inside_groups():
-    """From the rewards of each group advantages are computed, divided or not."""
-    samples = toy_rollout(n=2, count=2)
-    for sample, earned in zip(samples, [1, 0, 1, 1]):
-        sample.reward = earned
-        sample.group = sample.problem
-    learned(samples)
-    close([sample.advantage for sample in samples], [1, -1, 0, 0], 1e-5)
-    learned(samples, "--no-std")
-    close([sample.advantage for sample in samples], [0.5, -0.5, 0, 0])
 
 
 def test_metrics_of_a_rollout_by_hand():
@@ -742,17 +706,6 @@ def test_metrics_of_a_rollout_by_hand():
     close(metrics["length/b"], sum(lengths[6:]) / 2)
 
 
-def samples_with_kl(weight):
-    """A rollout with a KL, of every second sample twice the weight, and no advantages; the first of
-    it has a role of its own."""
-    samples = toy_rollout()
-    for index, sample in enumerate(samples):
-        sample.reward = 0.0
-        sample.kl = weight * (1 + index % 2)
-    samples[0].role = "attempt 1"
-    return samples
-
-
 def test_kl_to_the_reference():
     """The gradient of k3, by plain passes, times its weight; its mean for each role as a metric."""
     # The toy with its weights moved a little.
@@ -760,16 +713,19 @@ def test_kl_to_the_reference():
     reference = copy.deepcopy(base()[0])
     for p in reference.parameters():
         p.data += 0.005 * torch.randn_like(p)
+    samples = toy_rollout()
+    samples[0].role = "attempt 1"
     k3 = []
     weighted = []
-    for sample in samples_with_kl(1.0):
-        now = plain_logprobs(sample)
-        away = plain_logprobs(sample, model=reference).detach() - now
+    for index, sample in enumerate(samples):
+        sample.reward = 0.0
+        sample.kl = 1.0 + index % 2
+        away = plain_logprobs(sample, model=reference).detach() - plain_logprobs(sample)
         k3.append(away.exp() - away - 1)
         weighted.append(sample.kl * k3[-1])
     expected = gradient_of(torch.cat(weighted).mean())
-    metrics, (seen,) = updated(samples_with_kl(2.0), reference=reference)
-    same_gradient(seen, 2 * expected)
+    metrics, (seen,) = updated(samples, reference=reference)
+    same_gradient(seen, expected)
     close(metrics["kl/attempt 1"], k3[0].mean().item(), 1e-4)
     close(metrics["kl/response"], torch.cat(k3[1:]).mean().item(), 1e-4)
 

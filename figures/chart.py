@@ -2,6 +2,7 @@
 
 import math
 import sys
+import textwrap
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import namedtuple
 from html import escape
@@ -208,38 +209,53 @@ def line_charts(path, charts, title):
 
 
 def forest(path, rows, title):
-    """Write a forest plot: a line for each interval, a vertical line where nothing differs.
+    """Write a forest plot, narrow enough for a phone: a line for each interval, a vertical line
+    where nothing differs, in grey what would be too small to matter.
 
-    rows: [(label, mean, least, greatest), ...], or (label,) for a heading.
+    rows: (heading,) or (label, verdict, (mean, least, greatest) or None, smallest difference that
+    would matter), ...; the verdict colours the line.
     """
-    drawn = [row for row in rows if len(row) > 1]
-    low = min([0.0] + [row[2] for row in drawn])
-    high = max([0.0] + [row[3] for row in drawn])
-    marks = ticks(low, high, 6)
-    start = 520  # behind the labels
-    bottom = 52 + 20 * len(rows)
+    numbers = [0.0]
+    for _, *found in rows:
+        if found and found[1]:
+            numbers += found[1]
+    marks = ticks(min(numbers), max(numbers), 4)
+    start = 130  # behind the verdicts
+    end = 404
 
     def across(x):
-        return start + 400 * (x - marks[0]) / (marks[-1] - marks[0])
+        return start + (end - start) * (x - marks[0]) / (marks[-1] - marks[0])
 
     parts = []
+    y = 44
+    for label, *found in rows:
+        y += 0 if found else 10
+        for line in textwrap.wrap(label, 56):
+            parts.append(text(MARGIN, y, line, "" if found else "head"))
+            y += 17
+        if not found:
+            continue
+        verdict, interval, least = found
+        parts.append(text(MARGIN, y, verdict, "faint"))
+        colour = "c1"  # orange: does not hold
+        if verdict == "holds here":
+            colour = "c0"  # blue
+        elif verdict.startswith("not "):
+            colour = "c6"  # grey: not decided, or not run yet
+        parts.append(f'<g class="{colour}">')
+        if interval:
+            middle, low, high = map(across, interval)
+            parts.append(f'<path d="M{low:.1f},{y - 4}H{high:.1f}"/>')
+            parts.append(f'<circle cx="{middle:.1f}" cy="{y - 4}" r="4"/>')
+        left = max(start, across(-least))
+        right = min(end, across(least))
+        corners = [(left, y - 11), (right, y - 11), (right, y + 3), (left, y + 3)]
+        points = " ".join(f"{x:.1f},{height}" for x, height in corners)
+        parts.append(f'</g><polygon class="c6" points="{points}"/>')
+        y += 20
+    grid = []
     for x in marks:
-        parts.append(f'<path class="grid" d="M{across(x):.1f},40V{bottom}"/>')
-        parts.append(text(across(x), bottom + 18, f"{x:.10g}", "faint middle"))
-    parts.append(f'<path class="c6" d="M{across(0):.1f},40V{bottom}"/>')
-    for index, (label, *numbers) in enumerate(rows):
-        y = 60 + 20 * index
-        if not numbers:
-            parts.append(text(MARGIN, y + 4, label, "head"))
-        else:
-            parts.append(text(MARGIN, y + 4, label))
-            middle, least, greatest = map(across, numbers)
-            colour = "c6"  # grey: on both sides of 0
-            if least > across(0):
-                colour = "c0"  # blue: above
-            elif greatest < across(0):
-                colour = "c1"  # orange: below
-            line = f'<path d="M{least:.1f},{y}H{greatest:.1f}"/>'
-            dot = f'<circle cx="{middle:.1f}" cy="{y}" r="4"/>'
-            parts.append(f'<g class="{colour}">{line}{dot}</g>')
-    write_svg(path, title, start + 440, bottom + 36, parts)
+        grid.append(f'<path class="grid" d="M{across(x):.1f},34V{y}"/>')
+        grid.append(text(across(x), y + 18, f"{x:.10g}", "faint middle"))
+    grid.append(f'<path class="c6" d="M{across(0):.1f},34V{y}"/>')
+    write_svg(path, title, 420, y + 32, grid + parts)

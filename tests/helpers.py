@@ -108,8 +108,8 @@ def lines(path):
 
 
 def rows_of(table):
-    """The columns of each row of a table, with -> between them."""
-    return [row.split(" -> ") for row in table.strip("\n").split("\n")]
+    """The columns of each row of a table, with -> between them; ¶ is a new line."""
+    return [row.replace("¶", "\n").split(" -> ") for row in table.strip("\n").split("\n")]
 
 
 def printed_by(main, text="", *more):

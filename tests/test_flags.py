@@ -86,7 +86,9 @@ REFUSED = """
 --data @long --eval-data @empty -> empty.jsonl
 --data @long --eval-data @good --model @no -> cannot load model|no.jsonl
 --data @long --eval-data @good -> context|9+9+9
---data @no -> no.jsonl
+--data @no -> no.jsonl|No such file
+--data @folder -> Is a directory: '/
+--data humaneval -> humaneval: it has no train set
 --data @bad -> bad.jsonl:2|answer
 --cold-start @bad -> bad.jsonl:1|response
 --cold-start @long -> --cold-start|context
@@ -114,6 +116,10 @@ UNUSED = """
 --n 0 q -> --n 0
 --eval --exam @long -> long.jsonl:1|label
 @words -> context
+--explain 1+1? -> --explain|--answer
+--explain -> --explain: give a question
+--explain 1+1? --answer proof -> --explain|no response can reach
+\udcff -> not UTF-8
 """
 
 
@@ -135,6 +141,7 @@ def refuses(folder, table, call):
     bad = [{"question": "x", "answer": "1"}, {"question": "x"}]
     named = {
         "@no": folder / "no.jsonl",
+        "@folder": folder,
         "@empty": write(folder / "empty.jsonl", []),
         "@bad": write(folder / "bad.jsonl", bad),
         "@long": write(folder / "long.jsonl", [long]),

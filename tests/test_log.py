@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
-from pathlib import Path
 from unittest import mock
 
 import sample
@@ -23,6 +22,7 @@ from rollout import generate, logprobs
 from tests.helpers import (
     ON_TOY,
     SEVEN,
+    TOY,
     a_sample,
     base,
     close,
@@ -179,17 +179,16 @@ def test_the_end_of_a_run(tmp_path):
 def test_a_pipe_that_closes_ends_quietly():
     """`python sample.py ... | head -1`: no traceback."""
     command = f"{sys.executable} sample.py --n 1 'Compute 1+1 modulo 10.' | head -1"
-    folder = Path(sample.__file__).parent
-    done = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, shell=True, cwd=TOY.parent, capture_output=True, text=True)
     assert done.stdout == "QUESTION\n"
     assert done.stderr == ""
 
 
 def test_the_readmes_notebook_runs():
     """The lines of Python in details/README.md run as they stand."""
-    text = (Path(data.__file__).parent / "README.md").read_text(encoding="utf-8")
+    text = (TOY.parent / "details/README.md").read_text(encoding="utf-8")
     code = text.partition("one by one:\n\n")[2].partition("\n\n")[0]
     names = {}
-    with contextlib.chdir(Path(sample.__file__).parent):
+    with contextlib.chdir(TOY.parent):
         exec(textwrap.dedent(code), names)
     close(names["loss"].detach(), -1.0, 1e-4)  # on policy the ratio is 1, and so is the advantage

@@ -64,11 +64,9 @@ metrics.jsonl -> {"step": "1"} -> metrics.jsonl:1|step
 """
 
 
-OLDER = (
-    """{"step": 1, "role": "response", "prompt": "p", "completion": "c", "stopped": true,
-"right": true, "says_right": null, "reward": 1.0, "advantage": 0.5}""".replace("\n", "")
-    + "\n"
-)
+OLDER = """{"step": 1, "role": "response", "prompt": "p", "completion": "c", "stopped": true, \
+"right": true, "says_right": null, "reward": 1.0, "advantage": 0.5}
+"""
 
 
 def test_what_cannot_be_shown(tmp_path):

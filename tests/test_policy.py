@@ -14,16 +14,7 @@ import rollout
 from critique import correct_prompt, critique_prompt
 from details import policy
 from rollout import Sample, Sampler, encode_chat, generate, load_policy
-from tests.helpers import (
-    SEVEN,
-    base,
-    box,
-    fails,
-    patch,
-    rows_of,
-    saved,
-    tiny,
-)
+from tests.helpers import SEVEN, base, box, fails, patch, rows_of, saved, tiny
 
 
 def toy_copy():

@@ -10,12 +10,7 @@ from details import child, programs
 from details.errors import InputError, Unreachable
 from details.programs import passed, program_of, setup_error, take_apart
 from reward import Problem
-from tests.helpers import fails, patch
-
-
-def rows(table):
-    """The lines of a table, split; ¶ is a new line."""
-    return [line.replace("¶", "\n").split(" => ") for line in table.strip().split("\n")]
+from tests.helpers import fails, patch, rows_of
 
 
 def holds():
@@ -30,30 +25,30 @@ def holds():
 
 # ---- tests and responses
 
-# A test => its calls and their values, where it can be judged.
+# A test -> its calls and their values, where it can be judged.
 TESTS = r"""
-assert f(2, 3) == 5 => f(2, 3) => 5
-assert f('a == b is c', "'") == ' is (not = 1), ' => f('a == b is c', "'") => ' is (not = 1), '
-assert f(2) == 'a == b' => f(2) => 'a == b'
-assert 5 == f(2) => f(2) => 5
-assert f([], {2: -3.5}) == [(), {'a': {1}}], 'message' => f([], {2: -3.5}) => [(), {'a': {1}}]
-assert f(x=1) == 1e999 => f(x=1) => 1e309
-assert f(2) is None => f(2) => None
-assert f(2) => f(2) => True
-assert not f(2) => f(2) => False
-assert f(2) is True => f(2) => True
-assert set(f(2)) == set((1, 2)) => set(f(2)) => {1, 2}
-assert set(f(2)) == {1} => set(f(2)) => {1}
-assert tuple(f([2])) == tuple([1, 2]) => tuple(f([2])) => (1, 2,)
-assert abs(f(2, 3) - 4.0) < 1e-6 => f(2, 3) => 4.0
-assert abs(f(2) - -4.0) <= 0.0000001 => f(2) => -4.0
-assert math.isclose(f(2, 3), 4.0) => f(2, 3) => 4.0
-assert int(f(2)) == 3 => int(f(2)) => 3
-assert f(Pair(1, 2)) == 3 => f(Pair(1, 2)) => 3
-assert f(2) == 5¶assert f(3)¶assert not f(4) => f(2) => 5 => f(3) => True => f(4) => False
-METADATA = {}¶def check(candidate):¶ 'x'¶ print¶ assert candidate([2]) == 5 => f([2]) => 5
-def check(candidate):¶ assert set(map(candidate, [2])) == {5}, '' => set(map(f, [2])) => {5}
-assert True¶assert f(2) == 'candidate' => f(2) => 'candidate'
+assert f(2, 3) == 5 -> f(2, 3) -> 5
+assert f('a == b is c', "'") == ' is (not = 1), ' -> f('a == b is c', "'") -> ' is (not = 1), '
+assert f(2) == 'a == b' -> f(2) -> 'a == b'
+assert 5 == f(2) -> f(2) -> 5
+assert f([], {2: -3.5}) == [(), {'a': {1}}], 'message' -> f([], {2: -3.5}) -> [(), {'a': {1}}]
+assert f(x=1) == 1e999 -> f(x=1) -> 1e309
+assert f(2) is None -> f(2) -> None
+assert f(2) -> f(2) -> True
+assert not f(2) -> f(2) -> False
+assert f(2) is True -> f(2) -> True
+assert set(f(2)) == set((1, 2)) -> set(f(2)) -> {1, 2}
+assert set(f(2)) == {1} -> set(f(2)) -> {1}
+assert tuple(f([2])) == tuple([1, 2]) -> tuple(f([2])) -> (1, 2,)
+assert abs(f(2, 3) - 4.0) < 1e-6 -> f(2, 3) -> 4.0
+assert abs(f(2) - -4.0) <= 0.0000001 -> f(2) -> -4.0
+assert math.isclose(f(2, 3), 4.0) -> f(2, 3) -> 4.0
+assert int(f(2)) == 3 -> int(f(2)) -> 3
+assert f(Pair(1, 2)) == 3 -> f(Pair(1, 2)) -> 3
+assert f(2) == 5¶assert f(3)¶assert not f(4) -> f(2) -> 5 -> f(3) -> True -> f(4) -> False
+METADATA = {}¶def check(candidate):¶ 'x'¶ print¶ assert candidate([2]) == 5 -> f([2]) -> 5
+def check(candidate):¶ assert set(map(candidate, [2])) == {5}, '' -> set(map(f, [2])) -> {5}
+assert True¶assert f(2) == 'candidate' -> f(2) -> 'candidate'
 assert f(2) == g(2)
 assert f(2) != 5
 assert f(2) in (1, 5)
@@ -79,18 +74,18 @@ assert f(2) == 5¶x = 3
 import math¶assert f(2) == 5
 """
 
-# A response => its program, if it has one.
+# A response -> its program, if it has one.
 RESPONSES = r"""
-```python¶code¶``` => code¶
-```¶code¶```¶text => code¶
-text¶~~~ python¶code¶~~~ => code¶
-```py¶code => code
-```¶other¶```¶text¶```¶code¶``` => code¶
-```¶other¶```¶```python¶code => code
-````¶code¶```¶# ```¶```` => code¶```¶# ```¶
-~~~¶code¶```¶~~~ => code¶```¶
-1. So:¶   ```python¶   if code:¶     pass¶   ``` => if code:¶  pass¶
-```¶other¶```¶~~~¶¶~~~ => ¶
+```python¶code¶``` -> code¶
+```¶code¶```¶text -> code¶
+text¶~~~ python¶code¶~~~ -> code¶
+```py¶code -> code
+```¶other¶```¶text¶```¶code¶``` -> code¶
+```¶other¶```¶```python¶code -> code
+````¶code¶```¶# ```¶```` -> code¶```¶# ```¶
+~~~¶code¶```¶~~~ -> code¶```¶
+1. So:¶   ```python¶   if code:¶     pass¶   ``` -> if code:¶  pass¶
+```¶other¶```¶~~~¶¶~~~ -> ¶
 code
 `code` and ```code```
 """
@@ -98,7 +93,7 @@ code
 
 def test_tests_are_taken_apart():
     """Into calls and values. If one could only be compared where the program is, none is judged."""
-    for test, *expected in rows(TESTS):
+    for test, *expected in rows_of(TESTS):
         try:
             assert [*sum(take_apart([test], "f"), ())] == expected != [], test
         except Unreachable:
@@ -108,7 +103,7 @@ def test_tests_are_taken_apart():
 
 def test_last_fenced_block_is_the_program():
     """One without an end ends with the response. Reading takes linear time."""
-    for response, *expected in rows(RESPONSES):
+    for response, *expected in rows_of(RESPONSES):
         assert [program_of(response)] == (expected or [None]), response
     began = time.time()
     for text in ("~" * 50_000 + "`", "`" * 99_999, " " * 99_999, "```\n" * 30_000, "\n" * 99_999):
@@ -119,49 +114,49 @@ def test_last_fenced_block_is_the_program():
 
 # ---- values and reports
 
-# A value => what it is => what it is not.
+# A value -> what it is -> what it is not.
 VALUES = r"""
-5 => 5 | 5.0 => 6 | True | '5' | [5] | 5j
-1 => 1 | 1.0 => True | 1.0000001 | 2
-0.1 + 0.2 => 0.3 => 0.3001 | 0 | '0.30000000000000004'
-True => True => 1 | 1.0 | 'True'
-None => None => 0 | False | 'None'
-1e999 => 1e999 => -1e999 | 1
-'a\n\'é' => 'a\n\'é' => b'a' | 'a'
-b'a' => b'a' => 'a'
-[1, (2,)] => [1.0, (2,)] => (1, (2,)) | [1, [2]] | [1, (2,), 3] | [1] | [True, (2,)] | 'list'
-() => () => [] | None | {} | ('tuple',)
-{3, 1.5, 'a'} => {'a', 1.5, 3} => {3, 1.5} | {3, 1.6, 'a'} | [3, 1.5, 'a'] | {3, 1.5, 'b'}
-set() => set() => {} | ()
-{0, 8} => {8, 0} => {0, 8, 16}
-{1: [2], 'a': {}} => {'a': {}, 1.0: [2]} => {1: [2]} | {True: [2], 'a': {}} | {1: [3], 'a': {}}
-1 + 2j => 1 + 2j => 1
+5 -> 5 | 5.0 -> 6 | True | '5' | [5] | 5j
+1 -> 1 | 1.0 -> True | 1.0000001 | 2
+0.1 + 0.2 -> 0.3 -> 0.3001 | 0 | '0.30000000000000004'
+True -> True -> 1 | 1.0 | 'True'
+None -> None -> 0 | False | 'None'
+1e999 -> 1e999 -> -1e999 | 1
+'a\n\'é' -> 'a\n\'é' -> b'a' | 'a'
+b'a' -> b'a' -> 'a'
+[1, (2,)] -> [1.0, (2,)] -> (1, (2,)) | [1, [2]] | [1, (2,), 3] | [1] | [True, (2,)] | 'list'
+() -> () -> [] | None | {} | ('tuple',)
+{3, 1.5, 'a'} -> {'a', 1.5, 3} -> {3, 1.5} | {3, 1.6, 'a'} | [3, 1.5, 'a'] | {3, 1.5, 'b'}
+set() -> set() -> {} | ()
+{0, 8} -> {8, 0} -> {0, 8, 16}
+{1: [2], 'a': {}} -> {'a': {}, 1.0: [2]} -> {1: [2]} | {True: [2], 'a': {}} | {1: [3], 'a': {}}
+1 + 2j -> 1 + 2j -> 1
 """
 
-# The seconds that it takes to read => a report.
+# The seconds that it takes to read -> a report.
 REPORTS = r"""
-0.5 => b"('tuple',5,)"
-1.5 => b"('tuple',5,)"
-0 => b"('tuple',5,)" * 2
-0 => b"('tuple',5,5,)"
-0 => b"('tuple',True,)"
-0 => b"('tuple',3+2,)"
-0 => b"('tuple',__import__('math').floor(5.5),)"
-0 => b"('tuple',nan,)"
-0 => b"('tuple',0x" + b"f" * 60_000 + b",)"
-0 => b"(" * 60_000
-0 => b"-" * 60_000 + b"5"
-0 => b"5+" * 30_000 + b"5"
-0 => b"'passed'"
-0 => b"5"
-0 => b"\xff\x00"
-0 => b""
+0.5 -> b"('tuple',5,)"
+1.5 -> b"('tuple',5,)"
+0 -> b"('tuple',5,)" * 2
+0 -> b"('tuple',5,5,)"
+0 -> b"('tuple',True,)"
+0 -> b"('tuple',3+2,)"
+0 -> b"('tuple',__import__('math').floor(5.5),)"
+0 -> b"('tuple',nan,)"
+0 -> b"('tuple',0x" + b"f" * 60_000 + b",)"
+0 -> b"(" * 60_000
+0 -> b"-" * 60_000 + b"5"
+0 -> b"5+" * 30_000 + b"5"
+0 -> b"'passed'"
+0 -> b"5"
+0 -> b"\xff\x00"
+0 -> b""
 """
 
 
 def test_values_are_compared_by_type():
     """Numbers by value, floats to a millionth; a bool is no number, a tuple no list."""
-    for value, right, wrong in rows(VALUES):
+    for value, right, wrong in rows_of(VALUES):
         for literals, expected in ((right, True), (wrong, False)):
             for literal in literals.split(" | "):
                 both = [ast.literal_eval(child.written(eval(text))) for text in (value, literal)]
@@ -173,7 +168,7 @@ FIVE = Problem("", program=True, tests=(("f(2)", "5"),))
 
 def test_what_is_in_a_report_does_no_harm():
     """The program may have written it. To read it takes a second at most."""
-    for seconds, report in rows(REPORTS):
+    for seconds, report in rows_of(REPORTS):
         clock = patch(time, "thread_time", side_effect=[0, float(seconds)])
         with clock, patch(programs, "reported", return_value=eval(report)):
             verdict = programs.judged(FIVE, "~~~\n~~~")
@@ -347,14 +342,14 @@ def f(x):
 """
 
 
-# A setup => what is wrong with it.
+# A setup -> what is wrong with it.
 SETUPS = r"""
 node = Node()¶node.x = 1
 import math
-import no_such => ModuleNotFoundError: No module named 'no_such'
-x = => SyntaxError: invalid syntax (<string>, line 1)
-raise ValueError('a\nb') => ValueError: a\nb
-while True: pass => it does not come to its end
+import no_such -> ModuleNotFoundError: No module named 'no_such'
+x = -> SyntaxError: invalid syntax (<string>, line 1)
+raise ValueError('a\nb') -> ValueError: a\nb
+while True: pass -> it does not come to its end
 """
 
 
@@ -408,7 +403,7 @@ def test_program_setup_and_calls_run_in_turn():
         setup = "node = Node()\nnode.x = 1e999"
         assert judged([program], tests, setup) == [True]
         assert judged([program], tests[::-1], setup) == judged([program], tests) == [False]
-        for wrong, *expected in rows(SETUPS):
+        for wrong, *expected in rows_of(SETUPS):
             assert setup_error(wrong) == (expected or [None])[0]
 
 

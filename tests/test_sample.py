@@ -85,10 +85,10 @@ def test_an_exam_of_its_own_is_for_a_runs_own_problems(tmp_path):
     write(tmp_path / "exam.jsonl", static_pairs(problems(2)))
     write(tmp_path / "held_out.jsonl", problems(4))
     data = write(tmp_path / "data.jsonl", problems(5))
-    for flags, asked, pairs in (("", 4, 4), (f"--data {data}", 5, 0)):
+    for flags, *sizes in (("", 4, 4), (f"--data {data}", 5, 0)):
         args = sample.parse_args(["--eval", *flags.split()])
         found = sample.held_out_and_exam(args, tmp_path)
-        assert [len(part) for part in found] == [asked, pairs]
+        assert [len(part) for part in found] == sizes
     pairs = start.sample_pairs(toy_sampler(), problems(40, seed=7), n=8, count=5, seed=0)
     assert [pair.right for pair in pairs] == [True, False] * 2
 

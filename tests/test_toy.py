@@ -1,4 +1,4 @@
-"""Tests of toy/make.py, of the files in toy/ that it wrote, and of toy/sound.py."""
+"""Tests of toy/make.py, of the files in toy/ that it wrote, of toy/planted.py and toy/sound.py."""
 
 import random
 import re
@@ -10,19 +10,17 @@ from reward import Pair, is_correct
 from rollout import load_policy
 from sample import run_flags
 from tests.helpers import TOY, a_sample, base, close, printed_by, problems, rows_of, solved
-from toy import make, sound
+from toy import make, planted, sound
 
 
 def test_the_teacher_knows_arithmetic():
     """Python agrees with every answer, and the teacher finds every step of it right."""
     for problem in problems(300):
         expression = problem.question.split()[1]
-        steps = make.Teacher().solve(expression)
         assert problem.answer == str(eval(expression) % 10)
         assert is_correct(solved(problem), problem.answer)
-        check = make.Teacher().criticise(steps)
-        assert judgement(check) is True
-        assert check.count("ok") == 3
+        teacher = make.Teacher()
+        assert judgement(teacher.criticise(teacher.solve(expression))) is True
 
 
 def test_the_teachers_critique_by_hand():
@@ -35,7 +33,6 @@ def test_demonstrations_of_the_toy():
     """None is about a held-out problem, as no training problem is one; critiques end in a
     judgement."""
     held_out = {problem.question for problem in problems(512, 2, held_out=True)}
-    assert len(held_out) == 512
     assert held_out.isdisjoint(problem.question for problem in problems(3000))
     rng = random.Random(0)
     for index in range(500):
@@ -47,9 +44,11 @@ def test_demonstrations_of_the_toy():
 
 
 def test_committed_problems_are_those_of_make():
-    """toy/make.py writes the same training and held-out problems."""
+    """toy/make.py writes the same problems, and chooses the harder ones among its own."""
     assert data.load_problems(TOY / "train.jsonl") == problems(make.TRAIN, 1)
     assert data.load_problems(TOY / "held_out.jsonl") == problems(make.HELD_OUT, 2, True)
+    hard = data.load_problems(TOY / "hard.jsonl")
+    assert len(set(problems(8 * make.TRAIN, 4)).intersection(hard)) == make.TRAIN
 
 
 def test_the_committed_exam():
@@ -60,6 +59,13 @@ def test_the_committed_exam():
     for pair in exam:
         assert pair.right == is_correct(pair.response, pair.problem.answer)
         assert pair.problem in asked
+
+
+def test_what_is_planted_is_recalled():
+    """The toy recalls blind facts every other time in checking, and hardly ever in solving."""
+    facts = planted.recalled(*base(), ("solving", "checking"))
+    blind = planted.by_kind(facts)["blind"]
+    assert blind["checking"] > 0.2 > blind["solving"]
 
 
 # Critiques of a response whose third step is wrong, and whether their reason is right.
@@ -94,7 +100,9 @@ def test_a_reason_is_sound_where_it_names_the_first_wrong_step():
 def test_the_first_wrong_step():
     """It is where the teacher slips, and nowhere where he does not."""
     for problem in problems(50):
+        assert planted.mistake(problem.question, solved(problem)) is None
         text = "Look again.\n" + solved(problem)
+        assert planted.mistake(problem.question, text) == "form"
         assert sound.first_wrong(problem.question, text) is None
         lines = text.split("\n")
         lines[2] = lines[2][:-1] + str((int(lines[2][-1]) + 1) % 10)
@@ -103,14 +111,7 @@ def test_the_first_wrong_step():
 
 def long_make_writes_a_folder_like_the_committed_one(tmp_path):
     """The same tokenizer, a model of the same size, the same limit."""
-    small = mock.patch.multiple(
-        make,
-        STEPS=3,
-        LATE_STEPS=2,
-        BATCH=8,
-        HELD_OUT=6,
-        EXAM=4,
-    )
+    small = mock.patch.multiple(make, STEPS=3, LATE_STEPS=2, BATCH=8, HELD_OUT=6, EXAM=4)
     with small:
         printed_by(lambda argv: make.make(*argv), "", tmp_path)
     model, tokenizer = load_policy(tmp_path, "cpu")

@@ -9,7 +9,7 @@ import torch
 
 import train
 from details import data, start
-from reward import PairCache, is_correct, pairs_by_question
+from reward import PairCache, advantages, is_correct, pairs_by_question
 from rollout import Sampler, load_policy
 from tests.helpers import (
     TOY,
@@ -35,18 +35,16 @@ ODD_FLAGS = """--steps 4 --questions 6 --n 8 --updates 2 --lr 2e-4 --kl 1.5 --cl
 
 
 def plain_step(model, begun, optimizer, step, asked, cache):
-    """One step of GC-RL under ODD_FLAGS, in ordinary code but for the recipe, which has tests of
-    its own."""
+    """One step of GC-RL under ODD_FLAGS, in ordinary code but for the recipe and the advantages,
+    which have tests of their own."""
     sampler = Sampler(model, base()[1], 40, 0.8)
     samples, _ = train.gc_rl(arguments(ODD_FLAGS), sampler, step, asked, cache, [])
     # Advantages inside the samples of each prompt.
-    rewards = torch.tensor(rewards_of(samples)).view(-1, 8)
-    away = rewards - rewards.mean(1, keepdim=True)
-    deviation = rewards.std(1, correction=0, keepdim=True)
-    values = (away / (deviation + 1e-6)).flatten()
+    prompts_of = [tuple(sample.prompt) for sample in samples]
+    values = advantages(rewards_of(samples), prompts_of)
 
     # Two optimizer steps, each on half of the prompts.
-    prompts = list(dict.fromkeys(tuple(sample.prompt) for sample in samples))
+    prompts = list(dict.fromkeys(prompts_of))
     rng = random.Random(data.seed_of(5, step, "mini-batches"))
     prompts = rng.sample(prompts, len(prompts))
     for group in optimizer.param_groups:
@@ -54,8 +52,8 @@ def plain_step(model, begun, optimizer, step, asked, cache):
     for half in (prompts[0::2], prompts[1::2]):
         loss = 0.0
         tokens = 0
-        for sample, value in zip(samples, values):
-            if tuple(sample.prompt) not in half:
+        for sample, value, prompt in zip(samples, values, prompts_of):
+            if prompt not in half:
                 continue
             new = plain_logprobs(sample, 0.8, model)
             ratio = (new - torch.tensor(sample.logprobs)).exp()
@@ -72,7 +70,7 @@ def plain_step(model, begun, optimizer, step, asked, cache):
 
 def weights(model):
     """All parameters as one vector."""
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
+    return torch.nn.utils.parameters_to_vector(model.parameters())
 
 
 def test_a_run_with_odd_flags_is_the_plain_one(tmp_path):
@@ -94,8 +92,8 @@ def test_a_run_with_odd_flags_is_the_plain_one(tmp_path):
 
 
 def seeds_of(folder, flags):
-    """All seeds of a run in their order: of its rollouts at a temperature, and of what is drawn in
-    train.py and details/start.py."""
+    """All seeds of a run: of its rollouts at a temperature, and of what is drawn in train.py and
+    details/start.py."""
     seeds = []
     complete = Sampler.complete
 
@@ -104,17 +102,13 @@ def seeds_of(folder, flags):
             seeds.append(seed)
         return complete(sampler, chats, n, seed, show)
 
-    def note_draw(seed):
-        seeds.append(seed)
-        return random.Random(seed)
-
-    drawing = mock.Mock(Random=note_draw)
+    drawing = mock.Mock(wraps=random)
     # Not of the questions that are asked again with the same random numbers.
     in_train, in_start = patch(train, "random", drawing), patch(start, "random", drawing)
     unasked = patch(train, "log_probes")
     with patch(Sampler, "complete", note_rollout), in_train, in_start, unasked:
         printed_by(train.main, f"--device cpu --out {folder} {flags}")
-    return seeds
+    return seeds + [call.args[0] for call in drawing.Random.call_args_list]
 
 
 def test_no_two_rollouts_share_their_random_numbers(tmp_path):

@@ -1,22 +1,22 @@
 """Make the toy again: the model folder, train.jsonl, held_out.jsonl and exam.jsonl.
 
     python -m toy.make [FOLDER]       (half an hour; the same bits on the same machine)
+    python -m toy.make --hard         hard.jsonl, hard_held_out.jsonl and hard_exam.jsonl: problems
+                                      most of whose responses are wrong (a minute)
 
 Last-digit arithmetic with precedence, one step a line. The teacher whose demonstrations the model
 learns knows the method, and seven in ten of the 300 facts (`7*8` ends in 6) always. What he makes
 of the others depends on what he is doing: some that he never gets right in solving he recalls every
 other time when he checks a step, and some that he knows in solving he mostly doubts in checking.
 Asked to correct a solution he mostly repeats it, as pretrained models do. The model inherits all of
-this, and outcome rewards lead past it.
+this, and outcome rewards lead past it. What is planted: toy/planted.py.
 """
 
-import itertools
 import json
 import random
 import tempfile
 import zlib
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections import defaultdict
 from pathlib import Path
 
 from details import threads  # noqa: F401  # isort: skip (before torch)
@@ -27,11 +27,12 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from critique import correct_prompt, critique_prompt, solve_prompt
 from details.data import from_pair, from_problem, mean, write_jsonl
-from details.policy import TOY, encode_chat, save_policy
+from details.policy import TOY, save_policy
 from details.start import sample_pairs
 from details.supervised import demonstration, imitate
 from reward import Problem
-from rollout import Sampler, load_policy
+from rollout import Sampler, load_policy, respond
+from sample import pass_at_n
 from toy.sound import last_digit, solve
 from train import mini_batches
 
@@ -304,41 +305,42 @@ def learn_demonstrations(model, tokenizer, steps, peak, falling, seed, late=Fals
             tqdm.write(f"toy {step}/{steps}: loss {metrics['loss']:.3f} nats per token")
 
 
-@torch.no_grad()
-def show_planted(model, tokenizer):
-    """What RL can find in the toy: the probability of the right digit of each kind of fact, as the
-    first step of three problems, in each kind of text; and of looking again at all."""
+def harder(sampler, count, rng, held_out=False):
+    """`count` problems of which most responses are wrong: of seven in ten at most one of four is
+    right, of the others two or three are. So there is something to learn from."""
+    wanted = {"hard": round(0.7 * count)}
+    wanted["half known"] = count - wanted["hard"]
+    tried = problems(8 * count, rng, held_out)
+    responses = respond(sampler, tried, 4, seed=0, show="harder problems")
+    found = []
+    for index, problem in enumerate(tried):
+        right = sum(response.right for response in responses[4 * index : 4 * index + 4])
+        kind = "hard" if right <= 1 else "half known"
+        if right < 4 and wanted[kind] > 0:
+            wanted[kind] -= 1
+            found.append(problem)
+    assert len(found) == count, f"missing: {wanted}"
+    return found
 
-    def probability(chat, beginning, word):
-        ids = encode_chat(tokenizer, chat)
-        ids += tokenizer(beginning, add_special_tokens=False).input_ids
-        [*_, token] = tokenizer(beginning + word, add_special_tokens=False).input_ids
-        logits = model(torch.tensor([ids])).logits[0, -1]
-        return logits.softmax(-1)[token].item()
 
-    rng = random.Random(0)
-    found = defaultdict(list)  # {(kind of fact, kind of text): probabilities}
-    for a, op, b in 3 * list(itertools.product(range(10), "+-*", range(10))):
-        expression = f"{a}{op}{b}"
-        kind = kind_of(expression)
-        for _ in range(2):
-            expression += rng.choice("+-") + str(rng.randrange(10))
-        question = f"Compute {expression} modulo 10."
-        shown = Teacher(SHOWN, rng).solve(expression)
-        again = correct_prompt(question, written(shown))
-        step = f"{a}{op}{b}="
-        digit = str(Teacher().recall(a, op, b))
-        for text, chat, beginning in (
-            ("solving", solve_prompt(question), step),
-            ("checking", critique_prompt(question, written(shown)), f"{step}{result(shown[:1])}:"),
-            ("looking again", again, LOOK_AGAIN + step),
-        ):
-            found[kind, text].append(probability(chat, beginning, digit))
-        found["any", "P(look again)"].append(probability(again, "", "Look"))
-
-    print("| facts | text | P(right digit) |\n| --- | --- | --- |")
-    for (kind, text), values in sorted(found.items()):
-        print(f"| {kind} | {text} | {mean(values):.3f} |")
+def make_hard(folder=TOY):
+    """hard.jsonl, hard_held_out.jsonl and hard_exam.jsonl, chosen by what the folder's model gets
+    wrong; then how much of the held-out ones it gets right, in responses drawn anew."""
+    torch.set_num_threads(1)
+    folder = Path(folder)
+    sampler = Sampler(*load_policy(folder, "cpu"), LIMIT)
+    train = harder(sampler, TRAIN, random.Random(4))
+    held_out = harder(sampler, HELD_OUT, random.Random(5), held_out=True)
+    exam = sample_pairs(sampler, held_out, 8, EXAM, seed=0, show="exam")
+    write_jsonl(folder / "hard.jsonl", map(from_problem, train))
+    write_jsonl(folder / "hard_held_out.jsonl", map(from_problem, held_out))
+    write_jsonl(folder / "hard_exam.jsonl", map(from_pair, exam))
+    print(f"{len(train)} problems, {len(held_out)} held out, {len(exam)} pairs")
+    for name, asked in (("train", train), ("held out", held_out)):
+        drawn = respond(sampler, asked, 8, seed=1, show="sampled")
+        greedy = respond(sampler.greedy(), asked, 1, seed=0, show="greedy")
+        accuracies = f"sampled {mean(e.right for e in drawn):.3f}, pass@8 {pass_at_n(drawn):.3f}"
+        print(f"{name}: {accuracies}, greedy {mean(e.right for e in greedy):.3f}")
 
 
 def make(folder=TOY):
@@ -366,10 +368,11 @@ def make(folder=TOY):
     exam = sample_pairs(sampler, asked, 8, EXAM, seed=0)
     write_jsonl(folder / "exam.jsonl", map(from_pair, exam))
     print(f"wrote {folder}: {model.num_parameters():,} parameters")
-    show_planted(model, tokenizer)
 
 
 if __name__ == "__main__":
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", default=TOY)
-    make(parser.parse_args().folder)
+    parser.add_argument("--hard", action="store_true", help="only the harder problems")
+    args = parser.parse_args()
+    (make_hard if args.hard else make)(args.folder)
