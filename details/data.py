@@ -173,9 +173,9 @@ def to_program(row, question, line):
     sources = listed(tests or [])
     if not sources:
         raise ValueError("no test that can be judged")
-    setup = listed(row.get("test_imports") or [])
-    setup += [row.get("test_setup_code", ""), row.get("setup", "")]
-    entry_point = row.get("entry_point", "")
+    imports = listed(row.get("test_imports") or [])
+    setup = [*imports, row.get("test_setup_code", ""), row.get("setup", "")]
+    entry_point = row.get("entry_point") or ""
     if not all(isinstance(source, str) for source in [*sources, *setup, entry_point]):
         raise ValueError("tests, their setup and entry_point must be texts")
     calls = take_apart(sources, entry_point)

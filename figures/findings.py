@@ -528,6 +528,7 @@ def differences(lines, claim):
     nothing is called right, say, there is no precision."""
     found = []
     pairs = pairs_of(lines, claim)
+    sign = -1 if claim.other == "below" else 1
     for run, other in pairs:
         first = number(run, claim.step, claim.metric)
         second = claim.threshold
@@ -535,7 +536,7 @@ def differences(lines, claim):
             step, _ = step_of_other(pairs, claim)
             second = number(other, step, claim.other_metric or claim.metric)
         if first is not None and second is not None:
-            found.append(second - first if claim.other == "below" else first - second)
+            found.append(sign * (first - second))
     return found
 
 
@@ -579,8 +580,10 @@ def estimate(lines, claim):
     if len(values) < 2:
         return None
     middle, half = interval(values)
-    of = f"{len(values)} of {len(claim.seeds)}" if len(values) < len(claim.seeds) else len(values)
-    return Estimate(middle, middle - half, middle + half, str(of))
+    of = str(len(values))
+    if len(values) < len(claim.seeds):
+        of += f" of {len(claim.seeds)}"
+    return Estimate(middle, middle - half, middle + half, of)
 
 
 def verdict(found, least):
@@ -593,7 +596,8 @@ def verdict(found, least):
     if found.low > 0:
         return "holds here"
     if found.high < 0:
-        return f"does not hold here: {'below 0' if least else 'past the threshold'}"
+        past = "below 0" if least else "past the threshold"
+        return f"does not hold here: {past}"
     return "not decided"
 
 

@@ -375,4 +375,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", nargs="?", default=TOY)
     parser.add_argument("--hard", action="store_true", help="only the harder problems")
     args = parser.parse_args()
-    (make_hard if args.hard else make)(args.folder)
+    if args.hard:
+        make_hard(args.folder)
+    else:
+        make(args.folder)
