@@ -8,8 +8,8 @@ first-order rollout samples after `solve_prompt`, the second-order rollout after
 
 import re
 
-# What is added to the question, by `Problem.program`. False: an answer, which is read in its box.
-# True: a program, which is run. None, where the user's grader judges: nothing.
+# What is added to the question; the keys are `Problem.program`. False: an answer, which is read in
+# its box. True: a program, which is run. None, where the user's grader judges: nothing.
 SOLVE = {
     False: "\nSolve it step by step. Put the final answer in \\boxed{}.",
     True: "\nWrite the function in Python, in one block that begins with ```python.",
@@ -49,7 +49,7 @@ def critique_prompt(question, response):
 
 def correct_prompt(question, response, critique=None, program=False):
     """Chat messages that ask for a refined response: the real conversation, plus the critique, if
-    there is one. program: as of `solve_prompt`."""
+    there is one. program: as in `solve_prompt`."""
     template = CORRECT if critique is None else CORRECT_WITH
     request = template.format(critique=critique) + REWRITE[program]
     return [

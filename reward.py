@@ -143,9 +143,9 @@ def filter_pairs(groups, rng):
 
 
 def random_pairs(groups, rng):
-    """Without the filter: any two responses to each question. For eq. 3 each pair gets the share of
-    right ones that is expected: if 6 of 8 are right at one question and none at the other, (2 * 6/8
-    + 2 * 0) / 4, whatever is drawn."""
+    """Without the filter: any two responses to each question. For eq. 3 each pair gets the
+    expected share of right pairs: if 6 of 8 are right at one question and none at the other,
+    (2 * 6/8 + 2 * 0) / 4, whatever is drawn."""
     chosen = []
     expected_right = 0.0
     for pairs in groups:
@@ -201,20 +201,21 @@ def advantages(rewards, groups, std=True):
     return result
 
 
-def leave_one_out(rewards, groups, wider):
+def leave_one_out(rewards, groups):
     """A = R - mean of the *others* in the group: of 1, 0, 0 this is 1, -0.5, -0.5. A float tensor
     [samples]. A mean that includes the sample itself would scale its gradient by 1 - 1/m in a
-    group of m, and these sizes differ here.
+    group of m, and the groups here differ in size.
 
-    rewards: numbers [samples]; groups: one key for each; wider: the key of a larger group for each.
-    If a sample is alone in its group, the others in its wider group are used instead.
+    rewards: numbers [samples]; groups: one tuple for each. A sample that is alone in its group is
+    compared with the wider one instead: all others whose tuples differ in the last entry at most.
     """
     members = members_of(groups)
-    wider_members = members_of(wider)
+    wider_members = members_of(group[:-1] for group in groups)
     result = torch.zeros(len(rewards))
     for index, reward in enumerate(rewards):
-        others = [i for i in members[groups[index]] if i != index]
-        others = others or [i for i in wider_members[wider[index]] if i != index]
+        group = groups[index]
+        others = [i for i in members[group] if i != index]
+        others = others or [i for i in wider_members[group[:-1]] if i != index]
         # Differences, so that equal rewards give an exact zero.
         ahead = [reward - rewards[other] for other in others]
         result[index] = sum(ahead) / max(1, len(others))

@@ -1,11 +1,11 @@
-"""Rollouts: what the policy is asked, and how its completions are sampled and scored.
+"""Rollouts: what the policy is asked, how its completions are sampled, and their log-probs.
 
 Everything that RL trains on is a `Sample`: a prompt, the tokens that the policy added to it, and
 the log-prob of each of them at the moment it was drawn. Responses (first-order rollout), critiques
 (second-order rollout), refinements and second attempts are all made by `Sampler.complete`; they
 differ in the prompt only. If you want to know what is trained, and not how sampling works,
-stop after the rollouts and the trace that follows: the rest, sampling, scoring and loading, may be
-taken on trust.
+stop after the rollouts and the trace that follows: the rest, sampling, log-probs and loading, may
+be taken on trust.
 """
 
 import math
@@ -51,7 +51,7 @@ class Sample:
     tokens: list[int]  # token ids of the completion, the stop token included
     logprobs: list[float]  # one per token, in nats, as drawn
     stopped: bool  # True: it ended by itself; False: truncated
-    # The rest is explained where it is set. By the rollouts, `text` and `unclosed` by the Sampler:
+    # The rest is explained where it is set. By the Sampler (`text`, `unclosed`) and the rollouts:
     text: str = ""
     role: str = ""  # response, critique, attempt 1, attempt 2, refinement
     problem: Problem | None = None
@@ -63,12 +63,11 @@ class Sample:
     # By the recipe:
     reward: float = 0.0
     group: object = None  # rewards are compared with those of the same group; None: by --group
-    wider: object = None  # SCoRe's: the group of a sample that is alone in `group`
     kl: float = 0.0  # weight of the KL to the reference on its tokens
     # By `train.update`:
     advantage: float = 0.0  # the reward, compared inside the group
     # One number per token, None where the sample gave no gradient.
-    log_ratios: list[float] | None = None  # learner against sampler
+    log_ratios: list[float] | None = None  # now, minus when it was drawn
     clipped: list[bool] | None = None  # did the clip take away the gradient?
     k3: list[float] | None = None  # distance to the reference, if there is one: see train.py
 
@@ -165,13 +164,13 @@ def repeat(items, n):
 #        4 4 2     ends with EOS
 #        4 2 .     ends with EOS, and leaves
 #        3 3 3     is truncated
-# 3. To score them, the model is fed the prompts as above, then each row's tokens but the last. The
-#    log-prob of a token is read at the position before it. For the first token that is the last
+# 3. For their log-probs the model is fed the prompts as above, then each row's tokens but the last.
+#    The log-prob of a token is read at the position before it. For the first token that is the last
 #    position of the prompt.
 #                      row 0      row 1    row 2
 #        token         4  4  2    4  2     3  3  3
 #        read at       6  4  4    6  4     9  3  3
-# 4. The loss, in train.py, is the mean over what becomes of these 8 log-probs (3 + 2 + 3).
+# 4. The loss, in train.py, is the mean over these 8 tokens (3 + 2 + 3).
 #
 # -------------------------------------------------------------------------- sampling and log-probs
 #

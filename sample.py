@@ -35,6 +35,11 @@ from toy.sound import soundness
 JUDGED = {True: "right", False: "wrong", None: "no judgement that can be read"}
 
 
+def shown(sample):
+    end = "" if sample.stopped else "\n(unfinished: a larger --max-new-tokens may help)"
+    return printable(sample.text) + end
+
+
 def show_question(sampler, problem, n, seed):
     """Print an answer, n critiques and their judgements, and what is answered in the end: the
     answer, or the corrected one if its greedy critique calls it wrong."""
@@ -43,13 +48,13 @@ def show_question(sampler, problem, n, seed):
     question = problem.question
     chat = solve_prompt(question, problem.program)
     [answer] = greedy.complete([chat], 1, seed=0)
-    print(f"QUESTION\n{printable(question)}\n\nANSWER\n{printable(answer.text)}")
+    print(f"QUESTION\n{printable(question)}\n\nANSWER\n{shown(answer)}")
     # Whether the answer is right is not known here: `right` is not used.
     pair = Pair(problem, answer.text, right=False)
     critiques = criticise(sampler, [pair], n, seed)
     # They need not agree: each is a sample.
     for number, critique in enumerate(critiques, 1):
-        print(f"\nCRITIQUE {number}: {JUDGED[critique.says_right]}\n{printable(critique.text)}")
+        print(f"\nCRITIQUE {number} says: {JUDGED[critique.says_right]}\n{shown(critique)}")
     # The first critique that finds fault, else the first.
     number = next((i for i, c in enumerate(critiques) if c.says_right is False), 0)
     [sure] = criticise(greedy, [pair], 1, seed)
@@ -59,12 +64,12 @@ def show_question(sampler, problem, n, seed):
     for text in (critiques[number].text, None, sure.text):
         chats.append(correct_prompt(question, answer.text, text, problem.program))
     helped, unaided, revised = greedy.complete(chats, 1, seed=0)
-    print(f"\nCORRECTED, with critique {number + 1}\n{printable(helped.text)}")
-    print(f"\nCORRECTED, without a critique\n{printable(unaided.text)}")
+    print(f"\nCORRECTED, with critique {number + 1}\n{shown(helped)}")
+    print(f"\nCORRECTED, without a critique\n{shown(unaided)}")
     # Selective revision, as in PAG (arXiv 2506.10406): correct only what is judged wrong.
     final = revised if sure.says_right is False else answer
     print(f"\nFINAL ANSWER: the greedy critique says {JUDGED[sure.says_right]}")
-    print(printable(final.text))
+    print(shown(final))
 
 
 # ------------------------------------------------------------------------------------ evaluation
@@ -99,21 +104,22 @@ def evaluate(sampler, problems, exam):
 
 
 def pairs_of(responses):
+    """Truncated responses too, other than in training: here no answer is left unjudged."""
     return [Pair(sample.problem, sample.text, sample.right) for sample in responses]
 
 
-def pass_at_n(responses):
+def pass_at_n(responses, n):
     """The share of the questions to which at least one of the n responses is right: if it is far
     above their accuracy, RL has something to lift."""
-    solved = {sample.problem for sample in responses if sample.right}
-    return len(solved) / len({sample.problem for sample in responses})
+    groups = [responses[start : start + n] for start in range(0, len(responses), n)]
+    return mean(any(sample.right for sample in group) for group in groups)
 
 
 def judgement_table(critiques):
     """What critiques say against what is so. accuracy: the share of judgements that agree with the
     outcome; p1, p2: the same on right and on wrong responses; precision and recall of "right";
-    unreadable: the share without a judgement that can be read; on the toy, sound: see
-    toy/sound.py."""
+    unreadable: the share without a judgement that can be read, truncated ones among them; on the
+    toy, sound: see toy/sound.py."""
     on_right = [critique.says_right for critique in critiques if critique.pair.right]
     on_wrong = [critique.says_right for critique in critiques if not critique.pair.right]
     # p1, the share of right responses that are judged right, is the recall of "right" as well.
@@ -125,7 +131,9 @@ def judgement_table(critiques):
         "precision": mean(c.pair.right for c in critiques if c.says_right),
         "recall": p1,
         "unreadable": mean(c.says_right is None for c in critiques),
-    } | soundness(critiques)
+        **without_an_end(critiques),
+        **soundness(critiques),
+    }
 
 
 def attempts_table(first, second):
@@ -247,8 +255,7 @@ def use(argv):
     # A run's folder knows by what its responses are judged, its compute dtype, and how long
     # completions may be.
     flags = run_flags(folder)
-    own = args.eval and not args.data or args.explain and not args.answer
-    if own and flags.get("grader") and not args.grader:
+    if (args.eval or args.explain) and flags.get("grader") and not args.grader:
         raise InputError(f"{folder}: a grader judges its responses: give --grader")
     if args.explain:
         problem = problem_of(args, folder)
@@ -279,14 +286,7 @@ def use(argv):
     if args.eval:
         if not exam:
             # Its own responses, so two policies get different sets.
-            seed = seed_of(args.seed, "exam")
-            exam = sample_pairs(
-                sampler,
-                problems,
-                n=8,
-                count=len(problems),
-                seed=seed,
-            )
+            exam = sample_pairs(sampler, problems, 8, len(problems), seed_of(args.seed, "exam"))
         numbers, _ = evaluate(sampler, problems, exam)
         print_table(str(args.data or folder), {args.model: numbers})
         if args.json:

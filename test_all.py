@@ -36,7 +36,6 @@ from rollout import encode_chat
 from sample import attempts_table
 from tests.helpers import (
     SEVEN,
-    SEVEN_PAIRS,
     a_sample,
     arguments,
     attempts,
@@ -49,7 +48,6 @@ from tests.helpers import (
     patch,
     plain_logprobs,
     problems,
-    rewarded_critiques,
     rewards_of,
     rows_of,
     same_gradient,
@@ -118,9 +116,10 @@ def test_leave_one_out_by_hand():
     """R - mean of the others in the group. A sample that is alone in its group is compared with
     the others of the wider group, here with 1, 0 and 5. One that is alone there too has nothing to
     learn from."""
-    close(leave_one_out([3, 0, 1, 0, 5, 9], "aabbbc", "wwwwwv"), [3, -3, -1.5, -3, 4.5, 0])
-    close(leave_one_out([4, 1, 0, 5], "abbb", "wwww"), [2, -1.5, -3, 4.5])
-    assert leave_one_out([1.1] * 7, "g" * 7, "w" * 7).tolist() == [0] * 7, "exactly"
+    keys = ["wa", "wa", "wb", "wb", "wb", "vc"]  # c is in another wider group, v
+    close(leave_one_out([3, 0, 1, 0, 5, 9], keys), [3, -3, -1.5, -3, 4.5, 0])
+    close(leave_one_out([4, 1, 0, 5], keys[1:5]), [2, -1.5, -3, 4.5])
+    assert leave_one_out([1.1] * 7, ["wa"] * 7).tolist() == [0] * 7, "exactly"
 
 
 def test_zero_variance_groups_have_no_advantage():
@@ -379,7 +378,6 @@ def test_second_attempt_goes_on_with_the_conversation():
         assert b.first is a
         chat = correct_prompt(problem.question, a.text)
         assert b.prompt == encode_chat(base()[1], chat)
-        assert b.right == is_correct(b.text, problem.answer)
 
 
 # ---------------------------------------------------------------------------------------- recipes
@@ -494,6 +492,24 @@ def test_with_whom_a_reward_is_compared():
         close([sample.advantage for sample in samples], expected, 1e-5)
 
 
+# A right and a wrong response; one of five was right where they were drawn.
+SEVEN_PAIRS = [
+    Pair(SEVEN, box(7), right=True, accuracy=0.2),
+    Pair(SEVEN, box(8), right=False, accuracy=0.2),
+]
+
+
+def rewarded_critiques(flags, sampler=None):
+    """(samples, metrics): each pair is judged right, wrong and not readably, and rewarded under
+    the flags."""
+    critiques = []
+    for pair in SEVEN_PAIRS:
+        for text, says_right in (("says right", True), ("says wrong", False), ("hm", None)):
+            critiques.append(a_sample(text, "critique", pair=pair, says_right=says_right))
+    with patch(train, "criticise", return_value=critiques):
+        return train.rewarded_critiques(arguments(flags), sampler, 1, SEVEN_PAIRS)
+
+
 def test_critiques_are_rewarded_by_equations_2_3_and_5():
     """By eq. 2, whose constants are --reward-right and --reward-wrong; or by eq. 3, with the
     accuracy that the pairs have with them. A judgement in three is right."""
@@ -595,6 +611,9 @@ def test_pair_sft_learns_the_right_response_after_the_wrong_one():
         chat = correct_prompt(sample.problem.question, box("x"))
         shown = demonstration(base()[1], chat, solved(sample.problem))
         assert (sample.prompt, sample.tokens) == (shown.prompt, shown.tokens)
+    with patch(train, "context_length", return_value=50):
+        kept, _ = train.pair_sft(args, toy_sampler(), 1, [], None, static)
+    assert not any(sample.tokens for sample in kept), "no room"
 
 
 # ----------------------------------------------------------------------------------------- update
@@ -690,7 +709,7 @@ def test_metrics_of_a_rollout_by_hand():
     samples = toy_rollout(n=4, count=2)
     nats = 0.0
     for index, sample in enumerate(samples):
-        sample.group = index // 3
+        sample.group = (index // 3,)
         sample.reward = 1 if index == 0 else 0  # of groups of 3, 3 and 2 two have zero variance
         sample.role = "a" if index < 6 else "b"
         sample.stopped = index not in (1, 2)
@@ -765,12 +784,9 @@ def test_out_of_memory_means_smaller_micro_batches():
         with micro_batches_of(room), device:
             _, (seen,) = updated(samples)
         same_gradient(seen, expected)
-
-
-def test_out_of_memory_for_a_single_row_is_an_error():
-    """Then there is nothing left to halve."""
+    # Of a single row nothing is left to halve.
     with small_device(train, "batch_logprobs", 0):
-        fails("a small device", updated, toy_rollout()[:4], kind=torch.OutOfMemoryError)
+        fails("a small device", updated, samples[:4], kind=torch.OutOfMemoryError)
 
 
 def test_attempts_are_compared_with_those_of_the_same_past():
@@ -792,15 +808,11 @@ def test_attempts_are_compared_with_those_of_the_same_past():
 
 
 def test_attempt_without_others_of_the_same_past():
-    """It is compared with those in the batch that follow the same outcome; with --group batch all
-    are."""
+    """It is compared with those in the batch that follow the same outcome."""
     _, second, metrics = score_step(SCORE, first_right=[False, False, False, True])
     assert metrics["groups/alone"] == 1 / 4
-    assert {sample.wider for sample in second} == {("attempt 2", False), ("attempt 2", True)}
-    # In the batch, too, nothing is compared with what follows another outcome.
-    _, second, _ = score_step(SCORE + " --group batch")
-    in_batch = {("attempt 2", False, None), ("attempt 2", True, None)}
-    assert {sample.group for sample in second} == in_batch
+    pasts = {sample.group[:-1] for sample in second}  # without the question
+    assert pasts == {("attempt 2", False), ("attempt 2", True)}
 
 
 # ------------------------------------------------------------------------------------------- main

@@ -28,7 +28,8 @@ GRPO as published (arXiv 2402.03300), and why:
     python train.py --method score         SCoRe on the toy
     python train.py --model Qwen/Qwen2.5-0.5B-Instruct --data gsm8k --out runs/gsm8k
 
-GC-RL: arXiv 2602.22765, SCoRe: arXiv 2409.12917. Below: recipes, a step, the run.
+GC-RL: arXiv 2602.22765, SCoRe: arXiv 2409.12917. Below: the recipes of both, a step,
+baselines, the run.
 """
 
 import math
@@ -81,10 +82,9 @@ MAX_AWAY = 3.0  # nats
 
 # ----------------------------------------------------------------------------------- the recipes
 #
-# `train_step` calls one of METHODS, and `update` learns from the samples that it returns; the
-# metrics are for the log. cache: the pairs that wait for the critic. static: pairs of the starting
-# policy; [] where pairs are dynamic, as GC-RL's are by default. seed_of makes one seed of its
-# arguments.
+# `train_step` calls one of these, and `update` learns from the samples that it returns; the metrics
+# are for the log. cache: the pairs that wait for the critic. static: pairs of the starting policy;
+# [] where pairs are dynamic, as GC-RL's are by default. seed_of makes one seed from its arguments.
 
 
 def gc_rl(args, sampler, step, problems, cache, static):
@@ -93,7 +93,7 @@ def gc_rl(args, sampler, step, problems, cache, static):
     responses, metrics = rewarded_responses(args, sampler, step, problems)
     # Data filter and cache.
     pairs = pairs_to_criticise(args, step, responses, cache, static)
-    # Second-order rollout, rewarded by eqs. 2 to 6.
+    # Second-order rollout, rewarded by eq. 2; by flags eqs. 3 to 6.
     critiques, more = rewarded_critiques(args, sampler, step, pairs)
     return responses + critiques, metrics | more
 
@@ -107,7 +107,8 @@ def rewarded_responses(args, sampler, step, problems):
         sample.kl = args.kl
     return responses, {
         "response/accuracy": mean(sample.right for sample in responses),
-        "pass@n": pass_at_n(responses),
+        "response/truncated": mean(not (s.stopped or s.unclosed) for s in responses),
+        "pass@n": pass_at_n(responses, args.n),
     }
 
 
@@ -132,19 +133,20 @@ def rewarded_critiques(args, sampler, step, pairs):
     critiques = criticise(sampler, pairs, args.n, seed)
     for sample in critiques:
         pair = sample.pair
-        # Eq. 2; eqs. 5 and 6 have other constants.
-        sample.reward = critique_reward(
-            sample.says_right,
-            pair.right,
-            args.reward_right,
-            args.reward_wrong,
-        )
         if args.balance == "reweight":
-            # Eq. 3 instead: both labels carry about the same weight though one of them is rare.
+            # Eq. 3: both labels carry about the same weight though one of them is rare.
             sample.reward = reweighted_reward(
                 sample.says_right,
                 pair.right,
                 pair.accuracy,
+            )
+        else:
+            # Eq. 2; eqs. 5 and 6 have other constants.
+            sample.reward = critique_reward(
+                sample.says_right,
+                pair.right,
+                args.reward_right,
+                args.reward_wrong,
             )
         sample.kl = args.kl
     refined = []
@@ -199,18 +201,19 @@ def score(args, sampler, step, problems, cache, static):
         Stage II    attempt 1   r1 - beta1 D(x1)
                     attempt 2   r2 + alpha (r2 - r1) - beta1 D(x2)
 
-    Second attempts are compared with those whose first attempt had the same outcome. In such a
-    group r1 is one number, so it drops out:
+    Second attempts at a question are compared with those whose first attempt had the same outcome.
+    In such a group r1 is one number, so it drops out:
 
         r2 + alpha (r2 - r1) - mean of that = (1 + alpha) (r2 - mean of r2)
 
-    The paper's bonus for a change acts only if the baseline does not depend on r1. This one does,
-    so alpha merely weights second attempts: with alpha 2 the rewards 3 and 0, or 1 and -2, differ
-    by 3. Dividing by the standard deviation would cancel that.
+    So alpha merely weights second attempts: with alpha 2 the rewards 3 and 0, or 1 and -2, differ
+    by 3. (Dividing by the standard deviation would cancel that.) No other baseline would change the
+    gradient's mean: r1 is known before y2 is drawn. The paper's bonus for a change could do more
+    only if the first attempt were credited with it, too.
     """
     first, second, metrics = rewarded_attempts(args, sampler, step, problems)
     if step <= args.stage1_steps:
-        # Stage I: the second attempt is rewarded, the first is held to the base by a strong KL.
+        # Stage I: the second attempt is rewarded, the first is held where it was by a strong KL.
         metrics["stage"] = 1
         for sample in first:
             sample.reward = 0.0  # all alike, so no advantage
@@ -228,25 +231,23 @@ def rewarded_attempts(args, sampler, step, problems):
 
     The baseline of a first attempt is the mean of the others at its question. That of a second
     attempt is the mean of the others at its question whose first attempt had the same outcome; if
-    there are none, of all in the batch whose first attempt had it.
+    there are none, of all others in the batch whose first attempt had it.
     """
     seed = seed_of(args.seed, step, "attempts")
     first, second = two_attempts(sampler, problems, args.n, seed)
     for sample in first + second:
         before = sample.first.right if sample.first else None  # outcome of the attempt before
-        question = None if args.group == "batch" else sample.problem.question
         sample.reward = float(sample.right)
-        # As ("attempt 2", False, "Compute 7-6 ..."), inside the wider ("attempt 2", False).
-        sample.group = (sample.role, before, question)
-        sample.wider = (sample.role, before)
+        # As ("attempt 2", False, "Compute 7-6 ..."), see `leave_one_out`.
+        sample.group = (sample.role, before, sample.problem.question)
         sample.kl = args.beta1
-    return first, second, attempt_metrics(first, second)
+    return first, second, attempt_metrics(first, second, args.n)
 
 
-def attempt_metrics(first, second):
+def attempt_metrics(first, second, n):
     sizes = Counter(sample.group for sample in second)
     return attempts_table(first, second) | {
-        "pass@n": pass_at_n(first),
+        "pass@n": pass_at_n(first, n),
         "groups/alone": mean(sizes[sample.group] == 1 for sample in second),
     }
 
@@ -255,6 +256,169 @@ def multi_turn(args, sampler, step, problems, cache, static):
     """SCoRe without its two ideas: both attempts are rewarded alike, from the first step on."""
     first, second, metrics = rewarded_attempts(args, sampler, step, problems)
     return first + second, metrics
+
+
+# ------------------------------------------------------------------------------------------ a step
+
+
+def train_step(args, sampler, reference, optimizer, step, cache, state):
+    """Sample, then learn. Returns metrics, and the samples that were learned."""
+    cost.start_step()
+    recipe = METHODS[args.method]
+    problems = batch_of(state["problems"], step, args.seed, args.questions)
+    with cost.timed("sample"):
+        samples, metrics = recipe(
+            args,
+            sampler,
+            step,
+            problems,
+            cache,
+            state["static"],
+        )
+    # What has no tokens had no room in the context.
+    to_learn = [sample for sample in samples if sample.tokens]
+    optimizer.param_groups[0]["lr"] = args.lr * min(1, step / WARMUP)
+    rng = random.Random(seed_of(args.seed, step, "mini-batches"))
+    with cost.timed("update"):
+        if args.method in SUPERVISED:
+            batches = mini_batches(to_learn, args.updates, rng)
+            metrics |= imitate(sampler.model, optimizer, batches)
+        else:
+            metrics |= update(args, sampler, reference, optimizer, to_learn, rng)
+    metrics["skipped"] = len(samples) - len(to_learn)
+    metrics |= cost.step_cost(sum(len(sample.tokens) for sample in to_learn))
+    return metrics, to_learn
+
+
+def update(args, sampler, reference, optimizer, samples, rng):
+    """One policy update, from the rewards of a rollout to new weights; returns metrics.
+
+    It takes --updates optimizer steps, each on its share of the prompts, against the log-probs that
+    their completions were sampled with. reference: the model of the KL, None where there is none.
+    Raises InputError for a gradient that is not finite.
+    """
+    if not samples:
+        return {}
+    # Rewards are compared inside groups.
+    rewards = [sample.reward for sample in samples]
+    if samples[0].group:
+        # Set by `rewarded_attempts`: not divided, and without the sample itself in its baseline.
+        compared = leave_one_out(rewards, [sample.group for sample in samples])
+    else:
+        # The samples of a prompt, of a question (responses and critiques), or the whole batch.
+        for sample in samples:
+            keys = {"prompt": tuple(sample.prompt), "question": sample.problem.question}
+            sample.group = keys.get(args.group, "batch")
+        groups = [sample.group for sample in samples]
+        compared = advantages(rewards, groups, std=not args.no_std)
+    for sample, advantage in zip(samples, compared.tolist()):
+        sample.advantage = advantage
+
+    model = sampler.model
+    batches = []
+    norms = []
+    for batch in mini_batches(samples, args.updates, rng):
+        # Samples without a gradient are left out of the computation; their tokens stay in the mean.
+        token_count = sum(len(sample.tokens) for sample in batch)
+        with_gradient = [s for s in batch if s.advantage != 0 or s.kl > 0]
+        if not with_gradient:
+            continue  # a step without a gradient would move the weights by Adam's momentum
+        add_gradient(model, with_gradient, reference, token_count, args)
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP))
+        if not math.isfinite(norm):
+            raise not_finite(args.out, sampler.tokenizer, norm, with_gradient)
+        optimizer.step()
+        optimizer.zero_grad()
+        batches.append(with_gradient)
+        norms.append(norm)
+    return step_metrics(samples, batches, norms)
+
+
+def mini_batches(samples, updates, rng):
+    """Each optimizer step's share of the prompts, in random order, with all their completions."""
+    members = {}
+    for sample in samples:
+        members.setdefault(tuple(sample.prompt), []).append(sample)
+    prompts = rng.sample(list(members), len(members))
+    batches = []
+    for start in range(min(updates, len(prompts))):
+        batch = []
+        for prompt in prompts[start::updates]:
+            # Together, so that their prompt may be computed once.
+            batch += members[prompt]
+        batches.append(batch)
+    return batches
+
+
+@in_micro_batches
+def add_gradient(model, batch, reference, token_count, args):
+    """Adds the gradient of a mini-batch to the model's, and writes the log-ratios, clips and k3 of
+    its tokens onto each sample. The decorator calls it for one part after another, each small
+    enough for the memory; `token_count` is of the whole mini-batch."""
+    lengths = [len(sample.tokens) for sample in batch]
+    # Log-probs now, when they were sampled, and the reference's. All tensors are [tokens]: the
+    # tokens of one completion after the other.
+    new = torch.cat(batch_logprobs(model, batch, args.temperature))
+    old = new.new_tensor([logprob for sample in batch for logprob in sample.logprobs])
+    ref = None
+    if reference is not None:
+        with torch.no_grad():
+            ref = torch.cat(batch_logprobs(reference, batch, args.temperature))
+        # Clamping d = ref - new to 3 would cut its gradient there. So `ref` is lowered to new + 3,
+        # detached: d is 3, and still has its gradient with respect to `new`.
+        ref = torch.minimum(ref, new.detach() + MAX_AWAY)
+    # One advantage and one weight of the KL for all tokens of a completion.
+    advantage = new.new_tensor([sample.advantage for sample in batch for _ in sample.tokens])
+    kl = new.new_tensor([sample.kl for sample in batch for _ in sample.tokens])
+    assert new.shape == old.shape == advantage.shape == kl.shape == (sum(lengths),)
+    mask = torch.ones_like(new)  # [tokens] have no padding
+    loss, clipped, k3 = grpo_loss(new, old, advantage, mask, args.clip, ref, kl)
+    # The sum over these tokens, divided by the tokens of the whole mini-batch.
+    (loss * (len(new) / token_count)).backward()
+
+    # For the log: one number a token.
+    log_ratios = (new - old).detach().split(lengths)
+    clipped = clipped.split(lengths)
+    k3 = k3.split(lengths)
+    for index, sample in enumerate(batch):
+        sample.log_ratios = log_ratios[index].tolist()
+        sample.clipped = clipped[index].tolist()
+        if ref is not None:
+            sample.k3 = k3[index].tolist()
+
+
+def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=None, kl=0.0):
+    """GRPO's loss: -min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) + kl k3 for each token.
+
+    ratio = exp(logprobs - old_logprobs); k3 = exp(d) - d - 1, d = ref_logprobs - logprobs. The mean
+    of k3 over tokens just sampled is KL(policy || reference), the papers' penalty. The mean of its
+    gradient, (1 - p_ref / p) grad log p, is that of KL(reference || policy) instead: it pulls
+    towards the reference, too.
+
+    All tensors have one shape, [tokens] or a padded [batch, length], or broadcast to it. Where the
+    mask is 0 they may hold anything. `add_gradient` bounds d.
+
+    Returns the mean over all unmasked tokens, which tokens the clip leaves without a gradient, and
+    k3, both zero where masked.
+    """
+    mask = mask.bool()
+    # Masked before exp, not after: inf * 0 is nan.
+    log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)
+    ratio = log_ratio.exp()
+    bounded = ratio.clamp(1 - clip, 1 + clip)
+    # The smaller of the two: beyond the clip nothing is gained by moving on.
+    loss = -torch.minimum(ratio * advantages, bounded * advantages)
+    clipped = mask & (bounded * advantages < ratio * advantages)
+    k3 = torch.zeros_like(ratio)
+    if ref_logprobs is not None:
+        d = (ref_logprobs - logprobs).masked_fill(~mask, 0.0)
+        k3 = d.exp() - d - 1
+        loss = loss + kl * k3
+    loss = loss.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+    return loss, clipped, k3.detach()
+
+
+# ----------------------------------------------------- the baselines, and the list of all methods
 
 
 def star(args, sampler, step, problems, cache, static):
@@ -308,168 +472,6 @@ METHODS = {
 }
 
 
-# ------------------------------------------------------------------------------------------ a step
-
-
-def train_step(args, sampler, reference, optimizer, step, cache, state):
-    """Sample, then learn. Returns metrics, and the samples that were learned."""
-    cost.start_step()
-    recipe = METHODS[args.method]
-    problems = batch_of(state["problems"], step, args.seed, args.questions)
-    with cost.timed("sample"):
-        samples, metrics = recipe(
-            args,
-            sampler,
-            step,
-            problems,
-            cache,
-            state["static"],
-        )
-    # What has no tokens had no room in the context.
-    to_learn = [sample for sample in samples if sample.tokens]
-    optimizer.param_groups[0]["lr"] = args.lr * min(1, step / WARMUP)
-    rng = random.Random(seed_of(args.seed, step, "mini-batches"))
-    with cost.timed("update"):
-        if args.method in SUPERVISED:
-            batches = mini_batches(to_learn, args.updates, rng)
-            metrics |= imitate(sampler.model, optimizer, batches)
-        else:
-            metrics |= update(args, sampler, reference, optimizer, to_learn, rng)
-    metrics["skipped"] = len(samples) - len(to_learn)
-    metrics |= cost.step_cost(sum(len(sample.tokens) for sample in to_learn))
-    return metrics, to_learn
-
-
-def update(args, sampler, reference, optimizer, samples, rng):
-    """One policy update, from the rewards of a rollout to new weights; returns metrics.
-
-    It takes --updates optimizer steps, each on its share of the prompts, against the log-probs that
-    their completions were sampled with. reference: the model of the KL, None where there is none.
-    Raises InputError for a gradient that is not finite.
-    """
-    if not samples:
-        return {}
-    # Rewards are compared inside groups. Where the recipe has set none, those are the samples of a
-    # prompt, of a question (responses and critiques), or the whole batch (--group).
-    for sample in samples:
-        if sample.group is None:
-            keys = {"prompt": tuple(sample.prompt), "question": sample.problem.question}
-            sample.group = keys.get(args.group, "batch")
-    rewards = [sample.reward for sample in samples]
-    groups = [sample.group for sample in samples]
-    wider = [sample.wider for sample in samples]
-    if wider[0]:
-        # Set by `rewarded_attempts`: not divided, and without the sample itself in its baseline.
-        compared = leave_one_out(rewards, groups, wider)
-    else:
-        compared = advantages(rewards, groups, std=not args.no_std)
-    for sample, advantage in zip(samples, compared.tolist()):
-        sample.advantage = advantage
-
-    model = sampler.model
-    batches = []
-    norms = []
-    for batch in mini_batches(samples, args.updates, rng):
-        # Samples without a gradient are left out of the computation; their tokens stay in the mean.
-        token_count = sum(len(sample.tokens) for sample in batch)
-        with_gradient = [s for s in batch if s.advantage != 0 or s.kl > 0]
-        if not with_gradient:
-            continue  # a step without a gradient would move the weights by Adam's momentum
-        add_gradient(model, with_gradient, reference, token_count, args)
-        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP))
-        if not math.isfinite(norm):
-            raise not_finite(args.out, sampler.tokenizer, norm, with_gradient)
-        optimizer.step()
-        optimizer.zero_grad()
-        batches.append(with_gradient)
-        norms.append(norm)
-    return step_metrics(samples, batches, norms)
-
-
-def mini_batches(samples, updates, rng):
-    """Each optimizer step's share of the prompts, in random order, with all their completions."""
-    members = {}
-    for sample in samples:
-        members.setdefault(tuple(sample.prompt), []).append(sample)
-    prompts = rng.sample(list(members), len(members))
-    batches = []
-    for start in range(min(updates, len(prompts))):
-        batch = []
-        for prompt in prompts[start::updates]:
-            # Together, so that their prompt may be computed once.
-            batch += members[prompt]
-        batches.append(batch)
-    return batches
-
-
-@in_micro_batches
-def add_gradient(model, batch, reference, token_count, args):
-    """Loss and backward of a part of a mini-batch that fits the memory; `token_count` is of the
-    whole mini-batch. Adds its gradient to the model's, and writes the log-ratios, clips and k3 of
-    its tokens onto each sample."""
-    lengths = [len(sample.tokens) for sample in batch]
-    # Log-probs now, when they were sampled, and the reference's. All tensors are [tokens]: the
-    # tokens of one completion after the other.
-    new = torch.cat(batch_logprobs(model, batch, args.temperature))
-    old = new.new_tensor([logprob for sample in batch for logprob in sample.logprobs])
-    ref = None
-    if reference is not None:
-        with torch.no_grad():
-            ref = torch.cat(batch_logprobs(reference, batch, args.temperature))
-        # Clamping d = ref - new to 3 would cut its gradient there. So `ref` is lowered to new + 3,
-        # detached: d is 3, and still has its gradient with respect to `new`.
-        ref = torch.minimum(ref, new.detach() + MAX_AWAY)
-    # One advantage and one weight of the KL for all tokens of a completion.
-    advantage = new.new_tensor([sample.advantage for sample in batch for _ in sample.tokens])
-    kl = new.new_tensor([sample.kl for sample in batch for _ in sample.tokens])
-    assert new.shape == old.shape == advantage.shape == kl.shape == (sum(lengths),)
-    mask = torch.ones_like(new)  # [tokens] have no padding
-    loss, clipped, k3 = grpo_loss(new, old, advantage, mask, args.clip, ref, kl)
-    # The sum over these tokens, divided by the tokens of the whole mini-batch.
-    (loss * (len(new) / token_count)).backward()
-
-    # For the log: one number a token.
-    log_ratios = (new - old).detach().split(lengths)
-    clipped = clipped.split(lengths)
-    k3 = k3.split(lengths)
-    for index, sample in enumerate(batch):
-        sample.log_ratios = log_ratios[index].tolist()
-        sample.clipped = clipped[index].tolist()
-        if ref is not None:
-            sample.k3 = k3[index].tolist()
-
-
-def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=None, kl=0.0):
-    """GRPO's loss: -min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) + kl k3 for each token.
-
-    ratio = exp(logprobs - old_logprobs); k3 = exp(ref - logprobs) - (ref - logprobs) - 1. Its mean
-    over tokens just sampled is KL(policy || reference), the papers' penalty. Its gradient, (1 -
-    p_ref / p) grad log p, is in the mean that of KL(reference || policy) instead: it pulls towards
-    the reference, too.
-
-    All tensors have one shape, [tokens] or a padded [batch, length], or broadcast to it. Where the
-    mask is 0 they may hold anything. What bounds ref - logprobs is `add_gradient`.
-
-    Returns the mean over all unmasked tokens, which tokens the clip leaves without a gradient, and
-    k3, both zero where masked.
-    """
-    mask = mask.bool()
-    # Masked before exp, not after: inf * 0 is nan.
-    log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)
-    ratio = log_ratio.exp()
-    bounded = ratio.clamp(1 - clip, 1 + clip)
-    # The smaller of the two: beyond the clip nothing is gained by moving on.
-    loss = -torch.minimum(ratio * advantages, bounded * advantages)
-    clipped = mask & (bounded * advantages < ratio * advantages)
-    k3 = torch.zeros_like(ratio)
-    if ref_logprobs is not None:
-        away = (ref_logprobs - logprobs).masked_fill(~mask, 0.0)
-        k3 = away.exp() - away - 1
-        loss = loss + kl * k3
-    loss = loss.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
-    return loss, clipped, k3.detach()
-
-
 # --------------------------------------------------------------------------------------- the run
 
 
@@ -486,7 +488,7 @@ def train(args):
         size = f"{sampler.model.num_parameters():,} parameters on {sampler.model.device}"
         count = f"{len(state['problems'])} problems, {len(state['held_out'])} held out"
         say(f"{args.method} on {args.model}: {size}; {count}; {out}")
-        # Static pairs come all at once, on top of fewer than --pairs that are left.
+        # Room for all static pairs at once, on top of the fewer than --pairs that are left.
         room = max(args.cache, len(state["static"]) + args.pairs)
         cache = PairCache(state["cache"], maxlen=room)
         done = max(0, state["step"] - 1)

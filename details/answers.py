@@ -350,12 +350,6 @@ def reference(answer):
     return read("" if UNREACHABLE.search(text) else tidy(text))
 
 
-def to_number(text):
-    """The value of a text that is one number among words, else None."""
-    found = number(tidy(text))
-    return found and found[0]
-
-
 @functools.lru_cache(4096)
 def is_correct(response, answer):
     """Does a response end in the reference answer? It is read as it stands, without what is around

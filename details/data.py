@@ -175,7 +175,7 @@ def to_program(row, question, line):
         raise ValueError("no test that can be judged")
     imports = listed(row.get("test_imports") or [])
     setup = [*imports, row.get("test_setup_code", ""), row.get("setup", "")]
-    entry_point = row.get("entry_point") or ""
+    entry_point = row.get("entry_point") or "candidate"
     if not all(isinstance(source, str) for source in [*sources, *setup, entry_point]):
         raise ValueError("tests, their setup and entry_point must be texts")
     calls = take_apart(sources, entry_point)
@@ -271,8 +271,7 @@ def load_split(data, eval_data=None):
     else:
         held_out = different(problems)
         held_out = held_out[-max(1, len(held_out) // 10) :]
-    asked = [problem.question for problem in held_out]
-    return without(asked, f"--data {data}", problems), held_out
+    return without(held_out, f"--data {data}", problems), held_out
 
 
 def different(problems):
@@ -283,10 +282,10 @@ def different(problems):
     return list(first.values())
 
 
-def without(questions, source, items, question_of=lambda problem: problem.question):
-    """The items, read from `source`, whose question is none of `questions`; one line says how many
-    are left out. Raises InputError if all of them are."""
-    keys = set(map(question_key, questions))
+def without(problems, source, items, question_of=lambda problem: problem.question):
+    """The items, read from `source`, whose question is none of the problems'; one line says how
+    many are left out. Raises InputError if all of them are."""
+    keys = {question_key(problem.question) for problem in problems}
     kept = [item for item in items if question_key(question_of(item)) not in keys]
     reason = "the run needs their questions for something else"
     if not kept:

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import sys
 
 from details.errors import InputError
 from details.policy import TOY
@@ -131,7 +130,7 @@ def train_flags(argv, methods):
 
 
 def refuse(message):
-    sys.exit(f"error: {message}")
+    raise InputError(message)
 
 
 MAY_BE_ZERO = (

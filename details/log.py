@@ -133,6 +133,9 @@ def why_nothing_is_learned(metrics):
         return "cannot learn: all completions were truncated; raise --max-new-tokens"
     if metrics.get("unclosed") and truncated + metrics["unclosed"] > 0.999:
         return "cannot learn: no thinking ends; a --model whose chat template opens no <think>"
+    for kind in ("response", "critique"):
+        if metrics.get(f"{kind}/truncated") == 1:
+            return f"cannot learn: all {kind}s were truncated; raise --max-new-tokens"
     if metrics.get("traces") == 0:
         return "cannot learn: no second attempt is right; --cold-start, or easier --data"
     if metrics.get("critique/unreadable") == 1:

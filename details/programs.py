@@ -50,11 +50,11 @@ math\.isclose\((.+), (.+)\) => \1 => \2
 """
 
 
-def take_apart(sources, entry_point=""):
+def take_apart(sources, entry_point):
     """((call, literal of its value), ...) of tests. entry_point: what is called in place of the
     `candidate` in HumanEval's `def check(candidate)`."""
     source = "\n".join(sources)
-    source = re.sub(r"\bcandidate\b(?=[(),])", entry_point or "candidate", source)
+    source = re.sub(r"\bcandidate\b(?=[(),])", entry_point, source)
     statements = ast.parse(source).body
     tests = []
     for statement in statements:
@@ -109,6 +109,8 @@ LAYERS = (
     f"""
     cd /
     unset PWD OLDPWD SHLVL
+    # Where memory runs out, this ends before others.
+    echo 1000 > /proc/self/oom_score_adj || :
     prefix=${{0%/bin/*}}
     set -- --remount-ro / "$0" "$@"
     for path in {PATHS}; do

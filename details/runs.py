@@ -32,7 +32,7 @@ if os.name == "nt":
 else:
     import fcntl
 
-FORMAT = 9  # of resume.pt
+FORMAT = 10  # of resume.pt
 # What a run writes before its first resume.pt.
 BEFORE_CHECKPOINT = {"start", "lock", "resume.pt.partial"}
 MAY_CHANGE = ("resume", "device", "eval_every", "out")  # flags, when a run goes on
@@ -58,11 +58,11 @@ def open_run(args):
             raise ValueError("it is of another version of this program")
     except Exception as error:  # a file that is cut, or of another program
         raise InputError(f"--resume: {path} cannot be read: {one_line(error)}") from error
+    args.precision = args.precision or state["flags"]["precision"]
     for name, value in vars(args).items():
         before = state["flags"].get(name)
         if name == "steps":
-            # It may be extended, and not end before the steps that it has made.
-            before = max(before, state["step"] - 1, value)
+            before = max(before, value)  # it may be extended
         # Paths by folder and name: they may have been moved, as a checkout with the toy.
         kept = Path(str(before)).parts[-2:] == Path(str(value)).parts[-2:]
         if not kept and name not in MAY_CHANGE:

@@ -32,6 +32,7 @@ from details.policy import (
     compute_dtype,
     context_length,
     device_of,
+    dtype_of,
     encode_chat,
     save_policy,
     trained_weights,
@@ -68,6 +69,9 @@ def begin_run(args):
         # What does not fit the model's context is refused before the first file is written.
         samples = [demonstration(tokenizer, *example) for example in examples]
         check_lengths(sampler, problems, samples)
+        # Without a name it goes by the device, which may be another one later.
+        found = "bf16" if dtype_of(model) == torch.bfloat16 else "fp32"
+        state["flags"]["precision"] = found
     lock = lock_folder(out)
     if begins:
         if samples:
@@ -86,9 +90,10 @@ def begin_run(args):
     # Stage I is half of the steps that are planned when training starts, whatever --steps a run
     # that goes on has.
     if state["step"] <= 1:
-        state["flags"]["steps"] = args.steps
+        state["planned"] = args.steps
     if args.stage1_steps is None:
-        args.stage1_steps = state["flags"]["steps"] // 2
+        args.stage1_steps = state["planned"] // 2
+    state["flags"]["steps"] = args.steps
     reference = frozen_copy(model) if largest_kl(args) > 0 else None
     weights = trained_weights(model).values()
     optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0, fused=True)
@@ -162,23 +167,20 @@ def load_data(args):
     demonstrations. No held-out question is trained on, and none that the critic is evaluated on,
     whether or not it is among those that --eval-size takes."""
     problems, held_out = load_split(args.data, args.eval_data)
-    trained = [problem.question for problem in problems]
-    unseen = [problem.question for problem in held_out]
     selecting = []
     if args.select_data:
         # Neither trained nor reported.
         others = load_problems(args.select_data, "test")
-        selecting = without(trained + unseen, f"--select-data {args.select_data}", others)
-    chosen_by = [problem.question for problem in selecting]
-    unseen += chosen_by
+        selecting = without(problems + held_out, f"--select-data {args.select_data}", others)
+    unseen = held_out + selecting
     exam = []
     examples = []
     if args.exam:
         # Of trained questions the critic has seen the answers.
         pairs = read_jsonl(args.exam, to_pair)
         source = f"--exam {args.exam}"
-        pairs = without(trained + chosen_by, source, pairs, lambda pair: pair.problem.question)
-        unseen += [pair.problem.question for pair in pairs]
+        pairs = without(problems + selecting, source, pairs, lambda pair: pair.problem.question)
+        unseen += [pair.problem for pair in pairs]
         # Both labels alike, though the file may be sorted by them.
         right = [pair for pair in pairs if pair.right]
         wrong = [pair for pair in pairs if not pair.right]
@@ -192,7 +194,9 @@ def load_data(args):
 
 
 def settle_outcomes(args):
-    """What train.py and sample.py were given to judge responses by, for the whole process."""
+    """What train.py and sample.py were given to judge responses by, until one is called again."""
+    grader.GRADER.clear()
+    programs.layer = None
     if args.unsafe_code:
         programs.allow_unsafe()
     if args.grader:

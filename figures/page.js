@@ -199,7 +199,8 @@ function card(row, earlier, context) {
 function questions() {
   const rows = run.outcomes[state.step];
   if (!rows?.length) return null;
-  const dropped = run.flags.method === "gc-rl" && run.flags.balance === "filter";
+  const dropped = run.flags.method === "gc-rl" && run.flags.balance === "filter" &&
+    run.flags.critique_data === "dynamic";
   const kind = ([, letters]) => letters.includes("r") + 2 * letters.includes("w");
   const meanings = [
     [2, dropped ? "dropped: none is right" : "all wrong: none is better"],
@@ -370,8 +371,7 @@ const CURVES = [
   ["Judgements right", 2, [HELD_OUT, "eval/critique"], ["training", "critique/accuracy"]],
   ["Second attempts right", 2, [HELD_OUT, "eval/t2"], ["training", "t2"]],
   ["Right reasons", 2, [HELD_OUT, "eval/critique_sound"], ["training", "critique/sound"]],
-  ["Reward, mean", 2, ["answers", "response/accuracy", "t1"], ["attempts 2", "t2"],
-    ["critiques", "critique/reward"]],
+  ["Reward of critiques, mean", 2, ["training", "critique/reward"]],
   ["Length, tokens", 0, ["answers", "length/response", "length/attempt 1"],
     ["attempts 2", "length/attempt 2"], ["critiques", "length/critique"]],
   ["Entropy, nats a token", 3, ["training", "entropy"]],

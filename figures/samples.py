@@ -200,4 +200,4 @@ def not_finite(out, tokenizer, norm, samples):
     """The error for a gradient that is not finite; the mini-batch that gave it is written down."""
     path = Path(out) / "not_finite.jsonl"
     write_jsonl(path, [sample_row(tokenizer, sample) for sample in samples])
-    return InputError(f"the gradient norm is {norm}; a smaller --lr may help; see {path}")
+    return InputError(f"the gradient norm is {norm}; try a new run with a smaller --lr; see {path}")

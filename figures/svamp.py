@@ -96,7 +96,7 @@ def eight_samples(model, test_file, device):
 @functools.cache
 def sampled(model, test_file, device):
     responses = eight_samples(model, test_file, device)
-    return {"accuracy": mean(e.right for e in responses), "pass@n": pass_at_n(responses)}
+    return {"accuracy": mean(e.right for e in responses), "pass@n": pass_at_n(responses, SAMPLES)}
 
 
 def carry_out(model, folder, device, train_file, test_file, wanted):

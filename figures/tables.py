@@ -16,6 +16,7 @@ MEANING = {
     "eval/critique_precision": "responses judged right that are right",
     "eval/critique_sound": "wrong responses judged wrong for the right step",
     "eval/critique_unreadable": "critiques without a judgement",
+    "eval/critique_truncated": "critiques that were truncated",
     "eval/self_critique": "judgements of its own answers that agree",
     "eval/revised": "right once what it judges wrong is corrected",
     "eval/t2": "second attempts that are right",
@@ -23,7 +24,7 @@ MEANING = {
     "eval/i_to_c": "wrong at first, then right",
     "eval/c_to_i": "right at first, then wrong",
     "eval/kept": "wrong answers that are given again",
-    "eval/truncated": "completions that were truncated",
+    "eval/truncated": "attempts that were truncated",
     "eval/unclosed": "completions that ended inside their thinking",
 }
 

@@ -119,7 +119,6 @@ class Compared(TrainerCallback):
             sample = Sample(prompt, tokens, [], stopped=tokens[-1] in stops)
             sample.reward = output["reward"][row]
             sample.group = output["group"][row] if "group" in output else tuple(prompt)
-            sample.wider = output["wider"][row] if "group" in output else None
             sample.kl = output["kl"][row] if "group" in output else trainer.beta
             self.samples.append(sample)
         with torch.no_grad():
@@ -145,10 +144,10 @@ class Compared(TrainerCallback):
     def after_scoring(self, inputs):
         output = self.score_rows(inputs)
         # SCoRe compares across processes.
-        everywhere = gather_object([(s.reward, s.group, s.wider) for s in self.samples])
-        rewards, groups, wider = zip(*everywhere)
+        everywhere = gather_object([(s.reward, s.group) for s in self.samples])
+        rewards, groups = zip(*everywhere)
         if self.method == "score":
-            own = leave_one_out(rewards, groups, wider)
+            own = leave_one_out(rewards, groups)
         else:
             own = advantages(rewards, groups)
         first = self.trainer.accelerator.process_index * len(inputs)

@@ -52,7 +52,6 @@ def attempts(chats, trainer):
     log(trainer, metrics)
     more = {
         "group": [sample.group for sample in samples],
-        "wider": [sample.wider for sample in samples],
         "kl": [sample.kl for sample in samples],
     }
     return columns(samples) | more
@@ -65,8 +64,7 @@ class Score(GRPOTrainer):
         # compared with those at other questions, so the rows of all processes are gathered.
         rewards = gather_object([row["reward"] for row in inputs])
         groups = gather_object([row["group"] for row in inputs])
-        wider = gather_object([row["wider"] for row in inputs])
-        advantages = leave_one_out(rewards, groups, wider)
+        advantages = leave_one_out(rewards, groups)
         mine = self.accelerator.process_index * len(inputs)
         advantages = advantages[mine : mine + len(inputs)]
         output["advantages"] = advantages.to(self.accelerator.device)

@@ -3,9 +3,7 @@
 import contextlib
 import functools
 import io
-import json
 import random
-from pathlib import Path
 from unittest import mock
 
 import torch
@@ -63,9 +61,8 @@ def base():
     return load_policy("toy", "cpu")
 
 
-def toy_sampler(max_new_tokens=64, temperature=1.0):
-    model, tokenizer = base()
-    return Sampler(model, tokenizer, max_new_tokens, temperature)
+def toy_sampler(temperature=1.0):
+    return Sampler(*base(), 64, temperature)
 
 
 # Of this problem nothing matters but the answer.
@@ -104,7 +101,7 @@ def write(path, rows):
 
 def lines(path):
     """The JSON objects of a file."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return data.read_jsonl(path, dict)
 
 
 def rows_of(table):
@@ -143,24 +140,6 @@ def rewards_of(samples):
     return [sample.reward for sample in samples]
 
 
-# A right and a wrong response; one of five was right where they were drawn.
-SEVEN_PAIRS = [
-    Pair(SEVEN, box(7), right=True, accuracy=0.2),
-    Pair(SEVEN, box(8), right=False, accuracy=0.2),
-]
-
-
-def rewarded_critiques(flags, sampler=None):
-    """(samples, metrics): each pair is judged right, wrong and not readably, and rewarded under
-    the flags."""
-    critiques = []
-    for pair in SEVEN_PAIRS:
-        for text, says_right in (("says right", True), ("says wrong", False), ("hm", None)):
-            critiques.append(a_sample(text, "critique", pair=pair, says_right=says_right))
-    with patch(train, "criticise", return_value=critiques):
-        return train.rewarded_critiques(arguments(flags), sampler, 1, SEVEN_PAIRS)
-
-
 def attempts(*rows, second_stopped=True):
     """First and second attempts of (first text, is it right, second text, is it right)."""
     first = []
@@ -195,7 +174,7 @@ def same_gradient(seen, expected):
     assert distance < 1e-4
 
 
-def plain_distributions(drawn, temperature=1.0, model=None):
+def plain_distributions(drawn, temperature, model):
     """Log-probs [tokens, vocabulary] of each of a sample's tokens, by a plain pass of
     the toy or another model: an independent path."""
     model = model or base()[0]
@@ -244,6 +223,8 @@ def learned(samples, text="", reference=None, grad_clip=1e9):
 def updated(samples, text="", **settings):
     """The same with one optimizer step, unless the flags say otherwise. Rewards are taken for
     advantages as they are, so that any advantage can be tried."""
+    for each in samples:
+        each.group = None  # of an update before
     with patch(train, "advantages", lambda rewards, groups, std: torch.tensor(rewards)):
         return learned(samples, "--updates 1 " + text, **settings)
 
@@ -363,9 +344,9 @@ def small_device(module, name, rows):
     return patch(module, name, side_effect=work)
 
 
-def ragged(count=7, longest=30):
+def ragged():
     """Prompts of different lengths, two of them equal."""
     rng = random.Random(1)
-    lengths = [rng.randrange(1, longest) for _ in range(count)]
+    lengths = [rng.randrange(1, 30) for _ in range(7)]
     prompts = [rng.choices(range(3, 97), k=length) for length in lengths]
     return [*prompts, prompts[0]]

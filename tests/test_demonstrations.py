@@ -4,6 +4,7 @@ import json
 
 from critique import critique_prompt, solve_prompt
 from details import demonstrations
+from reward import Problem
 from tests.helpers import fails, rows_of, write
 
 SOLVED = {"question": "q", "response": "r"}
@@ -52,7 +53,7 @@ def test_demonstrations_of_solving_and_of_criticising(tmp_path):
         }
         assert load_shown(tmp_path, row) == [examples[name] for name in names.split(", ")]
     other = SOLVED | {"question": "p"}
-    found = load_shown(tmp_path, SOLVED, other, SOLVED, held_out={" Q"})
+    found = load_shown(tmp_path, SOLVED, other, SOLVED, held_out=[Problem(" Q")])
     assert found == [(solve_prompt("p"), "r")]
 
 
@@ -60,4 +61,4 @@ def test_bad_demonstrations_are_refused(tmp_path):
     """With the line they stand on; so is a file of which nothing is left to learn."""
     for more, words in rows_of(REFUSED):
         fails("jsonl:2|" + words, load_shown, tmp_path, SOLVED, SOLVED | json.loads(more))
-    fails("no line is left|something else", load_shown, tmp_path, SOLVED, held_out={"q"})
+    fails("no line is left|something else", load_shown, tmp_path, SOLVED, held_out=[Problem("q")])

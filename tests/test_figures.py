@@ -295,9 +295,9 @@ def test_arithmetic_for_a_real_model(tmp_path):
     arithmetic.make(tmp_path)
     asked = lines(tmp_path / "train.jsonl") + lines(tmp_path / "held_out.jsonl")
     critiques = lines(tmp_path / "critiques.jsonl")
-    questions = {row["question"] for row in asked}
-    assert len(questions) == 700
-    examples = demonstrations.load_demonstrations(tmp_path / "critiques.jsonl", questions)
+    problems = {data.to_problem(row) for row in asked}
+    assert len(problems) == 700
+    examples = demonstrations.load_demonstrations(tmp_path / "critiques.jsonl", problems)
     assert len(examples) == 128
     for row in asked + critiques:
         expression = row["question"].removeprefix("What is ").removesuffix("?")

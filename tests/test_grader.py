@@ -5,10 +5,10 @@ from unittest import mock
 
 import sample
 from critique import solve_prompt
-from details import data, grader
+from details import data, grader, programs, start
 from figures import votes
 from reward import Problem, outcomes
-from tests.helpers import fails, lines, printed_by, rows_of, used, write
+from tests.helpers import arguments, fails, lines, patch, printed_by, rows_of, used, write
 from tests.test_programs import holds
 from train import main
 
@@ -73,6 +73,14 @@ grader.py:half -> 0.5 is returned
 grader.py:raises -> grader.py:13|KeyError: 'none'
 broken.py:short -> SyntaxError
 """
+
+
+def test_a_call_has_its_own_judges(tmp_path):
+    """In a notebook, too: neither a grader nor --unsafe-code of the call before."""
+    with loaded(tmp_path, "short"), patch(programs, "layer", "none"):
+        start.settle_outcomes(arguments(""))
+        assert not grader.GRADER
+        assert programs.layer is None
 
 
 def test_bad_graders_are_refused(tmp_path):
@@ -165,4 +173,4 @@ def test_a_run_on_programs(tmp_path):
         assert "begins with ```python." in asked
         args = sample.parse_args(["Write g(n).", "--model", str(out)])
         assert sample.asked_problem(args, out, {}).program
-        fails("programs have no answers", votes.main, [str(out)])
+        fails("only answers", votes.main, [str(out)])

@@ -114,6 +114,8 @@ CANNOT_LEARN = """
 {"truncated": 0.5, "unclosed": 0.5} -> no thinking ends; a --model whose chat template
 {"critique/pairs": 0, "groups/no_spread": 0.5} -> no question has right and wrong
 {"critique/unreadable": 1.0} -> no critique ends in a judgement
+{"critique/truncated": 1.0, "critique/unreadable": 1.0} -> all critiques were truncated
+{"response/truncated": 1.0, "critique/pairs": 0} -> all responses were truncated
 {"traces": 0} -> no second attempt is right
 {"groups/no_spread": 1.0, "response/accuracy": 1.0} -> all completions are right
 {"groups/no_spread": 1.0, "t1": 0.0} -> all completions are wrong

@@ -24,7 +24,6 @@ from tests.helpers import (
     saved,
     small_device,
     take_gradient,
-    trained,
 )
 from tests.test_fast import is_packed
 
@@ -76,10 +75,13 @@ def test_batches_that_fit_the_memory_give_the_same_tokens():
 
 
 def test_a_device_too_small_for_one_row_is_an_error():
-    """The device's own error ends the program in one line, and no weight stays packed."""
-    with patch(fast, "LARGE", 0), small_device(rollout, "prefill", 0):
-        fails("a small device", data.run_command, tokens_drawn)
-    assert not is_packed(model_of("Mistral"))
+    """The device's own error, a CPU's is a RuntimeError, ends the program in one line, and no
+    weight stays packed."""
+    of_a_cpu = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+    for error in (torch.OutOfMemoryError("a small device"), of_a_cpu):
+        with patch(fast, "LARGE", 0), patch(rollout, "prefill", side_effect=error):
+            fails(f"error: out of memory: {error}", data.run_command, tokens_drawn)
+        assert not is_packed(model_of("Mistral"))
 
 
 def test_micro_batches_by_hand():
@@ -130,12 +132,3 @@ def test_memory_of_a_container(tmp_path):
         machine = memory.memory_of(cpu)
         (tmp_path / "memory.max").write_text("1000000\n")
         assert memory.memory_of(cpu) == 1000000 < machine
-
-
-def test_a_cpu_without_memory(tmp_path):
-    """A CPU's allocator raises a RuntimeError: one line too, and no traceback."""
-    error = RuntimeError(
-        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
-    )
-    with patch(rollout, "prefill", side_effect=error):
-        fails("can't allocate memory", trained, tmp_path / "run", "--steps 0 --eval-size 2")

@@ -71,14 +71,14 @@ OLDER = """{"step": 1, "role": "response", "prompt": "p", "completion": "c", "st
 
 def test_what_cannot_be_shown(tmp_path):
     """One line that says what is wrong, and where; an older run's texts are shown."""
-    fails("none|no run", data.run_command, page.main, [str(tmp_path / "none")])
-    fails("no metrics.jsonl", data.run_command, page.main, [str(tmp_path)])
+    fails("none|no run", page.main, [str(tmp_path / "none")])
+    fails("no metrics.jsonl", page.main, [str(tmp_path)])
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}')
     (tmp_path / "samples.jsonl").write_text(OLDER)
     assert data_of(tmp_path)["texts"] == ["c", "p"]
     for name, line, words in rows_of(BAD):
         (tmp_path / name).write_text(line + "\n")
-        fails(words, data.run_command, page.main, [str(tmp_path)])
+        fails(words, page.main, [str(tmp_path)])
 
 
 # What is done on the page of a run, in JavaScript, and what must hold then.

@@ -98,7 +98,7 @@ def test_tests_are_taken_apart():
             assert [*sum(take_apart([test], "f"), ())] == expected != [], test
         except Unreachable:
             assert not expected, test
-    fails("syntax", take_apart, ["assert f(2) == 5", "assert f(2) =="], kind=SyntaxError)
+    fails("syntax", take_apart, ["assert f(2) == 5", "assert f(2) =="], "f", kind=SyntaxError)
 
 
 def test_last_fenced_block_is_the_program():

@@ -64,24 +64,17 @@ def rises(rows, name):
 def test_methods_learn(tmp_path):
     """More and more responses are right, of the critic alone more and more judgements; first
     attempts get better, without stages, and second ones where they are rewarded."""
-    for method, count, name in (
+    for method, count, *names in (
         ("g-rl", 16, "response/accuracy"),
         ("c-rl", 16, "critique/accuracy"),
         ("gc-rl", 16, "response/accuracy"),
         ("star", 8, "t1"),
+        ("multi-turn", 8, "t1", "t2"),
+        ("score", 8, "t2"),
     ):
-        rises(six_steps(tmp_path, method, count), name)
-    rows = six_steps(tmp_path, "multi-turn", 8)
-    rises(rows, "t1")
-    rises(rows, "t2")
-
-
-def test_score_learns_to_correct(tmp_path):
-    """Second attempts get better; Stage I is half of the steps, with a KL on first attempts."""
-    rows = six_steps(tmp_path, "score", 8)
-    rises(rows, "t2")
-    assert [row["stage"] for row in rows] == [1, 1, 1, 2, 2, 2]
-    assert max(row["kl/attempt 1"] for row in rows) > 0
+        rows = six_steps(tmp_path, method, count)
+        for name in names:
+            rises(rows, name)
 
 
 def test_pair_sft_learns_its_pairs(tmp_path):
@@ -352,7 +345,8 @@ def test_a_run_goes_on_by_resume_only(tmp_path):
 
 
 def test_a_run_can_be_extended(tmp_path):
-    """It goes on with the problems that it began with, and drops what is behind its checkpoint."""
+    """It goes on with the problems that it began with, and drops what is behind its checkpoint. Its
+    folder knows how many steps it has now, and its precision, which may go by the device."""
     run = tmp_path / "run"
     go(run, "1")
     data.write_jsonl(run / "metrics.jsonl", [{"step": 2, "left": "over"}], "a")
@@ -361,6 +355,8 @@ def test_a_run_can_be_extended(tmp_path):
     assert "eval/t1" in rows[4]
     assert data.load_problems(run / "train.jsonl") == problems(12, 3)
     fails("--steps 4, not 3", go, run, "3 --resume --eval-every 7")
+    kept = sample.run_flags(run)
+    assert (kept["steps"], kept["precision"]) == (4, "fp32")
 
 
 def test_a_run_that_has_ended_writes_its_model_again(tmp_path):

@@ -36,7 +36,15 @@ def test_judgement_table_by_hand():
         "precision": 2 / 3,
         "recall": 2 / 4,
         "unreadable": 1 / 6,
+        "truncated": 0,
     }
+
+
+def test_pass_at_n_of_a_question_that_comes_twice():
+    """It is asked n times each time."""
+    responses, _ = attempts(*FIVE_ATTEMPTS[:4])  # right, right, wrong, wrong
+    assert sample.pass_at_n(responses, 1) == sample.pass_at_n(responses, 2) == 1 / 2
+    assert sample.pass_at_n(responses, 4) == 1
 
 
 # First and second answers to a problem whose answer is 1.

@@ -9,7 +9,18 @@ from details import data
 from reward import Pair, is_correct
 from rollout import load_policy
 from sample import run_flags
-from tests.helpers import TOY, a_sample, base, close, printed_by, problems, rows_of, solved
+from tests.helpers import (
+    TOY,
+    a_sample,
+    base,
+    close,
+    patch,
+    printed_by,
+    problems,
+    rows_of,
+    saved,
+    solved,
+)
 from toy import make, planted, sound
 
 
@@ -59,6 +70,15 @@ def test_the_committed_exam():
     for pair in exam:
         assert pair.right == is_correct(pair.response, pair.problem.answer)
         assert pair.problem in asked
+
+
+def test_harder_problems_are_chosen(tmp_path):
+    """`--hard` writes three files and says how hard they are."""
+    few = [patch(make, name, 4) for name in ("TRAIN", "HELD_OUT", "EXAM")]
+    with few[0], few[1], few[2]:
+        printed = printed_by(lambda _: make.make_hard(saved(tmp_path)))
+    assert "4 problems, 4 held out" in printed
+    assert len(data.load_problems(tmp_path / "hard_held_out.jsonl")) == 4
 
 
 def test_what_is_planted_is_recalled():

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from critique import correct_prompt, critique_prompt, solve_prompt
-from details.data import from_pair, from_problem, mean, write_jsonl
+from details.data import from_pair, from_problem, mean, run_command, write_jsonl
 from details.policy import TOY, save_policy
 from details.start import sample_pairs
 from details.supervised import demonstration, imitate
@@ -331,7 +331,7 @@ def make_hard(folder=TOY):
     sampler = Sampler(*load_policy(folder, "cpu"), LIMIT)
     train = harder(sampler, TRAIN, random.Random(4))
     held_out = harder(sampler, HELD_OUT, random.Random(5), held_out=True)
-    exam = sample_pairs(sampler, held_out, 8, EXAM, seed=0, show="exam")
+    exam = sample_pairs(sampler, held_out, 8, EXAM, seed=0)
     write_jsonl(folder / "hard.jsonl", map(from_problem, train))
     write_jsonl(folder / "hard_held_out.jsonl", map(from_problem, held_out))
     write_jsonl(folder / "hard_exam.jsonl", map(from_pair, exam))
@@ -339,7 +339,7 @@ def make_hard(folder=TOY):
     for name, asked in (("train", train), ("held out", held_out)):
         drawn = respond(sampler, asked, 8, seed=1, show="sampled")
         greedy = respond(sampler.greedy(), asked, 1, seed=0, show="greedy")
-        accuracies = f"sampled {mean(e.right for e in drawn):.3f}, pass@8 {pass_at_n(drawn):.3f}"
+        accuracies = f"sampled {mean(e.right for e in drawn):.3f}, pass@8 {pass_at_n(drawn, 8):.3f}"
         print(f"{name}: {accuracies}, greedy {mean(e.right for e in greedy):.3f}")
 
 
@@ -375,7 +375,4 @@ if __name__ == "__main__":
     parser.add_argument("folder", nargs="?", default=TOY)
     parser.add_argument("--hard", action="store_true", help="only the harder problems")
     args = parser.parse_args()
-    if args.hard:
-        make_hard(args.folder)
-    else:
-        make(args.folder)
+    run_command(make_hard if args.hard else make, args.folder)

@@ -14,10 +14,11 @@ import json
 import random
 import re
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from fractions import Fraction
 from operator import add, mul, sub, truediv
 
-from details.answers import to_number
+from details.answers import reference
 from details.data import load_problems, run_command
 from details.errors import InputError
 
@@ -71,7 +72,7 @@ def check_steps(steps, broken, rng):
         expression, result = step.groups()
         value = calculate(expression, {})
         shown = calculate(expression, changed)
-        if value < 0 or value != to_number(result):
+        if value < 0 or value != reference(result).value:
             raise ValueError(f"{expression} is not {result}")
         if index == broken:
             shown += rng.choice([slip for slip in SLIPS if shown + slip > 0])
@@ -99,7 +100,7 @@ def demonstrate(problem, rng):
     steps = list(STEP.finditer(work))
     broken = rng.randrange(len(steps))  # of no steps a ValueError, too
     checks, broken_checks, changed = check_steps(steps, broken, rng)
-    final = changed.get(to_number(answer))
+    final = changed.get(reference(answer).value)
     if final is None:
         raise ValueError("the broken step does not change the answer")
 
@@ -111,7 +112,8 @@ def demonstrate(problem, rng):
     behind = PRINTED_NUMBER.sub(renumber, STEP.sub("", work[cut:]))
     # Some equations have no annotation, others do not say the same as theirs.
     for expression, result in EQUATION.findall(behind):
-        if calculate(re.sub("[$,]", "", expression).replace("x", "*"), {}) != to_number(result):
+        value = calculate(re.sub("[$,]", "", expression).replace("x", "*"), {})
+        if value != reference(result).value:
             raise ValueError(f"{expression} is not {result}")
     return [
         to_row(problem, work, answer.strip(), checks, "right"),
@@ -148,12 +150,11 @@ def print_demonstrations(data):
         raise InputError(f"{data}: no answer is a worked solution with <<48/2=24>> annotations")
 
 
-def main(argv):
-    if argv[:1] == ["--help"]:
-        print(__doc__)
-    else:
-        run_command(print_demonstrations, *argv or ["gsm8k"])
+def main(argv=None):
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="?", default="gsm8k")
+    run_command(print_demonstrations, parser.parse_args(argv).data)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
