@@ -207,7 +207,7 @@ def leave_one_out(rewards, groups):
     group of m, and the groups here differ in size.
 
     rewards: numbers [samples]; groups: one tuple for each. A sample that is alone in its group is
-    compared with the wider one instead: all others whose tuples differ in the last entry at most.
+    compared with all whose tuples differ from its own in the last entry only.
     """
     members = members_of(groups)
     wider_members = members_of(group[:-1] for group in groups)

@@ -67,7 +67,7 @@ class Sample:
     # By `train.update`:
     advantage: float = 0.0  # the reward, compared inside the group
     # One number per token, None where the sample gave no gradient.
-    log_ratios: list[float] | None = None  # now, minus when it was drawn
+    log_ratios: list[float] | None = None  # log-prob now, minus that as drawn
     clipped: list[bool] | None = None  # did the clip take away the gradient?
     k3: list[float] | None = None  # distance to the reference, if there is one: see train.py
 

@@ -32,7 +32,7 @@ from reward import Pair, Problem
 from rollout import Sampler, criticise, load_policy, refine, two_attempts
 from toy.sound import soundness
 
-JUDGED = {True: "right", False: "wrong", None: "no judgement that can be read"}
+JUDGED = {True: "right", False: "wrong", None: "nothing that can be read"}
 
 
 def shown(sample):
@@ -104,7 +104,7 @@ def evaluate(sampler, problems, exam):
 
 
 def pairs_of(responses):
-    """Truncated responses too, other than in training: here no answer is left unjudged."""
+    """Truncated responses too, unlike in training: here no answer is left unjudged."""
     return [Pair(sample.problem, sample.text, sample.right) for sample in responses]
 
 
@@ -256,7 +256,7 @@ def use(argv):
     # completions may be.
     flags = run_flags(folder)
     if (args.eval or args.explain) and flags.get("grader") and not args.grader:
-        raise InputError(f"{folder}: a grader judges its responses: give --grader")
+        raise InputError(f"{folder}: a grader judged its responses: give --grader, it or another")
     if args.explain:
         problem = problem_of(args, folder)
         check_outcomes([problem])

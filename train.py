@@ -207,8 +207,8 @@ def score(args, sampler, step, problems, cache, static):
         r2 + alpha (r2 - r1) - mean of that = (1 + alpha) (r2 - mean of r2)
 
     So alpha merely weights second attempts: with alpha 2 the rewards 3 and 0, or 1 and -2, differ
-    by 3. (Dividing by the standard deviation would cancel that.) No other baseline would change the
-    gradient's mean: r1 is known before y2 is drawn. The paper's bonus for a change could do more
+    by 3. (Dividing by the standard deviation would cancel that.) No baseline that is known before
+    y2 is drawn changes the gradient's mean, and r1 is. The paper's bonus for a change could do more
     only if the first attempt were credited with it, too.
     """
     first, second, metrics = rewarded_attempts(args, sampler, step, problems)
@@ -301,15 +301,15 @@ def update(args, sampler, reference, optimizer, samples, rng):
         return {}
     # Rewards are compared inside groups.
     rewards = [sample.reward for sample in samples]
-    if samples[0].group:
+    groups = [sample.group for sample in samples]
+    if groups[0]:
         # Set by `rewarded_attempts`: not divided, and without the sample itself in its baseline.
-        compared = leave_one_out(rewards, [sample.group for sample in samples])
+        compared = leave_one_out(rewards, groups)
     else:
         # The samples of a prompt, of a question (responses and critiques), or the whole batch.
-        for sample in samples:
+        for index, sample in enumerate(samples):
             keys = {"prompt": tuple(sample.prompt), "question": sample.problem.question}
-            sample.group = keys.get(args.group, "batch")
-        groups = [sample.group for sample in samples]
+            groups[index] = keys.get(args.group, "batch")
         compared = advantages(rewards, groups, std=not args.no_std)
     for sample, advantage in zip(samples, compared.tolist()):
         sample.advantage = advantage
@@ -331,7 +331,7 @@ def update(args, sampler, reference, optimizer, samples, rng):
         optimizer.zero_grad()
         batches.append(with_gradient)
         norms.append(norm)
-    return step_metrics(samples, batches, norms)
+    return step_metrics(samples, groups, batches, norms)
 
 
 def mini_batches(samples, updates, rng):

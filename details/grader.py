@@ -16,7 +16,7 @@ from pathlib import Path
 
 from details.errors import InputError, one_line
 
-GRADER = {}  # file and function, for the whole process; empty if there is none
+GRADER = {}  # file and function, until train.py or sample.py is called again
 TOLD = set()  # how it has failed
 
 

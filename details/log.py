@@ -37,13 +37,12 @@ def say(text):
 # ------------------------------------------------------------------------------------- metrics
 
 
-def step_metrics(samples, batches, norms):
-    """What a rollout was like and how it was learned, its advantages given. batches: the samples of
-    each optimizer step; norms: of its gradient."""
-    groups = {sample.group for sample in samples}
-    spread = {sample.group for sample in samples if sample.advantage != 0}
+def step_metrics(samples, groups, batches, norms):
+    """What a rollout was like and how it was learned, its advantages given. groups: one key for
+    each sample; batches: the samples of each optimizer step; norms: of its gradient."""
+    spread = {group for group, sample in zip(groups, samples) if sample.advantage != 0}
     metrics = {
-        "groups/no_spread": mean(group not in spread for group in groups),
+        "groups/no_spread": mean(group not in spread for group in set(groups)),
         **without_an_end(samples),
         # E[-log p] under p is the entropy: the sampler's log-probs estimate it without bias.
         "entropy": -mean(p for sample in samples for p in sample.logprobs),
@@ -133,9 +132,10 @@ def why_nothing_is_learned(metrics):
         return "cannot learn: all completions were truncated; raise --max-new-tokens"
     if metrics.get("unclosed") and truncated + metrics["unclosed"] > 0.999:
         return "cannot learn: no thinking ends; a --model whose chat template opens no <think>"
-    for kind in ("response", "critique"):
-        if metrics.get(f"{kind}/truncated") == 1:
-            return f"cannot learn: all {kind}s were truncated; raise --max-new-tokens"
+    if metrics.get("response/truncated") == 1:
+        return "cannot learn: all responses were truncated; raise --max-new-tokens"
+    if metrics.get("critique/truncated") == 1:
+        return "the critic cannot learn: all critiques were truncated; raise --max-new-tokens"
     if metrics.get("traces") == 0:
         return "cannot learn: no second attempt is right; --cold-start, or easier --data"
     if metrics.get("critique/unreadable") == 1:

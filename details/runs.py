@@ -58,16 +58,17 @@ def open_run(args):
             raise ValueError("it is of another version of this program")
     except Exception as error:  # a file that is cut, or of another program
         raise InputError(f"--resume: {path} cannot be read: {one_line(error)}") from error
-    args.precision = args.precision or state["flags"]["precision"]
     for name, value in vars(args).items():
         before = state["flags"].get(name)
         if name == "steps":
-            before = max(before, value)  # it may be extended
+            # It may be extended, and not end before the steps that it has made.
+            before = max(state["planned"], state["step"] - 1, value)
         # Paths by folder and name: they may have been moved, as a checkout with the toy.
         kept = Path(str(before)).parts[-2:] == Path(str(value)).parts[-2:]
         if not kept and name not in MAY_CHANGE:
             flag = f"--{name.replace('_', '-')}"
             raise InputError(f"--resume: the run in {out} has {flag} {before}, not {value}")
+    args.precision = state["precision"]  # whatever device it goes on with
     return state
 
 

@@ -69,9 +69,8 @@ def begin_run(args):
         # What does not fit the model's context is refused before the first file is written.
         samples = [demonstration(tokenizer, *example) for example in examples]
         check_lengths(sampler, problems, samples)
-        # Without a name it goes by the device, which may be another one later.
-        found = "bf16" if dtype_of(model) == torch.bfloat16 else "fp32"
-        state["flags"]["precision"] = found
+        # If it is not named, the device decides; a run that goes on may have another device.
+        state["precision"] = "bf16" if dtype_of(model) == torch.bfloat16 else "fp32"
     lock = lock_folder(out)
     if begins:
         if samples:

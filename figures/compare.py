@@ -14,11 +14,12 @@ rows (`eval/...`), all on held-out problems and with greedy decoding:
     critique_precision     responses called right that are right
     critique_recall        right responses that are called right
     critique_unreadable    critiques without a judgement
+    critique_truncated     critiques that were truncated
     t1, t2, delta          first attempts that are right, second attempts, t2 - t1
     i_to_c, c_to_i         wrong first and then right, right first and then wrong
     kept                   wrong first answers that the second attempt gives again
     unchanged              second attempts that repeat the first word for word
-    truncated              completions that were truncated
+    truncated              attempts that were truncated
     size, pairs            problems and critique pairs in the evaluation
 """
 

@@ -260,7 +260,7 @@ WHY = {
     "Pair-SFT spoils more right answers than it mends wrong ones.",
     "S3": "Where the first attempt is right, to repeat it earns all there is.",
     "What is recalled": "Is this why seeds differ so much? No: at bad seeds answers lose their "
-    "form, see [why seeds differ](results.md#why-seeds-differ).",
+    "format, see [why seeds differ](results.md#why-seeds-differ).",
 }
 
 # Numbers of an evaluation that are kept, and what they are called here.

@@ -371,7 +371,7 @@ const CURVES = [
   ["Judgements right", 2, [HELD_OUT, "eval/critique"], ["training", "critique/accuracy"]],
   ["Second attempts right", 2, [HELD_OUT, "eval/t2"], ["training", "t2"]],
   ["Right reasons", 2, [HELD_OUT, "eval/critique_sound"], ["training", "critique/sound"]],
-  ["Reward of critiques, mean", 2, ["training", "critique/reward"]],
+  ["Reward, mean", 2, ["answers", "response/accuracy"], ["critiques", "critique/reward"]],
   ["Length, tokens", 0, ["answers", "length/response", "length/attempt 1"],
     ["attempts 2", "length/attempt 2"], ["critiques", "length/critique"]],
   ["Entropy, nats a token", 3, ["training", "entropy"]],

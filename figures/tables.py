@@ -25,7 +25,7 @@ MEANING = {
     "eval/c_to_i": "right at first, then wrong",
     "eval/kept": "wrong answers that are given again",
     "eval/truncated": "attempts that were truncated",
-    "eval/unclosed": "completions that ended inside their thinking",
+    "eval/unclosed": "attempts that ended inside their thinking",
 }
 
 

@@ -140,10 +140,12 @@ def main(argv=None):
     data = args.data or folder / "held_out.jsonl"
     if not args.data and not data.exists():
         raise InputError(f"{folder} has no held_out.jsonl: name the problems by --data FILE")
-    problems = load_problems(data, "test")[: args.size]
     flags = run_flags(folder)
-    if problems[0].program is not False or flags.get("grader"):
-        raise InputError(f"{data}: only answers that are compared can be voted for")
+    if flags.get("grader"):
+        raise InputError(f"{folder}: a grader judged its responses, which have no votes")
+    problems = load_problems(data, "test")[: args.size]
+    if problems[0].program is not False:
+        raise InputError(f"{data}: programs have no answers that could be voted for")
     longest = args.max_new_tokens or flags.get("max_new_tokens", 512)
     policy = load_policy(args.model, args.device, flags.get("precision"))
     sampler = Sampler(*policy, longest, args.temperature)

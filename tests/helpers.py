@@ -223,8 +223,6 @@ def learned(samples, text="", reference=None, grad_clip=1e9):
 def updated(samples, text="", **settings):
     """The same with one optimizer step, unless the flags say otherwise. Rewards are taken for
     advantages as they are, so that any advantage can be tried."""
-    for each in samples:
-        each.group = None  # of an update before
     with patch(train, "advantages", lambda rewards, groups, std: torch.tensor(rewards)):
         return learned(samples, "--updates 1 " + text, **settings)
 

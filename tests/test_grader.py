@@ -173,4 +173,4 @@ def test_a_run_on_programs(tmp_path):
         assert "begins with ```python." in asked
         args = sample.parse_args(["Write g(n).", "--model", str(out)])
         assert sample.asked_problem(args, out, {}).program
-        fails("only answers", votes.main, [str(out)])
+        fails("programs have no answers", votes.main, [str(out)])

@@ -122,7 +122,7 @@ def test_the_first_wrong_step():
     for problem in problems(50):
         assert planted.mistake(problem.question, solved(problem)) is None
         text = "Look again.\n" + solved(problem)
-        assert planted.mistake(problem.question, text) == "form"
+        assert planted.mistake(problem.question, text) == "format"
         assert sound.first_wrong(problem.question, text) is None
         lines = text.split("\n")
         lines[2] = lines[2][:-1] + str((int(lines[2][-1]) + 1) % 10)

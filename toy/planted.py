@@ -121,12 +121,12 @@ def passed_on(start, end):
 
 
 def mistake(question, response):
-    """What is wrong first in a response: the kind of a fact; `form` where it is not written as the
-    steps of this question are; None if it is right in all."""
+    """What is wrong first in a response: the kind of a fact; `format` where it is not written as
+    the steps of this question are; None if it is right in all."""
     digits = iter(re.findall(r"=(\d)$", response, re.MULTILINE))
     steps = solve(QUESTION.fullmatch(question)[1], lambda *_: int(next(digits, 0)))
     if response != written(steps):
-        return "form"
+        return "format"
     for a, op, b, digit in steps:
         if digit != last_digit(a, op, b):
             return kind_of(f"{a}{op}{b}")
@@ -180,9 +180,9 @@ def show(folders):
 def show_mistakes(policies):
     """Print what is wrong first in the greedy answers that are wrong."""
     held_out = load_problems(TOY / "held_out.jsonl")
-    heads = ["blind", "shaky", "doubted", "sure", "form"]
+    heads = ["blind", "shaky", "doubted", "sure", "format"]
     print("\nOf 512 greedy answers: the wrong ones, by what is wrong first in them\n")
-    print(f"| run | wrong | {' | '.join(heads)} | right, but for the form |")
+    print(f"| run | wrong | {' | '.join(heads)} | right, but for the format |")
     print("| --- " * (3 + len(heads)) + "|")
     for name, policy in policies.items():
         wrong = Counter()
@@ -191,7 +191,7 @@ def show_mistakes(policies):
         for sample in responses:
             found = mistake(sample.problem.question, sample.text)
             if sample.right:
-                right_but += found == "form"
+                right_but += found == "format"
             else:
                 wrong[found] += 1
         cells = [str(wrong[head]) for head in heads]
