@@ -61,6 +61,7 @@ def test_a_grader_judges_responses(tmp_path):
         numbers = used(f"--model {out} --eval --grader {tmp_path}/grader.py:short")
         assert "eval/generation" in numbers
     fails("give --grader", used, f"--model {out} --eval")
+    fails("no votes", votes.main, [str(out)])
 
 
 # What is named as a grader, and what the error must say.

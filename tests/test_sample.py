@@ -7,6 +7,7 @@ from critique import correct_prompt, critique_prompt, judgement, solve_prompt
 from details import start
 from details.answers import is_correct
 from tests.helpers import (
+    a_sample,
     attempts,
     box,
     greedy_text,
@@ -38,6 +39,11 @@ def test_judgement_table_by_hand():
         "unreadable": 1 / 6,
         "truncated": 0,
     }
+
+
+def test_a_text_that_was_cut_says_so():
+    assert sample.shown(a_sample("7-6", stopped=False)).startswith("7-6\n(unfinished")
+    assert sample.shown(a_sample("7-6")) == "7-6"
 
 
 def test_pass_at_n_of_a_question_that_comes_twice():
