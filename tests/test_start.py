@@ -16,22 +16,24 @@ from tests.helpers import (
 
 
 def test_no_question_is_both_learned_and_examined(tmp_path):
-    """Of six pairs of questions the two that are trained on are left out, of the problems the four
-    that are held out; of twenty demonstrations four of held-out problems and four of the exam, most
-    of which --eval-size does not take. The exam has both labels though its file is sorted by
-    them."""
+    """Of six pairs of questions the two that are trained on are left out, and the one that chooses
+    OUT/best; of the problems the four that are held out, as of those that choose; of twenty
+    demonstrations eight of all these, most of which --eval-size does not take. The exam has both
+    labels though its file is sorted by them."""
     asked = problems(20, 3)
     pairs = static_pairs(asked[10:16])
     argv = files(
         tmp_path,
         data=asked[:12] + asked[16:],
         eval_data=asked[16:],
+        select_data=asked[15:17],
         exam=pairs[::2] + pairs[1::2],
         cold_start=shown_rows(asked),
     )
     _, printed = trained(tmp_path / "run", "--steps 0 --eval-size 2", *argv)
     assert "data.jsonl: 4 lines left out" in printed
-    assert "exam.jsonl: 4 lines left out" in printed
+    assert "exam.jsonl: 6 lines left out" in printed
+    assert "select_data.jsonl: 1 lines" in printed
     assert "cold_start.jsonl: 8 lines left out: the run needs" in printed
     assert data.read_jsonl(tmp_path / "run/exam.jsonl", data.to_pair) == pairs[4:6]
 

@@ -375,4 +375,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", nargs="?", default=TOY)
     parser.add_argument("--hard", action="store_true", help="only the harder problems")
     args = parser.parse_args()
-    run_command(make_hard if args.hard else make, args.folder)
+    program = make_hard if args.hard else make
+    run_command(program, args.folder)
