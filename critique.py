@@ -8,8 +8,8 @@ first-order rollout samples after `solve_prompt`, the second-order rollout after
 
 import re
 
-# What is added to the question; the keys are `Problem.program`. False: an answer, which is read in
-# its box. True: a program, which is run. None, where the user's grader judges: nothing.
+# What is added to the question; the keys are `Problem.program`. False: an answer, best in a box.
+# True: a program, which is run. None, where the user's grader judges: nothing.
 SOLVE = {
     False: "\nSolve it step by step. Put the final answer in \\boxed{}.",
     True: "\nWrite the function in Python, in one block that begins with ```python.",
@@ -62,8 +62,8 @@ def correct_prompt(question, response, critique=None, program=False):
 # The judgement is the last thing on its line:
 #     read        **Conclusion:** Right. [END]        3+4 is 7. Conclusion: wrong
 #     ignored     > Conclusion: right                 so the conclusion: right or wrong?
-# Only this form counts, since RL teaches it. Readers may skip the pattern. Its repetitions are
-# bounded, so that reading a text takes linear time.
+# The word `conclusion` is needed, marks around it are tolerated. Readers may skip the pattern. Its
+# repetitions are bounded, so that reading a text takes linear time.
 JUDGEMENT = re.compile(
     r"""
     ^ (?! [ \t]{0,20} [>"'“] )      # no quotation

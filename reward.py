@@ -35,7 +35,7 @@ class Pair:
 
     problem: Problem
     response: str
-    right: bool  # its outcome, R(r) = 1
+    right: bool  # its outcome: see `outcomes`
     step: int = 0  # the step whose policy gave the response, for the log
     accuracy: float = 0.5  # for eq. 3: see `random_pairs`
 
@@ -96,10 +96,9 @@ def denoising_reward(says_right, refined_right):
     one that says right leaves nothing to correct, so it earns little. (This is the paper's formula;
     it also pays up to 0.7 for calling a right response wrong.)
 
-    refined_right: the outcomes of the m responses that were sampled with the critique in view.
+    says_right: the judgement, which can be read. refined_right: the outcomes of the m responses
+    that were sampled with the critique in view.
     """
-    if says_right is None:
-        return 0.0
     share = sum(refined_right) / len(refined_right)  # k/m
     if says_right:
         return 0.1 * share
@@ -119,21 +118,21 @@ def pairs_by_question(responses, n, step=0):
     response earns 0, but the critic is not shown it: it is unfinished. step: the step whose policy
     gave them.
     """
-    groups = []
+    by_question = []
     for start in range(0, len(responses), n):
-        group = responses[start : start + n]
-        groups.append([Pair(s.problem, s.text, s.right, step) for s in group if s.stopped])
-    return groups
+        own = responses[start : start + n]
+        by_question.append([Pair(s.problem, s.text, s.right, step) for s in own if s.stopped])
+    return by_question
 
 
-def filter_pairs(groups, rng):
+def filter_pairs(by_question, rng):
     """The data filter. Of every question that has both it keeps one right and one wrong response,
     drawn at random, right before wrong; the other questions are dropped.
 
-    groups: for each question its [Pair, ...].
+    by_question: for each question its [Pair, ...].
     """
     chosen = []
-    for pairs in groups:
+    for pairs in by_question:
         # A question that is too easy or too hard has one kind only.
         right = [pair for pair in pairs if pair.right]
         wrong = [pair for pair in pairs if not pair.right]
@@ -142,13 +141,13 @@ def filter_pairs(groups, rng):
     return chosen
 
 
-def random_pairs(groups, rng):
+def random_pairs(by_question, rng):
     """Without the filter: any two responses to each question. For eq. 3 each pair gets the
     expected share of right pairs: if 6 of 8 are right at one question and none at the other,
     (2 * 6/8 + 2 * 0) / 4, whatever is drawn."""
     chosen = []
     expected_right = 0.0
-    for pairs in groups:
+    for pairs in by_question:
         drawn = rng.sample(pairs, min(2, len(pairs)))
         share = sum(pair.right for pair in pairs) / max(1, len(pairs))
         expected_right += share * len(drawn)

@@ -50,8 +50,8 @@ class Sample:
     prompt: list[int]  # token ids
     tokens: list[int]  # token ids of the completion, the stop token included
     logprobs: list[float]  # one per token, in nats, as drawn
-    stopped: bool  # True: it ended by itself; False: truncated
-    # The rest is explained where it is set. By the Sampler (`text`, `unclosed`) and the rollouts:
+    stopped: bool  # True: it ended by itself; False: truncated, or `unclosed`
+    # Set by the Sampler (`text`, `unclosed`) and the rollouts:
     text: str = ""
     role: str = ""  # response, critique, attempt 1, attempt 2, refinement
     problem: Problem | None = None
@@ -59,10 +59,10 @@ class Sample:
     first: "Sample | None" = None  # of a second attempt: the first
     right: bool | None = None  # the outcome of a response, an attempt, a refinement
     says_right: bool | None = None  # of a critique: its judgement, None if none can be read
-    unclosed: bool = False  # it ended inside a <think> block; `stopped` is False then
+    unclosed: bool = False  # it ended inside a <think> block
     # By the recipe:
     reward: float = 0.0
-    group: object = None  # rewards are compared with those of the same group; None: by --group
+    group: object = None  # whom its reward is compared with, see `rewarded_attempts`; None: --group
     kl: float = 0.0  # weight of the KL to the reference on its tokens
     # By `train.update`:
     advantage: float = 0.0  # the reward, compared inside the group
@@ -173,8 +173,6 @@ def repeat(items, n):
 # 4. The loss, in train.py, is the mean over these 8 tokens (3 + 2 + 3).
 #
 # -------------------------------------------------------------------------- sampling and log-probs
-#
-# From here to the end of the file a reader may take things on trust.
 
 
 @dataclass

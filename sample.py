@@ -56,15 +56,15 @@ def show_question(sampler, problem, n, seed):
     for number, critique in enumerate(critiques, 1):
         print(f"\nCRITIQUE {number} says: {JUDGED[critique.says_right]}\n{shown(critique)}")
     # The first critique that finds fault, else the first.
-    number = next((i for i, c in enumerate(critiques) if c.says_right is False), 0)
+    chosen = next((i for i, c in enumerate(critiques) if c.says_right is False), 0)
     [sure] = criticise(greedy, [pair], 1, seed)
     # Corrections with that critique, without any, and with the greedy critique: in one batch, which
     # takes little longer than one of them.
     chats = []
-    for text in (critiques[number].text, None, sure.text):
+    for text in (critiques[chosen].text, None, sure.text):
         chats.append(correct_prompt(question, answer.text, text, problem.program))
     helped, unaided, revised = greedy.complete(chats, 1, seed=0)
-    print(f"\nCORRECTED, with critique {number + 1}\n{shown(helped)}")
+    print(f"\nCORRECTED, with critique {chosen + 1}\n{shown(helped)}")
     print(f"\nCORRECTED, without a critique\n{shown(unaided)}")
     # Selective revision, as in PAG (arXiv 2506.10406): correct only what is judged wrong.
     final = revised if sure.says_right is False else answer
@@ -139,7 +139,7 @@ def judgement_table(critiques):
 def attempts_table(first, second):
     """SCoRe's metrics of two lists of Samples: accuracies t1 and t2, their difference, the shares
     of problems that went from incorrect to correct and back. And the collapse: the share of second
-    attempts that repeat the first word for word (`unchanged`), and of the wrong first answers that
+    attempts that repeat the first verbatim (`unchanged`), and of the wrong first answers that
     the second attempt gives again, in whatever words (`kept`)."""
     # A problem's two attempts belong together.
     both = list(zip(first, second))
@@ -170,79 +170,6 @@ def same_answer(a, b):
 
 
 # --------------------------------------------------------------------------- the command line
-
-
-def held_out_and_exam(args, folder):
-    """The problems of --eval and the critic's evaluation set: named by flags, else those that the
-    folder holds. The set is empty if there is none; the caller then samples one."""
-    if not args.data and not (folder / "held_out.jsonl").exists():
-        raise InputError(f"{folder} has no held_out.jsonl: name the problems by --data FILE")
-    problems = load_problems(args.data or folder / "held_out.jsonl", "test")[: args.size]
-    exam = args.exam
-    # A run keeps its exam beside its model.
-    own = folder / "exam.jsonl"
-    # The file is empty where no question had right and wrong responses.
-    if not args.exam and not args.data and own.exists() and own.stat().st_size:
-        exam = own
-    pairs = read_jsonl(exam, to_pair) if exam else []
-    return problems, pairs
-
-
-def asked_problem(args, folder, flags):
-    """The question of the command line; it asks for what the run's problems ask for."""
-    # An answer, unless a run says something else.
-    program = False
-    held_out = folder / "held_out.jsonl"
-    if args.grader or flags.get("grader"):
-        program = None
-    elif held_out.exists():
-        program = read_jsonl(held_out, kind_of)[0]
-    return Problem(args.question or "", program=program)
-
-
-def run_flags(folder):
-    """The flags of the run that made a model folder; none if no run made it."""
-    path = folder / "run.json"
-    return read_jsonl(path, dict)[0] if path.exists() else {}
-
-
-def parse_args(argv):
-    """The command line of sample.py."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = refuse
-    add = parser.add_argument
-    add("question", nargs="?", help="a question to answer")
-    add("--model", default="toy", help="toy, a run's folder, a model folder or a hub id [toy]")
-    add("--explain", action="store_true", help="a step of GC-RL on the question in slow motion")
-    add("--answer", help="the right answer, for --explain [that of MODEL's data files]")
-    add("--eval", action="store_true", help="evaluate: answers, second attempts, critiques")
-    add("--data", help="JSONL file, gsm8k, mbpp or humaneval [MODEL/held_out.jsonl]")
-    add("--exam", help="JSONL file of critique pairs for --eval [MODEL's own; of --data: sampled]")
-    add("--grader", help="FILE.py:function that judges responses, as that of train.py")
-    add("--unsafe-code", action="store_true", help="run programs without a sandbox")
-    add("--size", type=int, help="use the first N problems", metavar="N")
-    add("--n", type=int, help="critiques of a question [4]; samples per prompt of --explain [8]")
-    add("--temperature", type=float, default=1.0, help="of what is sampled [1.0]")
-    add("--max-new-tokens", type=int, help="of a completion [those of the run, else 512]")
-    add("--seed", type=int, default=0)
-    add("--device", help="cpu, cuda, mps [cuda where there is one]")
-    add("--precision", choices=["fp32", "bf16"], help="compute dtype [that of the run]")
-    add("--json", action="store_true", help="the numbers as one JSON object on the last line")
-    args = parser.parse_args(argv)
-    check_numbers(args)
-    args.n = args.n or (8 if args.explain else 4)
-    # Without this the program would load a model and say nothing.
-    if args.explain and not args.question:
-        raise InputError("--explain: give a question")
-    if not args.question and not args.eval:
-        raise InputError("give a question or --eval (see --help)")
-    # What the terminal could not decode, no tokenizer takes.
-    if re.search("[\ud800-\udfff]", f"{args.question} {args.answer}"):
-        raise InputError("the question or the answer is not UTF-8")
-    return args
 
 
 def use(argv):
@@ -292,6 +219,79 @@ def use(argv):
         if args.json:
             print(json.dumps(numbers))
     return numbers
+
+
+def parse_args(argv):
+    """The command line of sample.py."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.error = refuse
+    add = parser.add_argument
+    add("question", nargs="?", help="a question to answer")
+    add("--model", default="toy", help="toy, a run's folder, a model folder or a hub id [toy]")
+    add("--explain", action="store_true", help="a step of GC-RL on the question in slow motion")
+    add("--answer", help="the right answer, for --explain [that of MODEL's data files]")
+    add("--eval", action="store_true", help="evaluate: answers, second attempts, critiques")
+    add("--data", help="JSONL file, gsm8k, mbpp or humaneval [MODEL/held_out.jsonl]")
+    add("--exam", help="JSONL file of critique pairs for --eval [MODEL's own; of --data: sampled]")
+    add("--grader", help="FILE.py:function that judges responses, as that of train.py")
+    add("--unsafe-code", action="store_true", help="run programs without a sandbox")
+    add("--size", type=int, help="use the first N problems", metavar="N")
+    add("--n", type=int, help="critiques of a question [4]; samples per prompt of --explain [8]")
+    add("--temperature", type=float, default=1.0, help="of what is sampled [1.0]")
+    add("--max-new-tokens", type=int, help="of a completion [those of the run, else 512]")
+    add("--seed", type=int, default=0)
+    add("--device", help="cpu, cuda, mps [cuda where there is one]")
+    add("--precision", choices=["fp32", "bf16"], help="compute dtype [that of the run]")
+    add("--json", action="store_true", help="the numbers as one JSON object on the last line")
+    args = parser.parse_args(argv)
+    check_numbers(args)
+    args.n = args.n or (8 if args.explain else 4)
+    # Without this the program would load a model and say nothing.
+    if args.explain and not args.question:
+        raise InputError("--explain: give a question")
+    if not args.question and not args.eval:
+        raise InputError("give a question or --eval (see --help)")
+    # What the terminal could not decode, no tokenizer takes.
+    if re.search("[\ud800-\udfff]", f"{args.question} {args.answer}"):
+        raise InputError("the question or the answer is not UTF-8")
+    return args
+
+
+def run_flags(folder):
+    """The flags of the run that made a model folder; none if no run made it."""
+    path = folder / "run.json"
+    return read_jsonl(path, dict)[0] if path.exists() else {}
+
+
+def held_out_and_exam(args, folder):
+    """The problems of --eval and the critic's evaluation set: named by flags, else those that the
+    folder holds. The set is empty if there is none; the caller then samples one."""
+    if not args.data and not (folder / "held_out.jsonl").exists():
+        raise InputError(f"{folder} has no held_out.jsonl: name the problems by --data FILE")
+    problems = load_problems(args.data or folder / "held_out.jsonl", "test")[: args.size]
+    exam = args.exam
+    # A run keeps its exam beside its model.
+    own = folder / "exam.jsonl"
+    # The file is empty where no question had right and wrong responses.
+    if not args.exam and not args.data and own.exists() and own.stat().st_size:
+        exam = own
+    pairs = read_jsonl(exam, to_pair) if exam else []
+    return problems, pairs
+
+
+def asked_problem(args, folder, flags):
+    """The question of the command line; it asks for what the run's problems ask for."""
+    # An answer, unless a run says something else.
+    program = False
+    held_out = folder / "held_out.jsonl"
+    if args.grader or flags.get("grader"):
+        program = None
+    elif held_out.exists():
+        program = read_jsonl(held_out, kind_of)[0]
+    return Problem(args.question or "", program=program)
 
 
 def main(argv=None):

@@ -15,10 +15,9 @@ see `score`). All that learn by rewards share the update. Each completion is tra
 reward, given its prompt: no credit flows from a second attempt back to the first. What departs from
 GRPO as published (arXiv 2402.03300), and why:
 
-- The mean is over all tokens and not first within each completion, as in DAPO and verl: otherwise a
-  token of a long completion would count less than one of a short completion.
-- Completions whose advantage and KL weight are both 0 have no gradient, so they are not computed;
-  the mean still divides by their tokens too.
+- As in DAPO and verl, the mean is over all tokens at once. If it were taken within each completion
+  first, a token of a long completion would count less than one of a short completion.
+- A mini-batch without a gradient makes no optimizer step: Adam's momentum would move the weights.
 - The advantages of SCoRe and of multi-turn RL are not divided by the standard deviation, and a
   sample is left out of its own baseline (see `rewarded_attempts`).
 - In k3, d is at most MAX_AWAY = 3, so that a token's gradient, exp(d) - 1, is at most 19.
@@ -28,8 +27,8 @@ GRPO as published (arXiv 2402.03300), and why:
     python train.py --method score         SCoRe on the toy
     python train.py --model Qwen/Qwen2.5-0.5B-Instruct --data gsm8k --out runs/gsm8k
 
-GC-RL: arXiv 2602.22765, SCoRe: arXiv 2409.12917. Below: the recipes of both, a step,
-baselines, the run.
+Below: the recipes of GC-RL (arXiv 2602.22765) and SCoRe (arXiv 2409.12917), a step, the baselines,
+the run.
 """
 
 import math
@@ -52,6 +51,7 @@ from details.log import (
     log_row,
     say,
     step_metrics,
+    without_an_end,
 )
 from details.memory import in_micro_batches
 from details.policy import context_length, save_policy
@@ -68,6 +68,7 @@ from reward import (
     denoising_reward,
     filter_pairs,
     leave_one_out,
+    members_of,
     pairs_by_question,
     random_pairs,
     reweighted_reward,
@@ -83,8 +84,8 @@ MAX_AWAY = 3.0  # nats
 # ----------------------------------------------------------------------------------- the recipes
 #
 # `train_step` calls one of these, and `update` learns from the samples that it returns; the metrics
-# are for the log. cache: the pairs that wait for the critic. static: pairs of the starting policy;
-# [] where pairs are dynamic, as GC-RL's are by default. seed_of makes one seed from its arguments.
+# are for the log. cache: the pairs that wait for the critic. static: the starting policy's pairs,
+# for pair-sft and for critics of static pairs, else []. seed_of makes one seed from its arguments.
 
 
 def gc_rl(args, sampler, step, problems, cache, static):
@@ -107,28 +108,25 @@ def rewarded_responses(args, sampler, step, problems):
         sample.kl = args.kl
     return responses, {
         "response/accuracy": mean(sample.right for sample in responses),
-        "response/truncated": mean(not (s.stopped or s.unclosed) for s in responses),
+        "response/truncated": without_an_end(responses)["truncated"],
         "pass@n": pass_at_n(responses, args.n),
     }
 
 
 def pairs_to_criticise(args, step, responses, cache, static):
-    """Dynamic pairs come from the policy's own responses of this step. Static ones are the starting
-    policy's, from 10 responses to each of up to 512 questions, and come again in each pass over
-    them. Both wait in the cache until they are drawn."""
+    """Dynamic pairs come from the policy's own responses of this step, and wait in the cache until
+    they are drawn. Static ones are the starting policy's, from 10 responses to each of up to 512
+    questions; they come in pass after pass, as questions do."""
+    if args.critique_data == "static":
+        return batch_of(static, step, args.seed, args.pairs)
     rng = random.Random(seed_of(args.seed, step, "pairs"))
-    if args.critique_data == "dynamic":
-        # Data filter: of each question that has both, one right and one wrong response.
-        choose = filter_pairs if args.balance == "filter" else random_pairs
-        cache.extend(choose(pairs_by_question(responses, args.n, step), rng))
-    elif len(cache) < args.pairs:
-        # Fewer are left than a step needs: another pass over the static pairs, in random order.
-        cache.extend(rng.sample(static, len(static)))
+    choose = filter_pairs if args.balance == "filter" else random_pairs
+    cache.extend(choose(pairs_by_question(responses, args.n, step), rng))
     return cache.draw(args.pairs, rng)
 
 
 def rewarded_critiques(args, sampler, step, pairs):
-    """Second-order rollout: n critiques of each pair. Eqs. 2 to 6: is the judgement right?"""
+    """Second-order rollout: n critiques of each pair, rewarded by eqs. 2 to 6."""
     seed = seed_of(args.seed, step, "critiques")
     critiques = criticise(sampler, pairs, args.n, seed)
     for sample in critiques:
@@ -299,7 +297,6 @@ def update(args, sampler, reference, optimizer, samples, rng):
     """
     if not samples:
         return {}
-    # Rewards are compared inside groups.
     rewards = [sample.reward for sample in samples]
     groups = [sample.group for sample in samples]
     if groups[0]:
@@ -322,7 +319,7 @@ def update(args, sampler, reference, optimizer, samples, rng):
         token_count = sum(len(sample.tokens) for sample in batch)
         with_gradient = [s for s in batch if s.advantage != 0 or s.kl > 0]
         if not with_gradient:
-            continue  # a step without a gradient would move the weights by Adam's momentum
+            continue
         add_gradient(model, with_gradient, reference, token_count, args)
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP))
         if not math.isfinite(norm):
@@ -336,16 +333,14 @@ def update(args, sampler, reference, optimizer, samples, rng):
 
 def mini_batches(samples, updates, rng):
     """Each optimizer step's share of the prompts, in random order, with all their completions."""
-    members = {}
-    for sample in samples:
-        members.setdefault(tuple(sample.prompt), []).append(sample)
+    members = members_of(tuple(sample.prompt) for sample in samples)
     prompts = rng.sample(list(members), len(members))
     batches = []
     for start in range(min(updates, len(prompts))):
         batch = []
         for prompt in prompts[start::updates]:
             # Together, so that their prompt may be computed once.
-            batch += members[prompt]
+            batch += [samples[index] for index in members[prompt]]
         batches.append(batch)
     return batches
 
@@ -440,9 +435,8 @@ def pair_sft(args, sampler, step, problems, cache, static):
     policy's own."""
     # The filter leaves right, wrong, right, wrong, ...
     couples = list(zip(static[::2], static[1::2]))
-    rng = random.Random(seed_of(args.seed, step, "traces"))
     learned = []
-    for right, wrong in rng.sample(couples, min(args.pairs, len(couples))):
+    for right, wrong in batch_of(couples, step, args.seed, args.pairs):
         sample = demonstration(
             sampler.tokenizer,
             correct_prompt(
@@ -488,9 +482,7 @@ def train(args):
         size = f"{sampler.model.num_parameters():,} parameters on {sampler.model.device}"
         count = f"{len(state['problems'])} problems, {len(state['held_out'])} held out"
         say(f"{args.method} on {args.model}: {size}; {count}; {out}")
-        # Room for all static pairs at once, on top of the fewer than --pairs that are left.
-        room = max(args.cache, len(state["static"]) + args.pairs)
-        cache = PairCache(state["cache"], maxlen=room)
+        cache = PairCache(state["cache"], maxlen=args.cache)
         done = max(0, state["step"] - 1)
         bar = tqdm(desc=args.method, total=args.steps, initial=done, disable=BAR_OFF)
         # Step 0 only evaluates.
