@@ -17,6 +17,7 @@ from details.data import (
     load_problems,
     mean,
     read_jsonl,
+    read_some,
     run_command,
     seed_of,
     to_pair,
@@ -262,8 +263,8 @@ def parse_args(argv):
 
 def run_flags(folder):
     """The flags of the run that made a model folder; none if no run made it."""
-    path = folder / "run.json"
-    return read_jsonl(path, dict)[0] if path.exists() else {}
+    rows = read_some(folder / "run.json")
+    return rows[0] if rows else {}
 
 
 def held_out_and_exam(args, folder):
@@ -272,13 +273,12 @@ def held_out_and_exam(args, folder):
     if not args.data and not (folder / "held_out.jsonl").exists():
         raise InputError(f"{folder} has no held_out.jsonl: name the problems by --data FILE")
     problems = load_problems(args.data or folder / "held_out.jsonl", "test")[: args.size]
-    exam = args.exam
-    # A run keeps its exam beside its model.
-    own = folder / "exam.jsonl"
-    # The file is empty where no question had right and wrong responses.
-    if not args.exam and not args.data and own.exists() and own.stat().st_size:
-        exam = own
-    pairs = read_jsonl(exam, to_pair) if exam else []
+    pairs = []
+    if args.exam:
+        pairs = read_jsonl(args.exam, to_pair)
+    elif not args.data:
+        # A run keeps its exam beside its model.
+        pairs = read_some(folder / "exam.jsonl", to_pair)
     return problems, pairs
 
 

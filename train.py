@@ -529,7 +529,7 @@ def train(args):
 
 def main(argv=None):
     """The command line; returns the last row of metrics, for a notebook."""
-    return run_command(lambda: train(train_flags(argv, list(METHODS))))
+    return run_command(lambda: train(train_flags(argv, METHODS)))
 
 
 if __name__ == "__main__":

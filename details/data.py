@@ -95,6 +95,13 @@ def read_jsonl(path, check):
     return rows
 
 
+def read_some(path, check=dict):
+    """The rows of a file; none where there is none, or nothing in it yet."""
+    if not path.exists() or not path.stat().st_size:
+        return []
+    return read_jsonl(path, check)
+
+
 # What a file begins with that holds something else.
 OTHER_FORMAT = re.compile(
     rb"\s*(?:(?P<gzip>\x1f\x8b)|(?P<bzip2>BZh)|(?P<xz>\xfd7zXZ)|(?P<zstd>\x28\xb5\x2f\xfd)"

@@ -1,4 +1,4 @@
-"""The flags of train.py and sample.py, and what settles them before any work is done."""
+"""The flags of train.py, and what settles them before any work is done."""
 
 import argparse
 import math

@@ -155,8 +155,6 @@ def first_state(args, problems, held_out, selecting, exam):
         "selecting": selecting,  # problems and pairs that choose OUT/best
         "selecting_exam": [],
         "static": [],
-        "missed": [],  # held-out questions that the starting policy got wrong
-        "gained": [],  # of those, what it answers right by now
         "reasons": [],  # why nothing could be learned, once each
     }
 
@@ -195,9 +193,7 @@ def load_data(args):
 def settle_outcomes(args):
     """What train.py and sample.py were given to judge responses by, until one is called again."""
     grader.GRADER.clear()
-    programs.layer = None
-    if args.unsafe_code:
-        programs.allow_unsafe()
+    programs.layer = programs.UNSAFE if args.unsafe_code else None
     if args.grader:
         grader.load(args.grader)
 

@@ -7,7 +7,7 @@ from details import threads  # noqa: F401  # isort: skip (before torch)
 import torch
 
 from critique import solve_prompt
-from details.data import load_problems, to_problem
+from details.data import read_some, to_problem
 from details.errors import InputError, printable
 from details.policy import encode_chat
 from reward import advantages, critique_reward, filter_pairs, pairs_by_question
@@ -79,8 +79,7 @@ def problem_of(args, folder):
             raise InputError(f"--explain: {error}") from error
     # Of a run's problems and of the toy's the answers are known.
     for name in ("held_out", "train"):
-        path = folder / f"{name}.jsonl"
-        for problem in load_problems(path) if path.exists() else []:
+        for problem in read_some(folder / f"{name}.jsonl", to_problem):
             if problem.question == args.question:
                 return problem
     raise InputError(f"--explain: the answer is not known in {folder}: give it by --answer")

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from details.data import mean, read_jsonl, run_command, write_jsonl
+from details.data import mean, read_jsonl, read_some, run_command, write_jsonl
 from details.errors import InputError
 from figures.chart import forest, line_charts
 from rollout import load_policy
@@ -328,9 +328,8 @@ def processor():
 def read_lines():
     """{(command, processor): line of a run}."""
     lines = {}
-    if LINES.exists():
-        for line in read_jsonl(LINES, dict):
-            lines[line["command"], line["processor"]] = line
+    for line in read_some(LINES):
+        lines[line["command"], line["processor"]] = line
     return lines
 
 

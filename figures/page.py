@@ -20,7 +20,7 @@ import tempfile
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from details.data import read_jsonl, run_command
+from details.data import read_some, run_command
 from details.errors import InputError, one_line
 
 FOLDER = Path(__file__).parent
@@ -51,8 +51,8 @@ def write_page(out):
 
 def data_of(out):
     """What page.js shows, from the files of the folder."""
-    flags = (rows_of(out / "run.json") or [{}])[0]
-    rows = rows_of(out / "metrics.jsonl", with_step)
+    flags = (read_some(out / "run.json") or [{}])[0]
+    rows = read_some(out / "metrics.jsonl", with_step)
     if not rows:
         raise InputError(f"{out}: there is no run in it, or no step yet: no metrics.jsonl")
     names = sorted(set().union(*rows))
@@ -74,7 +74,7 @@ def data_of(out):
     data["texts"] = list(texts)
     data["answers"] = {}
     for name in ("train.jsonl", "held_out.jsonl"):
-        for row in rows_of(out / name):
+        for row in read_some(out / name):
             question = str(row.get("question", row.get("problem")))
             if question in texts:
                 data["answers"][question] = str(row.get("answer", ""))
@@ -94,13 +94,6 @@ def samples_of(path, texts, last):
             yield packed(with_step(json.loads(line)), texts)
         except UNUSABLE as error:
             raise InputError(f"{path}:{number}: no row of a run: {one_line(error)}") from error
-
-
-def rows_of(path, check=dict):
-    """The rows of a file; none where there is none, or nothing in it yet."""
-    if not path.exists() or not path.stat().st_size:
-        return []
-    return read_jsonl(path, check)
 
 
 def with_step(row):

@@ -30,7 +30,7 @@ import torch
 from tqdm import tqdm
 
 from critique import solve_prompt
-from details.data import load_problems, mean, read_jsonl, run_command, write_jsonl
+from details.data import load_problems, mean, read_jsonl, read_some, run_command, write_jsonl
 from details.errors import InputError
 from details.policy import decode, encode_chat
 from details.runs import signals_caught
@@ -152,7 +152,7 @@ def processor_of(device):
 def carry_out(task, model, folder, device, wanted):
     """Those of the wanted runs [(name, seed)] that are missing; each is a line as soon as it has
     ended."""
-    done = {(line["run"], line["flags"], line["seed"]) for line in read_lines(lines_of(task))}
+    done = {(line["run"], line["flags"], line["seed"]) for line in read_some(lines_of(task))}
     todo = []
     for name, seed in wanted:
         flags = flags_of(task, name, device)
@@ -198,13 +198,9 @@ def carry_out(task, model, folder, device, wanted):
 # -------------------------------------------------------------------------------- what came out
 
 
-def read_lines(file):
-    return read_jsonl(file, dict) if file.exists() else []
-
-
 def show_all(file, show):
     """`show` the lines of a file, if there are any."""
-    lines = read_lines(file)
+    lines = read_some(file)
     if not lines:
         raise InputError(f"{file}: no runs; begin with --run")
     show(lines)

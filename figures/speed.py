@@ -135,7 +135,7 @@ def main(argv=None):
             f"--n={args.n}",
             f"--model={args.model}",
         ],
-        list(train.METHODS),
+        train.METHODS,
     )
     problems = load_problems(args.data or flags.data)[: args.questions]
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from details.data import load_problems, mean, read_jsonl, run_command, write_jsonl
+from details.data import load_problems, mean, read_jsonl, read_some, run_command, write_jsonl
 from figures import real
 from figures.chart import line_charts
 from rollout import Sampler, load_policy, respond
@@ -101,7 +101,7 @@ def sampled(model, test_file, device):
 
 def carry_out(model, folder, device, train_file, test_file, wanted):
     """Those of the wanted runs that are missing; each is a line as soon as it has ended."""
-    done = [(line["run"], line["flags"]) for line in real.read_lines(LINES)]
+    done = [(line["run"], line["flags"]) for line in read_some(LINES)]
     files = {"data": train_file, "eval_data": test_file}
     folder.mkdir(parents=True, exist_ok=True)
     for name in wanted:

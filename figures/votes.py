@@ -24,9 +24,8 @@ from details.policy import TOY
 from details.start import check_lengths
 from figures.chart import command, line_charts, refuse_other_files
 from figures.tables import print_table
-from reward import Pair
 from rollout import Sampler, criticise, load_policy, respond, set_outcomes, two_attempts
-from sample import attempts_table, run_flags
+from sample import attempts_table, pairs_of, run_flags
 
 
 def majority_vote(texts, weights):
@@ -99,8 +98,8 @@ def vote(sampler, problems, budgets, critiques, seed):
     cost = 1 + critiques
     each = most // cost
     judged = [e for group in answers for e in group[:each]]
-    pairs = [Pair(e.problem, e.text, e.right) for e in judged]
-    checks = criticise(sampler, pairs, critiques, seed_of(seed, "vote", "critiques"), "critiques")
+    critique_seed = seed_of(seed, "vote", "critiques")
+    checks = criticise(sampler, pairs_of(judged), critiques, critique_seed, "critiques")
     weighted = []
     for e, own in zip(judged, in_groups(checks, critiques)):
         weight = mean(check.says_right is True for check in own)

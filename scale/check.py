@@ -171,7 +171,7 @@ class Compared(TrainerCallback):
         self.model.zero_grad()
         samples = gather_object(self.batch)
         self.batch = []
-        args = train_flags([], list(train.METHODS))
+        args = train_flags([], train.METHODS)
         tokens = self.tokens / UPDATES
         train.add_gradient(self.model, samples, self.reference, tokens, args)
         own = torch.cat([weight.grad.flatten() for weight in self.model.parameters()])

@@ -230,7 +230,7 @@ def recipe_flags(config, **flags):
     """train.py's flags for a recipe; those of sampling and learning are TRL's."""
     flags |= {"n": config.num_generations, "seed": config.seed, "kl": config.beta}
     argv = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-    return train_flags(argv, list(train.METHODS))
+    return train_flags(argv, train.METHODS)
 
 
 def build(argv=None):

@@ -133,7 +133,7 @@ def used(text, *more):
 
 def arguments(text):
     """The flags of train.py."""
-    return flags.train_flags(text.split(), list(train.METHODS))
+    return flags.train_flags(text.split(), train.METHODS)
 
 
 def rewards_of(samples):
@@ -263,10 +263,10 @@ def shown_rows(asked):
     return [{"question": p.question, "response": solved(p)} | right for p in asked]
 
 
-fast.MANY = 1  # weights are packed for a single row, too, so that the tests see them
+fast.MANY = 1  # where LARGE is small, weights are packed for a single row, too
 
 
-# What `tiny` makes.
+# Of what `tiny` makes.
 KINDS = [
     "Llama",
     "Qwen2",

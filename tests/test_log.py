@@ -14,7 +14,7 @@ from unittest import mock
 
 import sample
 import train
-from details import cost, data, fast, log
+from details import cost, data, log
 from details.errors import printable
 from figures import samples as samples_jsonl
 from reward import Pair
@@ -141,7 +141,7 @@ def test_cost_of_a_step():
     cost.start_step()
     clock = mock.Mock()
     clock.perf_counter.side_effect = itertools.count()
-    with patch(cost, "time", clock), patch(fast, "MANY", 99):  # without packed weights
+    with patch(cost, "time", clock):
         with cost.timed("sample"):
             samples = generate(model, [[5, 6], [7, 8, 9]], max_new_tokens=3, stop=())
         with cost.timed("update"):

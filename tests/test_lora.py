@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 import sample
 import train
+from details import fast
 from details.lora import add_adapters, merged_weights
 from details.policy import trained_weights
 from rollout import generate
@@ -69,7 +70,8 @@ def test_gradients_of_adapters_by_the_chain_rule():
 def test_sampler_and_learner_have_the_same_adapters():
     """Also with packed weights."""
     _, model = adapted()
-    samples = generate(model, [[5, 6], [7, 8, 9]], 4, 8, stop=())
+    with patch(fast, "LARGE", 32):
+        samples = generate(model, [[5, 6], [7, 8, 9]], 4, 8, stop=())
     agree(model, samples)
 
 

@@ -416,5 +416,5 @@ def test_layer_is_found_by_trying():
         with patch(programs, "layer", None), patch(programs, "LAYERS", [script]):
             fails("--unsafe-code", judged, fine, tests)
             fails("--unsafe-code", setup_error, "")
-            programs.allow_unsafe()
+            programs.layer = programs.UNSAFE
             assert judged(fine, tests) == [True, False]

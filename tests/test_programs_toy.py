@@ -2,8 +2,8 @@
 
 import ast
 
-from details.data import read_jsonl
 from details.demonstrations import load_demonstrations
+from tests.helpers import lines
 from toy import programs
 
 
@@ -21,7 +21,7 @@ def test_functions_to_write(tmp_path):
     programs.make(tmp_path)
     rows = []
     for name in ("train", "held_out"):
-        rows += read_jsonl(tmp_path / f"{name}.jsonl", dict)
+        rows += lines(tmp_path / f"{name}.jsonl")
     assert len({row["question"] for row in rows}) == len(rows) == 400
     for row in rows:
         for test in row["tests"]:

@@ -85,7 +85,6 @@ def test_imitation_with_a_gradient_that_is_not_finite():
         batches = [demonstrations("1")]
         fails("gradient norm|rate", supervised.imitate, model, optimizer, batches)
     assert not optimizer.step.called
-    model.zero_grad()
 
 
 def test_cold_start_warms_up_and_decays():

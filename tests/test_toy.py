@@ -14,7 +14,6 @@ from tests.helpers import (
     a_sample,
     base,
     close,
-    patch,
     printed_by,
     problems,
     rows_of,
@@ -74,8 +73,7 @@ def test_the_committed_exam():
 
 def test_harder_problems_are_chosen(tmp_path):
     """`--hard` writes three files and says how hard they are."""
-    few = [patch(make, name, 4) for name in ("TRAIN", "HELD_OUT", "EXAM")]
-    with few[0], few[1], few[2]:
+    with mock.patch.multiple(make, TRAIN=4, HELD_OUT=4, EXAM=4):
         printed = printed_by(lambda _: make.make_hard(saved(tmp_path)))
     assert "4 problems, 4 held out" in printed
     assert len(data.load_problems(tmp_path / "hard_held_out.jsonl")) == 4
@@ -131,9 +129,8 @@ def test_the_first_wrong_step():
 
 def long_make_writes_a_folder_like_the_committed_one(tmp_path):
     """The same tokenizer, a model of the same size, the same limit."""
-    small = mock.patch.multiple(make, STEPS=3, LATE_STEPS=2, BATCH=8, HELD_OUT=6, EXAM=4)
-    with small:
-        printed_by(lambda argv: make.make(*argv), "", tmp_path)
+    with mock.patch.multiple(make, STEPS=3, LATE_STEPS=2, BATCH=8, HELD_OUT=6, EXAM=4):
+        printed_by(lambda _: make.make(tmp_path))
     model, tokenizer = load_policy(tmp_path, "cpu")
     toy, committed = base()
     assert model.num_parameters() == toy.num_parameters()

@@ -323,11 +323,10 @@ def harder(sampler, count, rng, held_out=False):
     return found
 
 
-def make_hard(folder=TOY):
+def make_hard(folder):
     """hard.jsonl, hard_held_out.jsonl and hard_exam.jsonl, chosen by what the folder's model gets
     wrong; then how much of the held-out ones it gets right, in responses drawn anew."""
     torch.set_num_threads(1)
-    folder = Path(folder)
     sampler = Sampler(*load_policy(folder, "cpu"), LIMIT)
     train = harder(sampler, TRAIN, random.Random(4))
     held_out = harder(sampler, HELD_OUT, random.Random(5), held_out=True)
@@ -343,10 +342,9 @@ def make_hard(folder=TOY):
         print(f"{name}: {accuracies}, greedy {mean(e.right for e in greedy):.3f}")
 
 
-def make(folder=TOY):
+def make(folder):
     """Everything that the folder holds. The model is right half of the time; RL goes on from it."""
     torch.set_num_threads(1)  # the same bits on one core and on many
-    folder = Path(folder)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
     learn_demonstrations(model, tokenizer, STEPS, peak=1.0, falling=0.3, seed=0)
@@ -372,7 +370,7 @@ def make(folder=TOY):
 
 if __name__ == "__main__":
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", default=TOY)
+    parser.add_argument("folder", nargs="?", type=Path, default=TOY)
     parser.add_argument("--hard", action="store_true", help="only the harder problems")
     args = parser.parse_args()
     program = make_hard if args.hard else make
