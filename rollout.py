@@ -269,7 +269,7 @@ def generate(
             for row, sample in zip(batch, drawn):
                 samples[row] = sample
             bar.update(len(batch))
-    cost.count(samples=len(rows))
+    cost.COST["samples"] += len(rows)
     return samples
 
 
@@ -326,7 +326,6 @@ def sample_batch(model, prompts, uniforms, temperature, stop):
             ids = token[:, None].to(model.device)
             states = forward(model, ids, mask, cache)
             logits = to_logits(model, states[:, -1])
-            cost.count(computed=len(batch), useful=left)
     return to_samples(prompts, tokens, logprobs, stop)
 
 
@@ -360,7 +359,6 @@ def prefill(model, prompts, cache):
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     ids, mask = left_pad(distinct, model.device)
     states = forward(model, ids, mask, cache)
-    cost.count(computed=ids.numel(), useful=sum(map(len, distinct)))
     index = {prompt: i for i, prompt in enumerate(distinct)}
     owner = [index[tuple(prompt)] for prompt in prompts]
     owner = torch.tensor(owner, device=model.device)
@@ -451,7 +449,6 @@ def batch_logprobs(model, samples, temperature):
             rest = forward(model, tokens[:, :-1], mask, Cache(behind))
             states = torch.cat([states, rest], 1)
         assert states.shape[:2] == tokens.shape == (count, width)
-        cost.count(computed=tokens.numel(), useful=sum(lengths))
         scored = token_logprobs(model, states[real], tokens[real], temperature)
     return scored.split(lengths)
 

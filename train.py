@@ -260,7 +260,7 @@ def multi_turn(args, sampler, step, problems, cache, static):
 
 
 def train_step(args, sampler, reference, optimizer, step, cache, state):
-    """Sample, then learn. Returns metrics, and the samples that were learned."""
+    """Sample, then learn. Returns metrics, and the samples, for a person to read."""
     cost.start_step()
     recipe = METHODS[args.method]
     problems = batch_of(state["problems"], step, args.seed, args.questions)
@@ -274,18 +274,19 @@ def train_step(args, sampler, reference, optimizer, step, cache, state):
             state["static"],
         )
     # What has no tokens had no room in the context.
-    to_learn = [sample for sample in samples if sample.tokens]
+    fitting = [sample for sample in samples if sample.tokens]
     optimizer.param_groups[0]["lr"] = args.lr * min(1, step / WARMUP)
     rng = random.Random(seed_of(args.seed, step, "mini-batches"))
     with cost.timed("update"):
         if args.method in SUPERVISED:
-            batches = mini_batches(to_learn, args.updates, rng)
+            traces = [sample for sample in fitting if sample.reward > 0]
+            batches = mini_batches(traces, args.updates, rng)
             metrics |= imitate(sampler.model, optimizer, batches)
         else:
-            metrics |= update(args, sampler, reference, optimizer, to_learn, rng)
-    metrics["skipped"] = len(samples) - len(to_learn)
-    metrics |= cost.step_cost(sum(len(sample.tokens) for sample in to_learn))
-    return metrics, to_learn
+            metrics |= update(args, sampler, reference, optimizer, fitting, rng)
+    metrics["skipped"] = len(samples) - len(fitting)
+    metrics |= cost.step_cost(sum(len(sample.tokens) for sample in fitting))
+    return metrics, fitting
 
 
 def update(args, sampler, reference, optimizer, samples, rng):
@@ -414,20 +415,20 @@ def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=N
 
 
 # ----------------------------------------------------- the baselines, and the list of all methods
+#
+# `imitate` makes those of their samples likelier that have a reward.
 
 
 def star(args, sampler, step, problems, cache, static):
     """STaR: learn the sampled traces that end right, their first attempts too where right. Traces
     are sampled anew from the current policy at each step."""
     first, second, metrics = rewarded_attempts(args, sampler, step, problems)
-    learned = []
+    samples = []
     for sample in second:
-        # A right first attempt whose second is wrong is not learned.
-        if sample.right:
-            if sample.first.right:
-                learned.append(sample.first)
-            learned.append(sample)
-    return learned, metrics | {"traces": sum(sample.right for sample in second)}
+        if not sample.right:
+            sample.first.reward = 0.0  # it may be right, but the trace does not end right
+        samples += [sample.first, sample]
+    return samples, metrics | {"traces": sum(sample.right for sample in second)}
 
 
 def pair_sft(args, sampler, step, problems, cache, static):
@@ -451,6 +452,7 @@ def pair_sft(args, sampler, step, problems, cache, static):
         sample.role = "attempt 2"
         sample.problem = right.problem
         sample.right = True
+        sample.reward = 1.0
         learned.append(sample)
     return learned, {"traces": len(learned)}
 
@@ -490,12 +492,12 @@ def train(args):
             row = {"step": step}
             due = step == args.steps or step % args.eval_every == 0
             if step > 0:
-                metrics, learned = train_step(
+                metrics, samples = train_step(
                     args, sampler, reference, optimizer, step, cache, state
                 )
                 row |= metrics
-                if learned:
-                    log_samples(out, state, sampler.tokenizer, step, learned, due or step == 1)
+                if samples:
+                    log_samples(out, state, sampler.tokenizer, step, samples, due or step == 1)
                 bar.update()
             if due:
                 start = time.time()

@@ -58,7 +58,9 @@ PLACEHOLDER = re.compile(r"(?i)\\f?boxed\s?\{(?:\W|your|the|final|answer|here)*"
 DENIED = re.compile(r"(?:not|n't|never|cannot)(?: be| equal to)?[\s$\\(\[{]{0,9}\Z")
 TAKEN_BACK = re.compile(
     r"(?i)[\W_]{0,20}(?:(?:no|hmm|oops|sorry|actually|correction)\b[,.!:]|no\Z|or\b|wait\b"
-    r"|(?:(?!if|no)[a-z']{1,6} ){0,5}(?:wrong|incorrect|impossible|false|mistake|be right"
+    r"|(?:(?:that|this|it|which|i|am|is|was|be|may|might|must|could|should|seems|looks|think"
+    r"|sure|the|my|answer|result|value|but|an?|also) ){0,5}"
+    r"(?:wrong|incorrect|impossible|false|mistake|be right"
     r"|not (?:a |the )?(?:solution|answer|right|correct|valid|possible)))"
 )
 
@@ -140,6 +142,7 @@ TIDY = steps(r"""
 (?<!\\)\$([^$]*)(?<!\\)\$ => _\1_
 \b[A-Z]{1,2} ?(?=\\?\$ ?\d)|\\(?=[$%]) => # HK\$24 -> $24
 (-?) ?\$(?= ?[-.\d]) => _dollar_\1 # -$24 -> dollar -24
+(?<=dollar )(-?[\d.,]*\d) ?[kK]\b => \1_thousand # $24K
 \bper ?cent\b => %
 ^[ *_"“'`]+|[ *_"”`.,;:]+$|\$ => # **24**.
 \^ ?\{? ?\\circ ?\}?|°|`|(?<![\w)])\*\*|\*\*(?![\w(]) => # 90^\circ; **24** apples, but 9**9
@@ -237,8 +240,8 @@ BAD = re.compile(
 )
 # Nor right before it: a limit; a name, as in July 4.
 LIMIT = re.compile(
-    r"(?i:\b(?:up to|under|over|below|above|near|almost|than|but|from)\s+$)"
-    r"|[A-Z][a-z]{2,}\.?\s+$|[a-zA-Z—]$"
+    r"(?i:\b(?:up to|under|over|below|above|near|almost|than|but|from|twice|double|times)\s+$)"
+    r"|[A-Z][a-z]{2,}\.?\s+$|[a-zA-Z—|]$"
 )
 
 # Between the values of a list; a comma in brackets is a semicolon by now.
@@ -269,7 +272,10 @@ def number(tidied):
     if LIMIT.search(lead) or BAD.search(f"{lead} {tidied[match.start(7) :]}"):
         return None
     money, sign, whole, top, below, scale, unit = match.groups("")
-    value = Fraction(top.replace(",", "")) / Fraction((below or "1").replace(",", ""))
+    divisor = Fraction((below or "1").replace(",", ""))
+    if divisor == 0:  # of another script: the pattern knows 0 only
+        return None
+    value = Fraction(top.replace(",", "")) / divisor
     value = (value + int(whole or 0)) * Fraction(sign + "1") * Fraction(SCALES.get(scale, 1))
     noise = abs(value) / 10**6 if re.search(r"\.\d{7}", top) else 0
     return value, (money or unit).lower(), noise

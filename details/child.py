@@ -8,6 +8,7 @@ setup and calls come through the standard input. What should be returned stays w
 import marshal
 import os
 import sys
+from collections import Counter, OrderedDict, defaultdict
 
 LIMITS = {
     "RLIMIT_CPU": 1,  # second
@@ -24,14 +25,21 @@ as_text = ascii
 kind_of = type
 write = os.write
 leave = os._exit
+items_of = dict.items
 
 ATOMS = (int, str, bool, bytes, complex, type(None))
-CONTAINERS = (list, tuple, set, dict)
+# What is reported as a list, ..., which Python's == does not tell from it either.
+CONTAINERS = {
+    "list": (list,),
+    "tuple": (tuple,),
+    "set": (set, frozenset),
+    "dict": (dict, Counter, OrderedDict, defaultdict),
+}
 
 
 def written(value):
-    """A literal of tuples and atoms, which are of built-in types alone: an object of a subclass may
-    say that it equals everything, and what it says of itself is not asked for."""
+    """A literal of tuples and atoms, of types that are known: an object of a subclass may say that
+    it equals everything, and what it says of itself is not asked for."""
     kind = kind_of(value)
     # By `is`, since `==` would ask the class of the class.
     for known in ATOMS:
@@ -39,15 +47,15 @@ def written(value):
             return as_text(value)
     if kind is float:
         return as_text(value).replace("inf", "1e999")
-    for known in CONTAINERS:
-        if kind is known:
-            name = kind.__name__
-            if name == "dict":
-                value = value.items()
-            items = [written(item) for item in value]
-            if name in ("dict", "set"):
-                items.sort()
-            return f"({','.join([as_text(name), *items])},)"
+    for name, kinds in CONTAINERS.items():
+        for known in kinds:
+            if kind is known:
+                if name == "dict":
+                    value = items_of(value)
+                items = [written(item) for item in value]
+                if name in ("dict", "set"):
+                    items.sort()
+                return f"({','.join([as_text(name), *items])},)"
     raise TypeError(f"{kind.__name__} is not reported")
 
 

@@ -1,7 +1,7 @@
-"""What a step costs: where its time goes, how many completions it draws, how much is padding.
+"""What a step costs: where its time goes, and how many completions it draws.
 
-Work is timed and counted where it is done, for the whole process: `timed` around a piece of it,
-`count` inside. A run begins each step with `start_step` and logs what `step_cost` returns.
+Work is timed where it is done, for the whole process: `timed` stands around it. A run begins each
+step with `start_step` and logs what `step_cost` returns.
 """
 
 import time
@@ -12,14 +12,8 @@ from details import threads  # noqa: F401  # isort: skip (before torch)
 
 import torch
 
-SECONDS = Counter()  # {kind of work: seconds}
-COUNTS = Counter()  # samples: completions drawn; computed: tokens with padding; useful: without
-count = COUNTS.update
-
-
-def start_step():
-    SECONDS.clear()
-    COUNTS.clear()
+COST = Counter()  # as metrics: `samples`, the completions drawn; `seconds/KIND` of work
+start_step = COST.clear
 
 
 @contextmanager
@@ -29,16 +23,10 @@ def timed(kind):
     yield
     if torch.cuda.is_initialized():  # where work goes on after the call
         torch.cuda.synchronize()
-    SECONDS[kind] += time.perf_counter() - start
+    COST[f"seconds/{kind}"] += time.perf_counter() - start
 
 
 def step_cost(tokens):
-    """The step's cost as metrics; `padding`: the share of computed tokens that nobody needed.
-    tokens: those that were learned from."""
-    SECONDS["step"] = SECONDS["sample"] + SECONDS["update"]
-    return {f"seconds/{kind}": value for kind, value in SECONDS.items()} | {
-        "samples": COUNTS["samples"],
-        "tokens": tokens,
-        "tokens/s": tokens / SECONDS["step"],
-        "padding": 1 - COUNTS["useful"] / max(1, COUNTS["computed"]),
-    }
+    """The step's cost as metrics. tokens: those of the rollout."""
+    seconds = COST["seconds/sample"] + COST["seconds/update"]
+    return dict(COST) | {"seconds/step": seconds, "tokens": tokens, "tokens/s": tokens / seconds}

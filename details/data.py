@@ -16,14 +16,13 @@ import unicodedata
 import zlib
 from pathlib import Path
 
-from details import threads  # noqa: F401  # isort: skip (before torch)
+from details.memory import ran_out  # isort: skip (before torch)
 
 import torch
 
 from details.answers import is_correct, reference
 from details.errors import InputError, Unreachable, one_line
 from details.grader import GRADER
-from details.memory import ran_out
 from details.programs import setup_error, take_apart
 from reward import Pair, Problem
 
@@ -201,9 +200,7 @@ def listed(value):
 
 def from_problem(problem):
     """The JSON object again."""
-    if problem.row:
-        return json.loads(problem.row)
-    return {"question": problem.question, "answer": problem.answer}
+    return json.loads(problem.row)
 
 
 def to_pair(row):

@@ -1,7 +1,7 @@
 """Demonstrations for a cold start: questions with a response, a critique of it, or both."""
 
 from critique import critique_prompt, judgement, solve_prompt
-from details.data import kind_of, read_jsonl, text_field, without
+from details.data import kind_of, read_jsonl, text_field, to_problem, without
 
 
 def load_demonstrations(path, held_out=()):
@@ -21,7 +21,9 @@ LABELS = {"none": None, "right": True, "wrong": False, "true": True, "false": Fa
 
 def to_examples(row):
     """(question, [(chat messages, completion), ...]) of a JSON object."""
-    question = text_field(row, "question")
+    program = kind_of(row)
+    # As RL asks it: MBPP's questions show their tests.
+    question = to_problem(row).question if program else text_field(row, "question")
     response = text_field(row, "response")
     label = str(row.get("label")).lower()
     if label not in LABELS:
@@ -41,7 +43,7 @@ def to_examples(row):
         is_right = says_right
         examples.append((critique_prompt(question, response), text))
     if is_right is not False and not critique_only:
-        examples.append((solve_prompt(question, kind_of(row)), response))
+        examples.append((solve_prompt(question, program), response))
     if not examples:
         raise ValueError("nothing to learn: not a right response, and no critique of it")
     return question, examples

@@ -21,8 +21,5 @@ def one_line(error, longest=300):
 
 def printable(text):
     """Any text, safe for a terminal: control characters and escapes are spelled out."""
-
-    def spelled(match):
-        return repr(match[0])[1:-1]
-
-    return re.sub(r"[^\n\t\x20-\x7e\u00a0-\U0010ffff]", spelled, text)
+    unsafe = r"[^\n\t\x20-\x7e\u00a0-\U0010ffff]"
+    return re.sub(unsafe, lambda match: repr(match[0])[1:-1], text)

@@ -1,7 +1,6 @@
 """The flags of train.py, and what settles them before any work is done."""
 
 import argparse
-import math
 
 from details.errors import InputError
 from details.policy import TOY
@@ -133,20 +132,8 @@ def refuse(message):
     raise InputError(message)
 
 
-MAY_BE_ZERO = (
-    "steps",
-    "lora",
-    "kl",
-    "clip",
-    "seed",
-    "denoise",
-    "reward_right",
-    "reward_wrong",
-    "alpha",
-    "beta1",
-    "beta2",
-    "stage1_steps",
-)
+MAY_BE_ZERO = """steps lora kl clip seed denoise reward_right reward_wrong alpha beta1 beta2
+stage1_steps"""
 
 
 def settle(args):
@@ -168,17 +155,17 @@ def settle(args):
 
 
 def check_numbers(args):
-    """Refuse numbers of a command line that are not finite and above 0; where 0 has a sense, those
-    below 0."""
+    """Refuse numbers of a command line that are not above 0, or where 0 has a sense not at least 0;
+    and those that are not finite, or too large for torch."""
     for name, value in vars(args).items():
         # Not isinstance: True is an int.
         if type(value) not in (int, float):
             continue
-        may_be_zero = name in MAY_BE_ZERO
-        if not (0 < value < math.inf or (may_be_zero and value == 0)):
+        may_be_zero = name in MAY_BE_ZERO.split()
+        if not (0 < value < 2**63 or (may_be_zero and value == 0)):
             flag = name.replace("_", "-")
             bound = "at least" if may_be_zero else "above"
-            raise InputError(f"--{flag} {value}: must be finite and {bound} 0")
+            raise InputError(f"--{flag} {value}: must be {bound} 0 and below 2**63")
 
 
 def selected_by(method):

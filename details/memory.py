@@ -10,13 +10,11 @@ import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from details import threads  # noqa: F401  # isort: skip (before torch)
+from details.policy import dtype_of  # isort: skip (before torch)
 
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
-
-from details.policy import dtype_of
 
 CPU_BYTES = 1 << 27  # what a batch may take on a CPU, at least
 CGROUP = Path("/sys/fs/cgroup")

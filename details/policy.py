@@ -8,7 +8,7 @@ import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from details import threads  # noqa: F401  # isort: skip (before torch)
+from details.lora import merged_weights, save_adapters  # isort: skip (before torch)
 
 import torch
 import transformers
@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from details.errors import InputError, one_line
-from details.lora import merged_weights, save_adapters
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

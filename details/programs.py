@@ -40,7 +40,9 @@ FORMS = r"""
 not (.+) => \1 => False
 (set\(.+\)) == set\([(\[](.+)[)\]]\) => \1 => {\2}
 (tuple\(.+\)) == tuple\([(\[](.+)[)\]]\) => \1 => (\2,)
+abs\((.+) - (-?\d+)\) <=? 1e-(?:0[6-9]|1\d) => \1 => \2.0
 abs\((.+) - (.+)\) <=? 1e-(?:0[6-9]|1\d) => \1 => \2
+math\.isclose\((.+), (-?\d+)\) => \1 => \2.0
 math\.isclose\((.+), (.+)\) => \1 => \2
 (.+) == (.+) => \1 => \2
 (.+?) == (.+) => \1 => \2
@@ -54,7 +56,7 @@ def take_apart(sources, entry_point):
     """((call, literal of its value), ...) of tests. entry_point: what is called in place of the
     `candidate` in HumanEval's `def check(candidate)`."""
     source = "\n".join(sources)
-    source = re.sub(r"\bcandidate\b(?=[(),])", entry_point, source)
+    source = re.sub(r"\bcandidate\b(?=[(),])", lambda _: entry_point, source)
     statements = ast.parse(source).body
     tests = []
     for statement in statements:
@@ -78,7 +80,8 @@ def call_and_value(asserted):
         if match := re.fullmatch(pattern, asserted):
             call, value = map(match.expand, templates)
             with contextlib.suppress(SyntaxError, ValueError, TypeError):
-                child.written(ast.literal_eval(value))  # what cannot be reported is no test
+                # What cannot be reported is no test.
+                ast.literal_eval(child.written(ast.literal_eval(value)))
                 tree = ast.dump(ast.parse(call))
                 # In all(f(x) == 1 for x in (2, 3)) the program's own objects would decide. So
                 # nothing compares there, and a call that should return True or False is alone.
@@ -249,7 +252,7 @@ def same(found, expected):
     if kinds == {tuple}:
         return len(found) == len(expected) and all(map(same, found, expected))
     if kinds == {float}:
-        return math.isclose(found, expected, rel_tol=1e-6)
+        return math.isclose(found, expected, rel_tol=1e-6, abs_tol=1e-12)
     return found == expected and (len(kinds) == 1 or kinds == {int, float})
 
 

@@ -35,7 +35,7 @@ else:
 FORMAT = 10  # of resume.pt
 # What a run writes before its first resume.pt.
 BEFORE_CHECKPOINT = {"start", "lock", "resume.pt.partial"}
-MAY_CHANGE = ("resume", "device", "eval_every", "out")  # flags, when a run goes on
+MAY_CHANGE = ("resume", "device", "eval_every", "out", "unsafe_code")  # flags, when a run goes on
 torch.serialization.add_safe_globals([Problem, Pair])  # all that resume.pt holds of ours
 
 
@@ -109,7 +109,7 @@ def write_files(out, state):
         "held_out.jsonl": map(from_problem, state["held_out"]),
         "exam.jsonl": map(from_pair, state["exam"]),
         "metrics.jsonl": state["metrics"],
-        "run.json": [state["flags"]],
+        "run.json": [state["flags"] | {"precision": state["precision"]}],
     }
     for name, rows in files.items():
         write_jsonl(out / "partial", rows)

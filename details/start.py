@@ -93,7 +93,13 @@ def begin_run(args):
     if args.stage1_steps is None:
         args.stage1_steps = state["planned"] // 2
     state["flags"]["steps"] = args.steps
-    reference = frozen_copy(model) if largest_kl(args) > 0 else None
+    state["flags"]["unsafe_code"] |= args.unsafe_code
+    reference = None
+    if largest_kl(args) > 0:
+        # It stays as the model is now. What is not trained is shared: with adapters it costs no
+        # more than these. Without gradients autocast keeps no copy in bf16.
+        shared = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
+        reference = copy.deepcopy(model, shared).requires_grad_(False)
     weights = trained_weights(model).values()
     optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0, fused=True)
     if begins:
@@ -124,13 +130,6 @@ def load_start(args, begins):
     # What torch makes of a device that is not there.
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {args.device}: {one_line(error)}") from error
-
-
-def frozen_copy(model):
-    """The KL's reference, which stays as the model is now. What is not trained is shared: with
-    adapters it costs no more than these. Without gradients autocast keeps no copy in bf16."""
-    shared = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
-    return copy.deepcopy(model, shared).requires_grad_(False)
 
 
 def first_state(args, problems, held_out, selecting, exam):

@@ -122,7 +122,7 @@ def compare(folders, picture):
     parents = [os.path.dirname(os.path.abspath(folder)) for folder in runs]
     above = os.path.commonpath(parents)
     names = {folder: os.path.relpath(folder, above) for folder in runs}
-    columns = {"start": evaluation(runs[folders[0]], 0)}
+    columns = {"(start)": evaluation(runs[folders[0]], 0)}
     for folder, name in names.items():
         columns[name] = last[folder]
     print_table("last evaluation", columns)

@@ -34,7 +34,7 @@ def product_seconds(matrix):
     for turn in range(5):
         with cost.timed(turn):
             torch.mm(matrix, matrix)
-    return min(cost.SECONDS.values())
+    return min(cost.COST.values())
 
 
 def library(model, prompts, n, limit):
@@ -76,9 +76,9 @@ def sampling(role, sampler, peer, chats, args):
         operations = 2 * model.num_parameters() * (prompt_tokens + tokens)
         with cost.timed("library"):
             library_tokens = library(peer, prompts, args.n, args.tokens)
-        seconds = cost.SECONDS["ours"]
+        seconds = cost.COST["seconds/ours"]
         our_speeds.append(tokens / seconds)
-        library_speeds.append(library_tokens / cost.SECONDS["library"])
+        library_speeds.append(library_tokens / cost.COST["seconds/library"])
         shares.append(operations / rate / seconds)
     ours = median(our_speeds)
     theirs = median(library_speeds)
@@ -101,8 +101,8 @@ def steps(name, sampler, problems, flags, repeats, spread):
         optimizer = torch.optim.AdamW(sampler.model.parameters(), lr=flags.lr, fused=True)
         with cost.timed("update"):
             train.update(flags, sampler, None, optimizer, samples, random.Random(0))
-        sampling_seconds.append(cost.SECONDS["sampling"])
-        update_seconds.append(cost.SECONDS["update"])
+        sampling_seconds.append(cost.COST["seconds/sampling"])
+        update_seconds.append(cost.COST["seconds/update"])
     a = median(sampling_seconds)
     b = median(update_seconds)
     print(f"g-rl step, {name}: {a + b:.2f} s ({a:.2f} sampling, {b:.2f} update)", flush=True)

@@ -93,15 +93,15 @@ class Rollout:
         # A question, or in c-rl a pair, for each n rows.
         items = [self.items[chat[0]["content"]] for chat in chats[:: args.n]]
         problems = items
-        cache = self.cache
+        static = []
         if args.method == "gc-rl":
             problems = items[: len(items) // 2]
             args.pairs = len(items) - len(problems)
         if args.method == "c-rl":
-            cache = PairCache(items)
+            static = items
             args.pairs = len(items)
         recipe = train.METHODS[args.method]
-        samples, metrics = recipe(args, sampler, step, problems, cache, [])
+        samples, metrics = recipe(args, sampler, step, problems, self.cache, static)
         # Rows for which there is no pair keep their question.
         asked = items[len(samples) // args.n :]
         more, _ = train.rewarded_responses(args, sampler, step, asked) if asked else ([], {})
@@ -207,6 +207,10 @@ def asked(config, items):
 def rows_of(config, share):
     """The rows of a process in a rollout; what would break later, or train something else, ends
     here. share: 2 where each half of the rows must be whole groups of n, else 1."""
+    if config.max_steps <= 0:
+        raise InputError("--max_steps: must be above 0; epochs are not counted here")
+    if config.steps_per_generation % config.gradient_accumulation_steps:
+        raise InputError("steps_per_generation: no multiple of gradient_accumulation_steps")
     rows = config.per_device_train_batch_size * config.steps_per_generation
     part = share * config.num_generations
     if rows % part:

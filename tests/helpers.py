@@ -14,7 +14,8 @@ import rollout
 import sample
 import train
 from details import data, fast, flags, policy
-from details.data import InputError, from_pair, from_problem
+from details.data import from_pair
+from details.errors import InputError
 from reward import Pair, Problem
 from rollout import Sample, Sampler, encode_chat, generate, load_policy
 from toy import make
@@ -92,9 +93,13 @@ def static_pairs(asked):
     return pairs
 
 
+def row_of(problem):
+    return {"question": problem.question, "answer": problem.answer}
+
+
 def write(path, rows):
     """A JSONL file of dicts, problems or pairs; its path."""
-    to_row = {Problem: from_problem, Pair: from_pair, dict: dict}
+    to_row = {Problem: row_of, Pair: from_pair, dict: dict}
     data.write_jsonl(path, [to_row[type(row)](row) for row in rows])
     return path
 

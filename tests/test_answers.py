@@ -24,6 +24,9 @@ ANSWERS = r"""
 42 == The answer is:¶42 | Answer: \[ 42 \] | The answer is¶\[ \boxed{42} \] | <answer>42</answer>
 42 == The answer is 42. I checked it in 3 ways. | The answer is 42¶Confidence: 95% | it is 42.
 42 == \boxed{42}¶¶This answer is correct. | \boxed{42} The answer is **right**: I checked it.
+42 == \boxed{42}. The others are wrong. | \boxed{42}. Tom was wrong.
+42 != \boxed{42}. That is wrong. | \boxed{42}. I think this may be incorrect.
+B == \boxed{B}. The rest are incorrect. ;; No == \boxed{No}. The claim is false.
 42 == \boxed{42}. The answer is reasonable. | \boxed{42}. The answer is not 41, since both count.
 42 == #### 42¶The answer is in dollars. | <answer>42</answer>¶This answer is rounded.
 right angle == The answer is right angle.
@@ -96,6 +99,9 @@ x \leq 5 == \boxed{x \le 5} | The answer is x\le5.
 5 != It is 6 or 5 | It is not 5 | It is between 3 and 5 | It has 5x | It is 5 to 6 | 10-5 | 3 + 5
 5 != The answer is 2^5. | So 2^5 | The answer is July 5. | The answer is sqrt 5. | It is (3, 5)
 5 != \boxed{5 or 6} | \boxed{5-6} | \boxed{5~6} | \boxed{5 6} | \boxed{5 or more} | \boxed{5:6}
+24 != \boxed{24/٠} | \boxed{\frac{24}{०}} | The answer is twice 24. | So it is five times 24.
+-3 != \boxed{|-3|} | \boxed{\left|-3\right|}
+24000 == \boxed{\$24K} | The answer is $24k. ;; 24 != \boxed{\$24K} | The answer is $24K.
 2 != The answer is 2^10. | 2^10 ;; 6 == The answer isn't 5, it is 6 ;; 9 != \boxed{9**9**9} | 9**9
 #### 2 != #### 2. Add the apples¶7 + 8 = 15¶¶The answer is 15.
 15 == #### 2. Add the apples¶7 + 8 = 15 | ##### 1. Add¶7+8=15 | #### Step 1: Add¶7+8=15

@@ -8,7 +8,7 @@ import train
 from details import data
 from details.data import from_pair
 from reward import Pair, Problem
-from tests.helpers import fails, patch, printed_by, rows_of, write
+from tests.helpers import fails, patch, printed_by, problems, rows_of, write
 
 GOOD_FILE = """{"question": "1+1?", "answer": "so #### 2", "score": NaN}
 
@@ -127,7 +127,7 @@ def test_problems_without_an_answer_are_left_out(tmp_path):
 def test_files_of_pairs(tmp_path):
     """A pair comes back from its JSON object, also with an empty response; its label is true or
     false."""
-    pair = Pair(Problem("q", "1"), "", True)
+    pair = Pair(problems(1)[0], "", True)
     assert data.to_pair(from_pair(pair)) == pair
     path = write(tmp_path / "data.jsonl", [pair, from_pair(pair) | {"label": "right"}])
     fails("data.jsonl:2|label", data.read_jsonl, path, data.to_pair)

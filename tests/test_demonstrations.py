@@ -55,6 +55,9 @@ def test_demonstrations_of_solving_and_of_criticising(tmp_path):
     other = SOLVED | {"question": "p"}
     found = load_shown(tmp_path, SOLVED, other, SOLVED, held_out=[Problem(" Q")])
     assert found == [(solve_prompt("p"), "r")]
+    test = "assert f(2) == 5"
+    [(asked, _)] = load_shown(tmp_path, SOLVED | {"test_list": [test]})
+    assert asked == solve_prompt("q\nIt must pass these tests:\n" + test, True), "as RL asks it"
 
 
 def test_bad_demonstrations_are_refused(tmp_path):

@@ -42,7 +42,9 @@ assert set(f(2)) == {1} -> set(f(2)) -> {1}
 assert tuple(f([2])) == tuple([1, 2]) -> tuple(f([2])) -> (1, 2,)
 assert abs(f(2, 3) - 4.0) < 1e-6 -> f(2, 3) -> 4.0
 assert abs(f(2) - -4.0) <= 0.0000001 -> f(2) -> -4.0
+assert abs(f(2, 3) - 4) < 1e-6 -> f(2, 3) -> 4.0
 assert math.isclose(f(2, 3), 4.0) -> f(2, 3) -> 4.0
+assert math.isclose(f(2, 3), -4) -> f(2, 3) -> -4.0
 assert int(f(2)) == 3 -> int(f(2)) -> 3
 assert f(Pair(1, 2)) == 3 -> f(Pair(1, 2)) -> 3
 assert f(2) == 5¶assert f(3)¶assert not f(4) -> f(2) -> 5 -> f(3) -> True -> f(4) -> False
@@ -66,6 +68,7 @@ assert [f(2) == 5] == [True]
 assert list(map(lambda x: f(x) == 5, (2,))) == [True]
 assert math.isclose(f(2), 4.0, rel_tol=0.1)
 assert abs(f(2) - 4.0) < 0.1
+assert f(2) == 1e999j
 assert 2 == 2
 assert True
 assert f(2) == 5¶assert f(3) > 1
@@ -99,6 +102,7 @@ def test_tests_are_taken_apart():
         except Unreachable:
             assert not expected, test
     fails("syntax", take_apart, ["assert f(2) == 5", "assert f(2) =="], "f", kind=SyntaxError)
+    fails("continuation", take_apart, ["assert candidate(2) == 5"], r"\1", kind=SyntaxError)
 
 
 def test_last_fenced_block_is_the_program():
@@ -130,6 +134,10 @@ b'a' -> b'a' -> 'a'
 set() -> set() -> {} | ()
 {0, 8} -> {8, 0} -> {0, 8, 16}
 {1: [2], 'a': {}} -> {'a': {}, 1.0: [2]} -> {1: [2]} | {True: [2], 'a': {}} | {1: [3], 'a': {}}
+child.Counter('aab') -> {'a': 2, 'b': 1} -> {'a': 2, 'b': 2} | {'a', 'b'}
+child.defaultdict(list, a=[1]) -> child.OrderedDict(a=[1]) -> {'a': 1}
+frozenset({1}) -> {1} -> (1,)
+0.0 -> 1e-17 | 0 -> 1e-9
 1 + 2j -> 1 + 2j -> 1
 """
 

@@ -26,11 +26,10 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from critique import correct_prompt, critique_prompt, solve_prompt
-from details.data import from_pair, from_problem, mean, run_command, write_jsonl
+from details.data import from_pair, from_problem, mean, run_command, to_problem, write_jsonl
 from details.policy import TOY, save_policy
 from details.start import sample_pairs
 from details.supervised import demonstration, imitate
-from reward import Problem
 from rollout import Sampler, load_policy, respond
 from sample import pass_at_n
 from toy.sound import last_digit, solve
@@ -147,7 +146,7 @@ def problems(count, rng, held_out=False):
         if eighth == held_out:
             answer = result(Teacher().solve(expression))
             question = f"Compute {expression} modulo 10."
-            found[expression] = Problem(question, str(answer))
+            found[expression] = to_problem({"question": question, "answer": str(answer)})
     return list(found.values())
 
 
