@@ -245,7 +245,7 @@ def parse_args(argv):
     add("--max-new-tokens", type=int, help="of a completion [those of the run, else 512]")
     add("--seed", type=int, default=0)
     add("--device", help="cpu, cuda, mps [cuda where there is one]")
-    add("--precision", choices=["fp32", "bf16"], help="compute dtype [that of the run]")
+    add("--precision", choices=["fp32", "bf16"], help="compute dtype [the run's --precision]")
     add("--json", action="store_true", help="the numbers as one JSON object on the last line")
     args = parser.parse_args(argv)
     check_numbers(args)
@@ -263,8 +263,8 @@ def parse_args(argv):
 
 def run_flags(folder):
     """The flags of the run that made a model folder; none if no run made it."""
-    rows = read_some(folder / "run.json")
-    return rows[0] if rows else {}
+    path = folder / "run.json"
+    return read_jsonl(path, dict)[0] if path.exists() else {}
 
 
 def held_out_and_exam(args, folder):

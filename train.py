@@ -118,7 +118,7 @@ def pairs_to_criticise(args, step, responses, cache, static):
     they are drawn. Static ones are the starting policy's, from 10 responses to each of up to 512
     questions; they come in pass after pass, as questions do."""
     if args.critique_data == "static":
-        return batch_of(static, step, args.seed, args.pairs)
+        return batch_of(static, step, args.seed, min(args.pairs, len(static)))
     rng = random.Random(seed_of(args.seed, step, "pairs"))
     choose = filter_pairs if args.balance == "filter" else random_pairs
     cache.extend(choose(pairs_by_question(responses, args.n, step), rng))
@@ -279,6 +279,8 @@ def train_step(args, sampler, reference, optimizer, step, cache, state):
     rng = random.Random(seed_of(args.seed, step, "mini-batches"))
     with cost.timed("update"):
         if args.method in SUPERVISED:
+            for sample in fitting:
+                sample.advantage = sample.reward  # what its log-prob weighs, for the log
             traces = [sample for sample in fitting if sample.reward > 0]
             batches = mini_batches(traces, args.updates, rng)
             metrics |= imitate(sampler.model, optimizer, batches)
@@ -437,7 +439,7 @@ def pair_sft(args, sampler, step, problems, cache, static):
     # The filter leaves right, wrong, right, wrong, ...
     couples = list(zip(static[::2], static[1::2]))
     learned = []
-    for right, wrong in batch_of(couples, step, args.seed, args.pairs):
+    for right, wrong in batch_of(couples, step, args.seed, min(args.pairs, len(couples))):
         sample = demonstration(
             sampler.tokenizer,
             correct_prompt(
@@ -484,7 +486,7 @@ def train(args):
         size = f"{sampler.model.num_parameters():,} parameters on {sampler.model.device}"
         count = f"{len(state['problems'])} problems, {len(state['held_out'])} held out"
         say(f"{args.method} on {args.model}: {size}; {count}; {out}")
-        cache = PairCache(state["cache"], maxlen=args.cache)
+        cache = PairCache(state["cache"], maxlen=max(args.cache, args.pairs))
         done = max(0, state["step"] - 1)
         bar = tqdm(desc=args.method, total=args.steps, initial=done, disable=BAR_OFF)
         # Step 0 only evaluates.

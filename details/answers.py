@@ -58,8 +58,9 @@ PLACEHOLDER = re.compile(r"(?i)\\f?boxed\s?\{(?:\W|your|the|final|answer|here)*"
 DENIED = re.compile(r"(?:not|n't|never|cannot)(?: be| equal to)?[\s$\\(\[{]{0,9}\Z")
 TAKEN_BACK = re.compile(
     r"(?i)[\W_]{0,20}(?:(?:no|hmm|oops|sorry|actually|correction)\b[,.!:]|no\Z|or\b|wait\b"
-    r"|(?:(?:that|this|it|which|i|am|is|was|be|may|might|must|could|should|seems|looks|think"
-    r"|sure|the|my|answer|result|value|but|an?|also) ){0,5}"
+    r"|(?:(?:(?:that|it|there)(?:'s)?|this|which|(?:i|we)(?:'ve)?|am|is|was|be|been|has|have|had|to"
+    r"|may|might|must|could|should|would|can(?:'t|not)?|made|seems?|looks?|think|thought|sure|the|my"
+    r"|our|answer|result|value|so|oh|hmm|and|but|also|(?-i:an?)) ){0,7}"
     r"(?:wrong|incorrect|impossible|false|mistake|be right"
     r"|not (?:a |the )?(?:solution|answer|right|correct|valid|possible)))"
 )
@@ -223,7 +224,7 @@ SCALES = dict(
 
 # A currency, a sign, the whole of 3 1/2, a number, a divisor that is not 0, a scale, a unit.
 NUMBER = re.compile(
-    r"(?:(dollar|[£¢¥฿₠-₿]) ?)?(?:([-+]) ?)?"
+    r"(?:(dollar|[£¢¥฿₠-₿]) ?)?(?:((?<!\|)[-+]) ?)?"  # no sign in |-3|
     rf"(?:(\d{{1,9}}) (?=\d{{1,9}}/\d))?({DECIMAL})"
     rf"(?: ?/ ?(?![-+]?[0.]+(?![\d.]))([-+]?{DECIMAL}))?"
     rf"(?: ?({'|'.join(SCALES)})s?{END})?"
@@ -238,10 +239,10 @@ BAD = re.compile(
     r"|мл[нр]|[百十半兆천만억]|\d(?<!\^\{[123])(?<!\^\{-[123])|[+<>=_\\\[]|!(?!\s)|-(?!\w)|[*/](?![^\W\d_])"
     rf"|(?<![a-zA-Z])\^|(?<![a-zA-Z'])(?![aI] |[mgshlLJWVKCFNA]{END})[a-zA-Zα-ω]{END}"
 )
-# Nor right before it: a limit; a name, as in July 4.
+# Nor right before it: a limit, a factor; a name, as in July 4.
 LIMIT = re.compile(
     r"(?i:\b(?:up to|under|over|below|above|near|almost|than|but|from|twice|double|times)\s+$)"
-    r"|[A-Z][a-z]{2,}\.?\s+$|[a-zA-Z—|]$"
+    r"|[A-Z][a-z]{2,}\.?\s+$|[a-zA-Z—]$"
 )
 
 # Between the values of a list; a comma in brackets is a semicolon by now.
@@ -273,7 +274,7 @@ def number(tidied):
         return None
     money, sign, whole, top, below, scale, unit = match.groups("")
     divisor = Fraction((below or "1").replace(",", ""))
-    if divisor == 0:  # of another script: the pattern knows 0 only
+    if not divisor:  # of another script: the pattern knows 0 only
         return None
     value = Fraction(top.replace(",", "")) / divisor
     value = (value + int(whole or 0)) * Fraction(sign + "1") * Fraction(SCALES.get(scale, 1))

@@ -8,7 +8,7 @@ setup and calls come through the standard input. What should be returned stays w
 import marshal
 import os
 import sys
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, defaultdict
 
 LIMITS = {
     "RLIMIT_CPU": 1,  # second
@@ -28,12 +28,14 @@ leave = os._exit
 items_of = dict.items
 
 ATOMS = (int, str, bool, bytes, complex, type(None))
-# What is reported as a list, ..., which Python's == does not tell from it either.
+# And as what a container is reported. MBPP's solutions return a Counter where a dict is asserted.
 CONTAINERS = {
-    "list": (list,),
-    "tuple": (tuple,),
-    "set": (set, frozenset),
-    "dict": (dict, Counter, OrderedDict, defaultdict),
+    list: "list",
+    tuple: "tuple",
+    set: "set",
+    dict: "dict",
+    Counter: "dict",
+    defaultdict: "dict",
 }
 
 
@@ -47,15 +49,14 @@ def written(value):
             return as_text(value)
     if kind is float:
         return as_text(value).replace("inf", "1e999")
-    for name, kinds in CONTAINERS.items():
-        for known in kinds:
-            if kind is known:
-                if name == "dict":
-                    value = items_of(value)
-                items = [written(item) for item in value]
-                if name in ("dict", "set"):
-                    items.sort()
-                return f"({','.join([as_text(name), *items])},)"
+    for known, name in CONTAINERS.items():
+        if kind is known:
+            if name == "dict":
+                value = items_of(value)
+            items = [written(item) for item in value]
+            if name in ("dict", "set"):
+                items.sort()
+            return f"({','.join([as_text(name), *items])},)"
     raise TypeError(f"{kind.__name__} is not reported")
 
 

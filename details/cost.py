@@ -27,6 +27,7 @@ def timed(kind):
 
 
 def step_cost(tokens):
-    """The step's cost as metrics. tokens: those of the rollout."""
+    """The step's cost as metrics. tokens: those of the samples that may be learned."""
     seconds = COST["seconds/sample"] + COST["seconds/update"]
-    return dict(COST) | {"seconds/step": seconds, "tokens": tokens, "tokens/s": tokens / seconds}
+    more = {"seconds/step": seconds, "tokens": tokens, "tokens/s": tokens / seconds}
+    return {"samples": 0} | dict(COST) | more

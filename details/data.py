@@ -173,8 +173,8 @@ NO_ANSWER = re.compile(r"(?i)^\W*(?:proof|not ?found)\W*$|[a-z]:\s(?!.*:)|\b(?:[
 
 
 def to_program(row, question, line):
-    """A problem that asks for a program. Its tests stand in `tests`; in MBPP's `test_list`, which
-    the question then shows, as is usual; or in HumanEval's `test`."""
+    """A problem that asks for a program. Its tests stand in `tests`, in MBPP's `test_list`, or in
+    HumanEval's `test`."""
     tests = row.get("tests", row.get("test_list", row.get("test")))
     sources = listed(tests or [])
     if not sources:
@@ -189,9 +189,16 @@ def to_program(row, question, line):
     failure = setup and setup_error(setup)
     if failure:
         raise ValueError(f"the setup fails: {failure}")
-    if "test_list" in row:
-        question = "\n".join([question, "It must pass these tests:", *sources])
+    question = with_tests(question, row)
     return Problem(question, program=True, tests=calls, setup=setup, row=line)
+
+
+def with_tests(question, row):
+    """MBPP's questions show their tests, as is usual."""
+    if "test_list" in row:
+        tests = map(str, listed(row["test_list"]))
+        question = "\n".join([question, "It must pass these tests:", *tests])
+    return question
 
 
 def listed(value):

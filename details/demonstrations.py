@@ -1,10 +1,10 @@
 """Demonstrations for a cold start: questions with a response, a critique of it, or both."""
 
 from critique import critique_prompt, judgement, solve_prompt
-from details.data import kind_of, read_jsonl, text_field, to_problem, without
+from details.data import kind_of, read_jsonl, text_field, with_tests, without
 
 
-def load_demonstrations(path, held_out=()):
+def load_demonstrations(path, held_out):
     """[(chat messages, completion)] from a JSONL file with question, response and optionally
     critique and label; those on questions that are `held_out` are left out.
 
@@ -22,8 +22,9 @@ LABELS = {"none": None, "right": True, "wrong": False, "true": True, "false": Fa
 def to_examples(row):
     """(question, [(chat messages, completion), ...]) of a JSON object."""
     program = kind_of(row)
-    # As RL asks it: MBPP's questions show their tests.
-    question = to_problem(row).question if program else text_field(row, "question")
+    question = text_field(row, "question")
+    if program:
+        question = with_tests(question, row)
     response = text_field(row, "response")
     label = str(row.get("label")).lower()
     if label not in LABELS:

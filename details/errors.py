@@ -14,8 +14,7 @@ class Unreachable(InputError):
 
 def one_line(error, longest=300):
     """An exception's message, or its kind if it has none, on one line."""
-    words = str(error).split()
-    line = printable(" ".join(words))
+    line = " ".join(printable(str(error)).split())
     return line[:longest] or type(error).__name__
 
 

@@ -69,7 +69,7 @@ FLAGS = {
         ),
         ("critique-data", str, "where pairs come from (else c-rl static, gc-rl dynamic)"),
         ("pairs", int, "pairs criticised, traces of pair-sft, a step (else --questions)"),
-        ("cache", int, "size of the pair cache; the oldest leave first (else twice --pairs)"),
+        ("cache", int, "size of the pair cache, >= --pairs; the oldest leave first (else twice)"),
         ("denoise", 0, "refined responses for each critique, eq. 4 (0: off; paper: 1)"),
         ("reward-right", 0.7, "for judging a right response right (eq. 5: 0.6, eq. 6: 0.8)"),
         ("reward-wrong", 0.7, "for judging a wrong response wrong (eq. 5: 0.8, eq. 6: 0.6)"),

@@ -32,7 +32,7 @@ if os.name == "nt":
 else:
     import fcntl
 
-FORMAT = 10  # of resume.pt
+FORMAT = 11  # of resume.pt
 # What a run writes before its first resume.pt.
 BEFORE_CHECKPOINT = {"start", "lock", "resume.pt.partial"}
 MAY_CHANGE = ("resume", "device", "eval_every", "out", "unsafe_code")  # flags, when a run goes on
@@ -109,7 +109,7 @@ def write_files(out, state):
         "held_out.jsonl": map(from_problem, state["held_out"]),
         "exam.jsonl": map(from_pair, state["exam"]),
         "metrics.jsonl": state["metrics"],
-        "run.json": [state["flags"] | {"precision": state["precision"]}],
+        "run.json": [state["flags"]],
     }
     for name, rows in files.items():
         write_jsonl(out / "partial", rows)

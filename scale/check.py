@@ -66,6 +66,8 @@ PROGRAMS = {
 REFUSED = [
     (trl_gcrl, "--per_device_train_batch_size 10"),
     (trl_gcrl, "--use_bias_correction_kl true"),
+    (trl_gcrl, "--max_steps -1"),
+    (trl_gcrl, "--gradient_accumulation_steps 3"),
     (trl_gcrl, "--method c-rl"),
     (trl_score, "--per_device_train_batch_size 10"),
     (trl_score, "--beta 0"),

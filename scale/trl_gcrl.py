@@ -93,15 +93,14 @@ class Rollout:
         # A question, or in c-rl a pair, for each n rows.
         items = [self.items[chat[0]["content"]] for chat in chats[:: args.n]]
         problems = items
-        static = []
         if args.method == "gc-rl":
             problems = items[: len(items) // 2]
             args.pairs = len(items) - len(problems)
         if args.method == "c-rl":
-            static = items
-            args.pairs = len(items)
-        recipe = train.METHODS[args.method]
-        samples, metrics = recipe(args, sampler, step, problems, self.cache, static)
+            samples, metrics = train.rewarded_critiques(args, sampler, step, items)
+        else:
+            recipe = train.METHODS[args.method]
+            samples, metrics = recipe(args, sampler, step, problems, self.cache, [])
         # Rows for which there is no pair keep their question.
         asked = items[len(samples) // args.n :]
         more, _ = train.rewarded_responses(args, sampler, step, asked) if asked else ([], {})

@@ -26,6 +26,9 @@ ANSWERS = r"""
 42 == \boxed{42}¶¶This answer is correct. | \boxed{42} The answer is **right**: I checked it.
 42 == \boxed{42}. The others are wrong. | \boxed{42}. Tom was wrong.
 42 != \boxed{42}. That is wrong. | \boxed{42}. I think this may be incorrect.
+42 != \boxed{42}. It's wrong. | \boxed{42}. I've made a mistake. | \boxed{42}, but that's wrong.
+42 != \boxed{42}. Hmm that can't be right. | The answer is 42. That's not correct.
+42 != \boxed{42}. I think there must be a mistake.
 B == \boxed{B}. The rest are incorrect. ;; No == \boxed{No}. The claim is false.
 42 == \boxed{42}. The answer is reasonable. | \boxed{42}. The answer is not 41, since both count.
 42 == #### 42¶The answer is in dollars. | <answer>42</answer>¶This answer is rounded.
@@ -100,7 +103,7 @@ x \leq 5 == \boxed{x \le 5} | The answer is x\le5.
 5 != The answer is 2^5. | So 2^5 | The answer is July 5. | The answer is sqrt 5. | It is (3, 5)
 5 != \boxed{5 or 6} | \boxed{5-6} | \boxed{5~6} | \boxed{5 6} | \boxed{5 or more} | \boxed{5:6}
 24 != \boxed{24/٠} | \boxed{\frac{24}{०}} | The answer is twice 24. | So it is five times 24.
--3 != \boxed{|-3|} | \boxed{\left|-3\right|}
+-3 != \boxed{|-3|} | \boxed{\left|-3\right|} ;; 3 == \boxed{|3|} | |Total|3|
 24000 == \boxed{\$24K} | The answer is $24k. ;; 24 != \boxed{\$24K} | The answer is $24K.
 2 != The answer is 2^10. | 2^10 ;; 6 == The answer isn't 5, it is 6 ;; 9 != \boxed{9**9**9} | 9**9
 #### 2 != #### 2. Add the apples¶7 + 8 = 15¶¶The answer is 15.

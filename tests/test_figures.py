@@ -45,7 +45,7 @@ def made_up_run(folder, end):
 
 # What is printed of three such runs.
 TABLES = """
-last evaluation | start | gc-rl-0 | gc-rl-1 | a&b
+last evaluation | (start) | gc-rl-0 | gc-rl-1 | a&b
 eval/generation | 0.250 | 0.500 | 0.750 | 1.000
 eval/t2 | - | - | - | -
 eval/generation | 0.625 (0.500 to 0.750) | 1.000

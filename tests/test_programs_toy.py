@@ -26,7 +26,7 @@ def test_functions_to_write(tmp_path):
     for row in rows:
         for test in row["tests"]:
             ast.literal_eval(test.rpartition(" == ")[2])
-    assert len(load_demonstrations(tmp_path / "critiques.jsonl")) == 128 + 64
+    assert len(load_demonstrations(tmp_path / "critiques.jsonl", [])) == 128 + 64
     for row in programs.rows(programs.ALONE):
         function = programs.draw([row], programs.random.Random(1))
         tests = programs.problem(function)["tests"]

@@ -356,7 +356,7 @@ def test_a_run_can_be_extended(tmp_path):
     assert data.load_problems(run / "train.jsonl") == problems(12, 3)
     fails("--steps 4, not 3", go, run, "3 --resume --eval-every 7")
     flags = sample.run_flags(run)
-    assert (flags["steps"], flags["precision"], flags["unsafe_code"]) == (4, "fp32", True)
+    assert (flags["steps"], flags["unsafe_code"]) == (4, True)
 
 
 def test_a_run_that_has_ended_writes_its_model_again(tmp_path):
@@ -376,7 +376,7 @@ def test_a_run_that_has_ended_writes_its_model_again(tmp_path):
 def test_flags_of_a_run_are_whole(tmp_path):
     """They are written aside and renamed; damaged ones are refused."""
     with patch(os, "replace"):
-        runs.write_files(tmp_path, defaultdict(list, samples=0, flags={}))
+        runs.write_files(tmp_path, defaultdict(list, samples=0))
     assert not (tmp_path / "run.json").exists()
     (tmp_path / "run.json").write_text('{"max_new')
     fails("run.json:1|one JSON object", sample.run_flags, tmp_path)

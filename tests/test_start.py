@@ -72,7 +72,6 @@ def test_static_pairs_follow_balance(tmp_path):
     for flags in ("c-rl", "c-rl --balance none", "pair-sft --balance none", "g-rl"):
         args = arguments(f"--out {tmp_path} --method {flags}")
         state = start.first_state(args, asked, asked, [], static_pairs(asked))
-        state["precision"] = "fp32"
         start.first_pairs(args, toy_sampler(), state)
         found.append(state["static"])
     filtered, unbalanced, of_pair_sft, nothing = found

@@ -144,6 +144,6 @@ def test_demonstrations_on_the_command_line(tmp_path):
     asked.append(Problem("no work", "#### 3"))
     made = tmp_path / "made.jsonl"
     made.write_text(printed_by(worked.main, "", write(tmp_path / "data.jsonl", asked)))
-    examples = demonstrations.load_demonstrations(made)
+    examples = demonstrations.load_demonstrations(made, [])
     assert len(examples) == 19 * 3
     fails("none.jsonl", worked.main, [str(tmp_path / "none.jsonl")])

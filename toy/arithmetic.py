@@ -10,10 +10,11 @@ trained by them, though each states the right result of its task. No question is
 
 import itertools
 import random
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+import sys
 from pathlib import Path
 
 from details.data import run_command, write_jsonl
+from details.errors import InputError
 from toy.worked import SLIPS
 
 TRAIN = 500
@@ -57,6 +58,7 @@ def criticised(task, result, shown):
 def make(folder):
     rng = random.Random(0)
     tasks = iter(questions(rng))
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, count in (("train", TRAIN), ("held_out", HELD_OUT)):
         rows = []
@@ -73,7 +75,11 @@ def make(folder):
     print(f"{folder}: {TRAIN} questions to train on, {HELD_OUT} held out, {len(rows)} critiques")
 
 
+def main(argv):
+    if len(argv) != 1 or argv[0].startswith("-"):
+        raise InputError("name one folder: python -m toy.arithmetic FOLDER")
+    make(argv[0])
+
+
 if __name__ == "__main__":
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    run_command(make, parser.parse_args().folder)
+    run_command(main, sys.argv[1:])

@@ -15,12 +15,12 @@ its first operation alone, and from a function that returns what it is given.
 import ast
 import random
 import re
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+import sys
 from collections import namedtuple
 from itertools import cycle, islice, product
 from pathlib import Path
 
-from details.data import run_command, write_jsonl
+from details.data import InputError, run_command, write_jsonl
 
 TRAIN = 200
 HELD_OUT = 100  # of kinds that are trained, and as many of others
@@ -197,6 +197,7 @@ def criticised(function, name, expression):
 
 def make(folder):
     rng = random.Random(0)
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     kinds = [[row] for row in rows(ALONE + FIRST + SECOND)]
     kinds += product(rows(FIRST), rows(SECOND))
@@ -221,7 +222,11 @@ def make(folder):
     print(f"{folder}: {TRAIN} to train on, {2 * HELD_OUT} held out, {2 * CRITICISED} critiques")
 
 
+def main(argv):
+    if len(argv) != 1 or argv[0].startswith("-"):
+        raise InputError("name one folder: python -m toy.programs FOLDER")
+    make(argv[0])
+
+
 if __name__ == "__main__":
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    run_command(make, parser.parse_args().folder)
+    run_command(main, sys.argv[1:])
