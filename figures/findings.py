@@ -731,7 +731,7 @@ RECALLED = """The probability of the right digit in solving / in checking, by ki
 planted (`toy/planted.py`), at the start and at the ends of runs: means over seeds, and the seeds
 with the worst and the best answers. *Apart*: how differently solving and checking recall what the
 teacher is unsure of; 0 if solving recalls as checking does. Its correlation with the answers is
-over seeds: with 32 of them chance gives less than 0.35, up or down, in 19 of 20 cases.
+over seeds; behind it what chance stays below, up or down, in 19 of 20 cases.
 
 The last columns: of the facts that solving gets wrong at the start, how many come right, at least
 every other time, in both, in checking only, in solving only, in neither. Checking has half of them
@@ -769,8 +769,11 @@ def show_recalled_by(label, runs, when):
         cells.append(f"{solving:.2f} / {checking:.2f}")
     apart = [line["recalled"]["apart"][when] for line in runs]
     cells.append(f"{mean(apart):.2f}")
-    varies = when and len(runs) > 2
-    cells.append(f"{np.corrcoef(answers, apart)[0, 1]:+.2f}" if varies else "")
+    cells.append("")
+    if when and len(runs) > 2:
+        t = t_quantile(len(runs) - 2)
+        chance = t / math.sqrt(len(runs) - 2 + t**2)
+        cells[-1] = f"{np.corrcoef(answers, apart)[0, 1]:+.2f} ({chance:.2f})"
     for who in WHO:
         cells.append(f"{mean(line['recalled']['learned'][who][when] for line in runs):.1f}")
     print(f"| {' | '.join(cells)} |")
@@ -779,9 +782,12 @@ def show_recalled_by(label, runs, when):
 RUNS_HEAD = """# What stands beside the findings
 
 Written by `python -m figures.findings`, with [findings.md](findings.md), which has the words.
+
+![answers, critiques and attempts, step by step](methods.svg)
 """
-COSTS = """Means over seeds (least to greatest). Costs are medians and leave out evaluations and
-c-rl's 1,280 static responses; seconds are those of a shared machine, which was not always as busy.
+COSTS = """Means over seeds (least to greatest). Costs are medians and leave out evaluations and the
+1,280 static responses of c-rl, of gc-rl with static pairs and of pair-sft; seconds are those of a
+shared machine, which was not always as busy.
 """
 
 
@@ -820,12 +826,14 @@ def draw_curves(lines):
     for metric, names in CURVES:
         series = {}
         for name in names:
-            series[name] = []
-            for line in runs_of(lines, name):
+            runs = runs_of(lines, name)
+            label = f"{name}, {len(runs)} seeds"
+            series[label] = []
+            for line in runs:
                 points = [(row["step"], row[metric]) for row in line["evaluations"]]
-                series[name].append([point for point in points if point[0] <= 30])
+                series[label].append([point for point in points if point[0] <= 30])
         charts.append((WORDS[metric], "step", series))
-    line_charts(FOLDER / "methods.svg", charts, "On 512 held-out problems, greedy")
+    line_charts(FOLDER / "methods.svg", charts, "On 512 held-out problems and an exam, greedy")
 
 
 def main(argv=None):

@@ -5,6 +5,7 @@ const find = id => document.getElementById(id);
 const on = (id, event, action) => find(id).addEventListener(event, action);
 const run = JSON.parse(find("data").textContent);
 const metrics = run.metrics;
+const { method = "a run", model = "a model" } = run.flags;
 const last = Math.max(...metrics.step);
 const stepsOf = view => Object.keys(view === "step" ? run.steps : run.probes).map(Number);
 
@@ -141,7 +142,7 @@ function text(row, chosen, earlier) {
     const isEnd = row.stopped && row.tokens === row.parts && i === row.parts.length - 1;
     const kind = isEnd ? "end" : changed.has(i) ? "changed" : undefined;
     const span = h("span", { class: kind, "data-i": i, tabindex: chosen && 0 }, part);
-    if (row.tokens.length && legend.length) paint(span, value(row, i), legend);
+    if (row.tokens === row.parts && legend.length) paint(span, value(row, i), legend);
     const ends = part.includes("\n");
     const mark = line === noted && (ends || isEnd);
     line += part.split("\n").length - 1;
@@ -158,15 +159,18 @@ function read(event) {
   const { n, step } = span.parentNode.dataset;
   const row = samplesOf(step)[n - 1];
   const i = Number(span.dataset.i);
-  const logprob = row.logprobs?.[i] / 1000;
+  const drawn = row.logprobs && row.tokens === row.parts;
+  const logprob = drawn && row.logprobs[i] / 1000;
   const clipped = row.clipped?.includes(i) ? "clipped" : "not clipped";
+  const imitated = ["star", "pair-sft"].includes(method) && row.advantage > 0;
+  const unclipped = imitated ? "learned as it stands" : "no gradient was computed";
   const learned = state.view === "step" && [
     `advantage ${signed(row.advantage)}`,
-    row.logprobs && `push ${signed(push(row, i))}`,
-    row.log_ratios && `log ratio ${signed(row.log_ratios[i] / 1000, 3)}`,
-    row.clipped ? clipped : "no gradient was computed",
+    drawn && `push ${signed(push(row, i))}`,
+    drawn && row.log_ratios && `log ratio ${signed(row.log_ratios[i] / 1000, 3)}`,
+    row.clipped ? clipped : unclipped,
   ];
-  const known = row.logprobs && `log-prob ${number(logprob, 3)}, p ${number(Math.exp(logprob))}`;
+  const known = drawn && `log-prob ${number(logprob, 3)}, p ${number(Math.exp(logprob))}`;
   const facts = [JSON.stringify(row.parts[i].slice(0, 80)), known, learned].flat().filter(Boolean);
   find("readout").replaceChildren(visible(facts.join("  \u00b7  ")));
 }
@@ -217,7 +221,8 @@ function questions() {
     const label = h("p", {}, h("b", {}, members.length), ` ${meaning}`);
     return members.length > 0 && h("div", {}, box("squares", members.map(column)), label);
   });
-  const legend = soft(" \u00b7 squares are responses, the full ones right");
+  const first = rows.length === 64 ? " \u00b7 the first 64" : "";
+  const legend = soft(`${first} \u00b7 squares are responses, the full ones right`);
   return h("div", {}, h("h3", {}, "Questions of this step", legend), box("questions", groups));
 }
 
@@ -489,9 +494,12 @@ on("colour", "change", event => go({ colour: event.target.value }));
 find("curves").append(...CURVES.map(curve).filter(Boolean));
 
 // The title, and what has come out.
-const { method = "a run", model = "a model" } = run.flags;
 find("title").append(visible(`${method} on ${model}`));
-document.title = visible(`${decodeURI(location.pathname).split("/").at(-2)}: ${method}`);
+let path = location.pathname;
+try {
+  path = decodeURI(path);
+} catch {} // a name that is not UTF-8
+document.title = visible(`${path.split("/").at(-2)}: ${method}`);
 for (const [title, , [, name]] of CURVES.slice(0, 3)) {
   const values = (metrics[name] ?? []).filter(value => value !== null);
   const numbers = `${number(values[0])} \u2192 ${number(values.at(-1))} `;

@@ -123,7 +123,8 @@ def packed(row, texts):
             result[name] = index(row[name], texts)
     result["tokens"] = [index(token, texts) for token in tokens]
     for name in ("logprobs", "log_ratios"):
-        result[name] = row.get(name) and [round(1000 * value) for value in row[name]]
+        # A demonstration has none: nothing was drawn.
+        result[name] = [round(1000 * value) for value in row.get(name) or []] or None
     for name in ("reward", "advantage"):
         result[name] = number(row[name])
     return {name: value for name, value in result.items() if value is not None}
@@ -135,12 +136,13 @@ def index(text, texts):
 
 def picture(page, path):
     """Chromium's picture of the page, as a PNG."""
-    path.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as profile:
-        command = chromium(profile, f"--screenshot={path}", page.resolve().as_uri())
+        made = Path(profile) / "page.png"
+        command = chromium(profile, f"--screenshot={made}", page.resolve().as_uri())
         subprocess.run(command, capture_output=True)
-    if not path.exists():
-        raise InputError("--picture: Chromium made none")
+        if not made.exists():
+            raise InputError("--picture: Chromium made none")
+        shutil.copy(made, path)
 
 
 def chromium(profile, *more):

@@ -290,7 +290,7 @@ def main(argv=None):
     add("--model", default=MODEL, help="or a copy of it [%(default)s]")
     add(
         "--folder",
-        help="of the data, the second start and the runs; one for each device [runs/TASK]",
+        help="of the data, the second start and the runs; one for each device [runs/real-TASK]",
     )
     add("--device", choices=WHERE, default="cpu", help="of the runs [cpu]")
     add("--only", choices=RUNS, help="with --run: one of the runs")
@@ -302,7 +302,7 @@ def main(argv=None):
             if seed < seeds and args.only in (None, name) and args.seed in (None, seed):
                 wanted.append((name, seed))
     if args.run:
-        folder = Path(args.folder or f"runs/{args.task}")
+        folder = Path(args.folder or f"runs/real-{args.task}")
         carry_out(args.task, args.model, folder, args.device, wanted)
     show_all(lines_of(args.task), functools.partial(show, args.task))
 

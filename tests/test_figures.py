@@ -207,7 +207,7 @@ def test_findings(tmp_path):
     assert len(rows) == 13
     assert "answers: g-rl above c-rl: +0.175 (" in rows[0] and rows[0].endswith("| since so |")
     assert "## At equal cost\n\nand so\n\n|" in printed
-    assert "| g-rl: 3 seeds | 0.767 |" in printed and "| 0.23 | -1.00 |" in printed
+    assert "| g-rl: 3 seeds | 0.767 |" in printed and "| 0.23 | -1.00 (1.00) |" in printed
     assert "| g-rl: seed 1 | 0.900 |" in printed and "c-rl: seed" not in printed.replace(
         "gc-rl", ""
     )
