@@ -46,14 +46,13 @@ class Pair:
 def outcomes(problems, texts):
     """Eq. 1, as a list of bools: is each response right? One call judges all responses of a
     rollout, and runs their programs side by side: texts[i] responds to problems[i]."""
-    result = []
-    for problem, text, right in zip(problems, texts, passed(problems, texts)):
-        # `passed` judges programs, and says None of others.
+    # Programs are run; of other problems `passed` says None.
+    result = passed(problems, texts)
+    for index, problem in enumerate(problems):
         if problem.program is False:
-            right = is_correct(text, problem.answer)
+            result[index] = is_correct(texts[index], problem.answer)
         elif problem.program is None:
-            right = graded(problem.row, text)
-        result.append(right)
+            result[index] = graded(problem.row, texts[index])
     return result
 
 
@@ -96,8 +95,8 @@ def denoising_reward(says_right, refined_right):
     one that says right leaves nothing to correct, so it earns little. (This is the paper's formula;
     it also pays up to 0.7 for calling a right response wrong.)
 
-    says_right: the judgement, which can be read. refined_right: the outcomes of the m responses
-    that were sampled with the critique in view.
+    says_right: the judgement, True or False. refined_right: the outcomes of the m responses that
+    were sampled with the critique in view.
     """
     share = sum(refined_right) / len(refined_right)  # k/m
     if says_right:
@@ -114,7 +113,7 @@ def shaped_reward(reward1, reward2, alpha):
 
 
 def pairs_by_question(responses, n, step=0):
-    """n responses to each question, Samples, as [[Pair, ...], ...] for the critic. A truncated
+    """From n Samples to each question its pairs for the critic: [[Pair, ...], ...]. A truncated
     response earns 0, but the critic is not shown it: it is unfinished. step: the step whose policy
     gave them.
     """
@@ -205,8 +204,8 @@ def leave_one_out(rewards, groups):
     [samples]. A mean that includes the sample itself would scale its gradient by 1 - 1/m in a
     group of m, and the groups here differ in size.
 
-    rewards: numbers [samples]; groups: one tuple for each. A sample that is alone in its group is
-    compared with all whose tuples differ from its own in the last entry only.
+    rewards: numbers [samples]; groups: one tuple for each, the question last. A sample that is
+    alone in its group is compared with those at other questions whose tuples are else the same.
     """
     members = members_of(groups)
     wider_members = members_of(group[:-1] for group in groups)

@@ -62,7 +62,7 @@ class Sample:
     unclosed: bool = False  # it ended inside a <think> block
     # By the recipe:
     reward: float = 0.0
-    group: object = None  # whom its reward is compared with, see `rewarded_attempts`; None: --group
+    group: object = None  # a tuple: rewards are compared inside it; None: as --group says
     kl: float = 0.0  # weight of the KL to the reference on its tokens
     # By `train.update`:
     advantage: float = 0.0  # the reward, compared inside the group
@@ -75,20 +75,20 @@ class Sample:
 # -------------------------------------------------------------------------------------- rollouts
 
 
-def respond(sampler, problems, n, seed, show=None, role="response"):
+def respond(sampler, problems, n, seed, bar_title=None, role="response"):
     """First-order rollout: n responses to each problem; the n of a problem stand together."""
     chats = [solve_prompt(problem.question, problem.program) for problem in problems]
-    responses = sampler.complete(chats, n, seed, show)
+    responses = sampler.complete(chats, n, seed, bar_title)
     set_outcomes(responses, repeat(problems, n), role)
     return responses
 
 
-def criticise(sampler, pairs, n, seed, show=None):
+def criticise(sampler, pairs, n, seed, bar_title=None):
     """Second-order rollout: n critiques of each pair; the n of a pair stand together."""
     chats = []
     for pair in pairs:
         chats.append(critique_prompt(pair.problem.question, pair.response))
-    critiques = sampler.complete(chats, n, seed, show)
+    critiques = sampler.complete(chats, n, seed, bar_title)
     assert len(critiques) == n * len(pairs)
     for sample, pair in zip(critiques, repeat(pairs, n)):
         sample.role = "critique"
@@ -99,17 +99,17 @@ def criticise(sampler, pairs, n, seed, show=None):
     return critiques
 
 
-def two_attempts(sampler, problems, n, seed, show=None):
+def two_attempts(sampler, problems, n, seed, bar_title=None):
     """SCoRe: n first attempts at each problem, and one second attempt after each of them: two lists
     of Samples in the same order."""
-    first = respond(sampler, problems, n, seed, show, role="attempt 1")
+    first = respond(sampler, problems, n, seed, bar_title, role="attempt 1")
     # The second goes on with the conversation in which the first was given.
     chats = []
     for sample in first:
         question = sample.problem.question
         chat = correct_prompt(question, sample.text, program=sample.problem.program)
         chats.append(chat)
-    second = sampler.complete(chats, 1, seed + 1, show)
+    second = sampler.complete(chats, 1, seed + 1, bar_title)
     set_outcomes(second, repeat(problems, n), "attempt 2")
     for before, after in zip(first, second):
         after.first = before
@@ -188,9 +188,9 @@ class Sampler:
     def greedy(self):
         return replace(self, temperature=0.0)
 
-    def complete(self, chats, n, seed, show=None):
+    def complete(self, chats, n, seed, bar_title=None):
         """n Samples with their texts for each chat; the n of a chat stand together. A prompt that
-        leaves no room in the context gives Samples without tokens. show: a progress bar's title."""
+        leaves no room in the context gives Samples without tokens."""
         room = context_length(self.model)
         prompts = [encode_chat(self.tokenizer, chat) for chat in chats]
         fitting = [prompt for prompt in prompts if len(prompt) < room]
@@ -201,7 +201,7 @@ class Sampler:
             self.max_new_tokens,
             self.temperature,
             seed=seed,
-            show=show,
+            bar_title=bar_title,
         )
         drawn = iter(drawn)
         samples = []
@@ -225,15 +225,15 @@ def generate(
     temperature=1.0,
     stop=None,
     seed=0,
-    show=None,
+    bar_title=None,
 ):
     """Sample n completions for each prompt (a list of token ids); Samples in prompt-major order.
 
     temperature 0 is greedy. stop: ids that end a completion (None: the model's own stop set). Row
     i's j-th token is drawn with the j-th of row i's own uniform random numbers, so that a seed
-    gives the same tokens however the rows are cut into batches. show: the title of a progress bar
-    that counts rows. A completion that reaches the end of the context is truncated there. Raises
-    InputError for a prompt that is empty or leaves no room, or for bad settings.
+    gives the same tokens however the rows are cut into batches. bar_title: the title of a progress
+    bar that counts rows. A completion that reaches the end of the context is truncated there.
+    Raises InputError for a prompt that is empty or leaves no room, or for bad settings.
     """
     if n < 1 or max_new_tokens < 1 or temperature < 0:
         raise InputError("generate needs n, max_new_tokens >= 1 and temperature >= 0")
@@ -256,7 +256,7 @@ def generate(
     ).to(device)
 
     samples = [None] * len(rows)
-    bar = tqdm(total=len(rows), desc=show, leave=False, disable=BAR_OFF if show else True)
+    bar = tqdm(total=len(rows), desc=bar_title, leave=False, disable=BAR_OFF if bar_title else True)
     with bar, packed(model, len(rows)):
         for batch in sampling_batches(model, rows, n, max_new_tokens):
             drawn = sample_batch(

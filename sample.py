@@ -24,9 +24,9 @@ from details.data import (
 )
 from details.errors import InputError, printable
 from details.flags import check_numbers, refuse
-from details.log import without_an_end
+from details.log import truncation
 from details.policy import TOY
-from details.start import check_lengths, check_outcomes, sample_pairs, settle_outcomes
+from details.start import check_judges, check_lengths, sample_pairs, set_judges
 from figures.explain import explain, problem_of
 from figures.tables import print_table
 from reward import Pair, Problem
@@ -58,18 +58,18 @@ def show_question(sampler, problem, n, seed):
         print(f"\nCRITIQUE {number} says: {JUDGED[critique.says_right]}\n{shown(critique)}")
     # The first critique that finds fault, else the first.
     chosen = next((i for i, c in enumerate(critiques) if c.says_right is False), 0)
-    [sure] = criticise(greedy, [pair], 1, seed)
+    [deciding] = criticise(greedy, [pair], 1, seed)
     # Corrections with that critique, without any, and with the greedy critique: in one batch, which
     # takes little longer than one of them.
     chats = []
-    for text in (critiques[chosen].text, None, sure.text):
+    for text in (critiques[chosen].text, None, deciding.text):
         chats.append(correct_prompt(question, answer.text, text, problem.program))
     helped, unaided, revised = greedy.complete(chats, 1, seed=0)
     print(f"\nCORRECTED, with critique {chosen + 1}\n{shown(helped)}")
     print(f"\nCORRECTED, without a critique\n{shown(unaided)}")
     # Selective revision, as in PAG (arXiv 2506.10406): correct only what is judged wrong.
-    final = revised if sure.says_right is False else answer
-    print(f"\nFINAL ANSWER: the greedy critique says {JUDGED[sure.says_right]}")
+    final = revised if deciding.says_right is False else answer
+    print(f"\nFINAL ANSWER: the greedy critique says {JUDGED[deciding.says_right]}")
     print(shown(final))
 
 
@@ -80,12 +80,12 @@ def evaluate(sampler, problems, exam):
     """Greedy evaluation on held-out problems (answers, second attempts) and on the exam, the pairs
     of the critic's evaluation set: a dict of eval/... numbers, and the answers as Samples."""
     sampler = sampler.greedy()
-    first, second = two_attempts(sampler, problems, 1, seed=0, show="evaluation")
-    critiques = criticise(sampler, exam, 1, seed=0, show="critiques")
+    first, second = two_attempts(sampler, problems, 1, seed=0, bar_title="evaluation")
+    critiques = criticise(sampler, exam, 1, seed=0, bar_title="critiques")
     attempts = attempts_table(first, second)
     judgements = judgement_table(critiques)
     # Selective revision: it criticises its own answers, and corrects those that it judges wrong.
-    own = criticise(sampler, pairs_of(first), 1, seed=0, show="own critiques")
+    own = criticise(sampler, pairs_of(first), 1, seed=0, bar_title="own critiques")
     doubted = [critique for critique in own if critique.says_right is False]
     trusted_right = [critique.pair.right for critique in own if critique.says_right is not False]
     refined = refine(sampler, doubted, 1, seed=0)
@@ -132,7 +132,7 @@ def judgement_table(critiques):
         "precision": mean(c.pair.right for c in critiques if c.says_right),
         "recall": p1,
         "unreadable": mean(c.says_right is None for c in critiques),
-        **without_an_end(critiques),
+        **truncation(critiques),
         **soundness(critiques),
     }
 
@@ -157,7 +157,7 @@ def attempts_table(first, second):
         "c_to_i": mean(a.right and not b.right for a, b in both),
         "unchanged": mean(a.text == b.text for a, b in both),
         "kept": mean(same_answer(a, b) for a, b in wrong_first),
-    } | without_an_end(first + second)
+    } | truncation(first + second)
 
 
 def same_answer(a, b):
@@ -179,7 +179,7 @@ def use(argv):
     # All input is read and refused before the model is loaded.
     folder = TOY if args.model == "toy" else Path(args.model)
     problems = exam = []
-    settle_outcomes(args)
+    set_judges(args)
     # A run's folder knows by what its responses are judged, its compute dtype, and how long
     # completions may be.
     flags = run_flags(folder)
@@ -187,10 +187,10 @@ def use(argv):
         raise InputError(f"{folder}: a grader judged its responses: give --grader, it or another")
     if args.explain:
         problem = problem_of(args, folder)
-        check_outcomes([problem])
+        check_judges([problem])
     if args.eval:
         problems, exam = held_out_and_exam(args, folder)
-        check_outcomes(problems)
+        check_judges(problems)
     model, tokenizer = load_policy(
         args.model,
         args.device,

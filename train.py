@@ -11,15 +11,15 @@ k3 estimates the KL divergence to the starting policy (the reference): it is 0 w
 and never negative. It is a term of the loss, and no part of the reward that A compares.
 
 A method is a recipe: which prompts are built, which rewards are given (GC-RL: eqs. 1 and 2, SCoRe:
-see `score`). All that learn by rewards share the update. Each completion is trained by its own
+see `score`). All but star and pair-sft share the update. Each completion is trained by its own
 reward, given its prompt: no credit flows from a second attempt back to the first. What departs from
 GRPO as published (arXiv 2402.03300), and why:
 
 - As in DAPO and verl, the mean is over all tokens at once. If it were taken within each completion
   first, a token of a long completion would count less than one of a short completion.
 - A mini-batch without a gradient makes no optimizer step: Adam's momentum would move the weights.
-- The advantages of SCoRe and of multi-turn RL are not divided by the standard deviation, and a
-  sample is left out of its own baseline (see `rewarded_attempts`).
+- SCoRe and multi-turn RL compare second attempts that follow the same outcome, leave a sample out
+  of its own baseline, and do not divide by the deviation (see `score`, `reward.leave_one_out`).
 - In k3, d is at most MAX_AWAY = 3, so that a token's gradient, exp(d) - 1, is at most 19.
   Otherwise one token could dominate the others.
 
@@ -51,7 +51,7 @@ from details.log import (
     log_row,
     say,
     step_metrics,
-    without_an_end,
+    truncation,
 )
 from details.memory import in_micro_batches
 from details.policy import context_length, save_policy
@@ -83,9 +83,10 @@ MAX_AWAY = 3.0  # nats
 
 # ----------------------------------------------------------------------------------- the recipes
 #
-# `train_step` calls one of these, and `update` learns from the samples that it returns; the metrics
-# are for the log. cache: the pairs that wait for the critic. static: the starting policy's pairs,
-# for pair-sft and for critics of static pairs, else []. seed_of makes one seed from its arguments.
+# METHODS names them. `train_step` calls one, and `update` learns from the samples that it returns;
+# the metrics are for the log. cache: the pairs that wait for the critic. static: the starting
+# policy's pairs, for pair-sft and for critics of static pairs, else []. seed_of makes one seed from
+# its arguments.
 
 
 def gc_rl(args, sampler, step, problems, cache, static):
@@ -108,7 +109,7 @@ def rewarded_responses(args, sampler, step, problems):
         sample.kl = args.kl
     return responses, {
         "response/accuracy": mean(sample.right for sample in responses),
-        "response/truncated": without_an_end(responses)["truncated"],
+        "response/truncated": truncation(responses)["truncated"],
         "pass@n": pass_at_n(responses, args.n),
     }
 
@@ -199,15 +200,15 @@ def score(args, sampler, step, problems, cache, static):
         Stage II    attempt 1   r1 - beta1 D(x1)
                     attempt 2   r2 + alpha (r2 - r1) - beta1 D(x2)
 
-    Second attempts at a question are compared with those whose first attempt had the same outcome.
-    In such a group r1 is one number, so it drops out:
+    The baseline is this project's choice: second attempts at a question are compared with those
+    whose first attempt had the same outcome. In such a group r1 is one number, so it drops out:
 
         r2 + alpha (r2 - r1) - mean of that = (1 + alpha) (r2 - mean of r2)
 
     So alpha merely weights second attempts: with alpha 2 the rewards 3 and 0, or 1 and -2, differ
-    by 3. (Dividing by the standard deviation would cancel that.) No baseline that is known before
-    y2 is drawn changes the gradient's mean, and r1 is. The paper's bonus for a change could do more
-    only if the first attempt were credited with it, too.
+    by 3. (Dividing by the standard deviation would cancel that.) A baseline that is known before y2
+    is drawn, as r1 is, leaves the mean of the gradient as it was; so the paper's bonus could do
+    more only if the first attempt were credited with it, too.
     """
     first, second, metrics = rewarded_attempts(args, sampler, step, problems)
     if step <= args.stage1_steps:
@@ -236,7 +237,7 @@ def rewarded_attempts(args, sampler, step, problems):
     for sample in first + second:
         before = sample.first.right if sample.first else None  # outcome of the attempt before
         sample.reward = float(sample.right)
-        # As ("attempt 2", False, "Compute 7-6 ..."), see `leave_one_out`.
+        # For example ("attempt 2", False, "Compute 7-6 ..."), see `leave_one_out`.
         sample.group = (sample.role, before, sample.problem.question)
         sample.kl = args.beta1
     return first, second, attempt_metrics(first, second, args.n)
@@ -294,8 +295,9 @@ def train_step(args, sampler, reference, optimizer, step, cache, state):
 def update(args, sampler, reference, optimizer, samples, rng):
     """One policy update, from the rewards of a rollout to new weights; returns metrics.
 
-    It takes --updates optimizer steps, each on its share of the prompts, against the log-probs that
-    their completions were sampled with. reference: the model of the KL, None where there is none.
+    It makes --updates optimizer steps, each on its share of the prompts. All ratios are to the
+    log-probs that the completions were sampled with. reference: the model of the KL, None where
+    there is none.
     Raises InputError for a gradient that is not finite.
     """
     if not samples:
@@ -307,9 +309,11 @@ def update(args, sampler, reference, optimizer, samples, rng):
         compared = leave_one_out(rewards, groups)
     else:
         # The samples of a prompt, of a question (responses and critiques), or the whole batch.
-        for index, sample in enumerate(samples):
-            keys = {"prompt": tuple(sample.prompt), "question": sample.problem.question}
-            groups[index] = keys.get(args.group, "batch")
+        groups = ["batch"] * len(samples)
+        if args.group == "prompt":
+            groups = [tuple(sample.prompt) for sample in samples]
+        elif args.group == "question":
+            groups = [sample.problem.question for sample in samples]
         compared = advantages(rewards, groups, std=not args.no_std)
     for sample, advantage in zip(samples, compared.tolist()):
         sample.advantage = advantage
@@ -418,7 +422,7 @@ def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=N
 
 # ----------------------------------------------------- the baselines, and the list of all methods
 #
-# `imitate` makes those of their samples likelier that have a reward.
+# `imitate` learns those of their samples whose reward is above 0.
 
 
 def star(args, sampler, step, problems, cache, static):
@@ -477,7 +481,7 @@ def train(args):
     """One run, from the flags to the final table; meanwhile no other process gets into --out.
     Returns the last row of metrics."""
     begin = time.time()
-    # state: what resume.pt keeps, as problems, metrics and the next step (details/start.py).
+    # state: what resume.pt keeps: problems, metrics, the next step and more (details/start.py).
     sampler, reference, optimizer, state, lock = begin_run(args)
     begin -= state["seconds"]  # of a resumed run: as if it had not paused
     out = Path(args.out)
@@ -492,16 +496,18 @@ def train(args):
         # Step 0 only evaluates.
         for step in range(state["step"], args.steps + 1):
             row = {"step": step}
-            due = step == args.steps or step % args.eval_every == 0
+            evaluates = step == args.steps or step % args.eval_every == 0
             if step > 0:
                 metrics, samples = train_step(
                     args, sampler, reference, optimizer, step, cache, state
                 )
                 row |= metrics
                 if samples:
-                    log_samples(out, state, sampler.tokenizer, step, samples, due or step == 1)
+                    log_samples(
+                        out, state, sampler.tokenizer, step, samples, evaluates or step == 1
+                    )
                 bar.update()
-            if due:
+            if evaluates:
                 start = time.time()
                 numbers, answers = evaluate(sampler, state["held_out"], state["exam"])
                 row |= numbers
@@ -513,11 +519,11 @@ def train(args):
                 row["seconds/eval"] = time.time() - start
             row["seconds"] = time.time() - begin
             log_row(out, state, row)
-            if due:
+            if evaluates:
                 keep_best(out, state, sampler)
             stopped = len(signals) > 0  # read once: one may come while the run saves
             state |= {"step": step + 1, "seconds": row["seconds"], "cache": list(cache)}
-            if due or stopped:
+            if evaluates or stopped:
                 save_state(out, state, sampler.model, optimizer)
                 write_page(out)
             if stopped and step < args.steps:

@@ -143,7 +143,7 @@ def settle(args):
         raise InputError(f"--stage1-steps {args.stage1_steps}: --steps is only {args.steps}")
     args.data = args.data or "gsm8k"
     args.pairs = args.pairs or args.questions
-    # Small, since pairs should be the policy's own: at this size they wait a step or two.
+    # Small, since pairs should be the policy's own: so they wait less than a step on average.
     args.cache = args.cache or 2 * args.pairs
     args.critique_data = args.critique_data or ("static" if args.method == "c-rl" else "dynamic")
     if args.n == 1 and args.group != "batch" and args.method not in SUPERVISED:

@@ -18,7 +18,7 @@ COLUMNS = {
     "answers": ("response/accuracy t1", "eval/generation"),
     "critiques": ("critique/accuracy", "eval/critique"),
     "attempt 2": ("t2", "eval/t2"),
-    "zero-var": ("groups/no_spread", None),
+    "no spread": ("groups/no_spread", None),
     "truncated": ("truncated", "eval/truncated"),
     "seconds": ("seconds/step", None),
 }
@@ -43,7 +43,7 @@ def step_metrics(samples, groups, batches, norms):
     spread = {group for group, sample in zip(groups, samples) if sample.advantage != 0}
     metrics = {
         "groups/no_spread": mean(group not in spread for group in set(groups)),
-        **without_an_end(samples),
+        **truncation(samples),
         # E[-log p] under p is the entropy: the sampler's log-probs estimate it without bias.
         "entropy": -mean(p for sample in samples for p in sample.logprobs),
         "updates": len(norms),
@@ -65,7 +65,7 @@ def step_metrics(samples, groups, batches, norms):
     return metrics
 
 
-def without_an_end(samples):
+def truncation(samples):
     """The share of completions that were truncated; and of those that ended inside their thinking,
     if there are any."""
     metrics = {"truncated": mean(not (s.stopped or s.unclosed) for s in samples)}

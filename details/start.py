@@ -54,7 +54,7 @@ def begin_run(args):
     reference: the policy that RL starts from, for the KL; None if no KL has a weight.
     """
     out = Path(args.out)
-    settle_outcomes(args)
+    set_judges(args)
     state = open_run(args)
     check_memory(args)
     begins = not state
@@ -62,7 +62,7 @@ def begin_run(args):
         data, examples = load_data(args)
         state = first_state(args, *data)
     problems = state["problems"] + state["held_out"] + state["selecting"]
-    check_outcomes(problems)
+    check_judges(problems)
     model, tokenizer, base = load_start(args, begins)
     sampler = Sampler(model, tokenizer, args.max_new_tokens, args.temperature)
     if begins:
@@ -189,7 +189,7 @@ def load_data(args):
     return [problems, held_out[:size], selecting[:size], exam[: size // 2 * 2]], examples
 
 
-def settle_outcomes(args):
+def set_judges(args):
     """What train.py and sample.py were given to judge responses by, until one is called again."""
     grader.GRADER.clear()
     programs.layer = programs.UNSAFE if args.unsafe_code else None
@@ -197,7 +197,7 @@ def settle_outcomes(args):
         grader.load(args.grader)
 
 
-def check_outcomes(problems):
+def check_judges(problems):
     """Refuse, before any work is done, programs where there is no sandbox, and a grader that cannot
     judge the first of the problems."""
     if any(problem.program for problem in problems):

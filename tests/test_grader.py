@@ -79,7 +79,7 @@ broken.py:short -> SyntaxError
 def test_a_call_has_its_own_judges(tmp_path):
     """In a notebook, too: neither a grader nor --unsafe-code of the call before."""
     with loaded(tmp_path, "short"), patch(programs, "layer", "none"):
-        start.settle_outcomes(arguments(""))
+        start.set_judges(arguments(""))
         assert not grader.GRADER
         assert programs.layer is None
 

@@ -96,10 +96,10 @@ def seeds_of(folder, flags):
     seeds = []
     complete = Sampler.complete
 
-    def note_rollout(sampler, chats, n, seed, show=None):
+    def note_rollout(sampler, chats, n, seed, bar_title=None):
         if sampler.temperature:
             seeds.append(seed)
-        return complete(sampler, chats, n, seed, show)
+        return complete(sampler, chats, n, seed, bar_title)
 
     drawing = mock.Mock(wraps=random)
     # Not of the questions that are asked again with the same random numbers.

@@ -167,7 +167,7 @@ def show(folders):
             cells = [f"{tables[name][kind][text]:.3f}" for name in names]
             print(f"| {kind} ({count}) | {text} | {' | '.join(cells)} |")
     cells = [f"{apart(facts[name]):.3f}" for name in names]
-    print(f"| not sure | solving and checking apart | {' | '.join(cells)} |")
+    print(f"| all but sure | difference of solving and checking | {' | '.join(cells)} |")
     print("\nFacts that the toy gets wrong in solving: who has them right at a run's end?\n")
     print("| run | solving and checking | only checking | only solving | neither |")
     print("| --- " * 5 + "|")
@@ -182,7 +182,7 @@ def show_mistakes(policies):
     held_out = load_problems(TOY / "held_out.jsonl")
     heads = ["blind", "shaky", "doubted", "sure", "format"]
     print("\nOf 512 greedy answers: the wrong ones, by what is wrong first in them\n")
-    print(f"| run | wrong | {' | '.join(heads)} | right, but for the format |")
+    print(f"| run | wrong | {' | '.join(heads)} | right in spite of its format |")
     print("| --- " * (3 + len(heads)) + "|")
     for name, policy in policies.items():
         wrong = Counter()
