@@ -121,7 +121,6 @@ def test_problems_without_an_answer_are_left_out(tmp_path):
     path = write(tmp_path / "data.jsonl", bad + good)
     printed = printed_by(lambda argv: print(data.load_problems(*argv) == good), "", path)
     assert printed == f"{path}: 16 lines left out: no response to them can be judged right\nTrue\n"
-    fails("data.jsonl|no line is left", data.load_problems, write(path, bad))
 
 
 def test_files_of_pairs(tmp_path):
@@ -154,7 +153,6 @@ def test_held_out_questions_are_not_trained_on(tmp_path):
     held-out problems every question is taken out of the training problems."""
     for names, *parts in rows_of(SPLITS):
         assert split(tmp_path, *names.split()) == parts
-    fails("no line is left", split, tmp_path, "abcdeb", "abcde")
 
 
 # Every second one is written like the one before it, but for the last.
@@ -182,7 +180,9 @@ def test_data_sets_by_name(tmp_path):
     sources = {
         data.GSM8K + "train.jsonl": [Problem("train", "2")],
         data.GSM8K + "test.jsonl": [Problem("test", "2")],
-        data.MBPP: [{"text": str(n), "test_list": [test], "task_id": n} for n in (10, 11, 601)],
+        data.MBPP: [
+            {"text": str(n), "test_list": [test], "task_id": n} for n in (10, 11, 511, 601, 975)
+        ],
         data.SETS["humaneval"]["test"]: [{"prompt": "q", "test": test, "entry_point": "f"}],
     }
     for source, rows in sources.items():

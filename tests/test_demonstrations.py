@@ -61,7 +61,6 @@ def test_demonstrations_of_solving_and_of_criticising(tmp_path):
 
 
 def test_bad_demonstrations_are_refused(tmp_path):
-    """With the line they stand on; so is a file of which nothing is left to learn."""
+    """With the line they stand on."""
     for more, words in rows_of(REFUSED):
         fails("jsonl:2|" + words, load_shown, tmp_path, SOLVED, SOLVED | json.loads(more))
-    fails("no line is left|something else", load_shown, tmp_path, SOLVED, held_out=[Problem("q")])

@@ -31,6 +31,9 @@ DEFAULTS = """
 --method c-rl -> {"critique_data": "static"}
 --method gc-rl -> {"critique_data": "dynamic"}
 --method star --n 1 -> {"n": 1}
+--lora 4 -> {"lr": 0.002, "cold_start_lr": 0.0002}
+ -> {"alpha": 2.0, "beta2": 0.25, "max_new_tokens": 64, "eval_size": 512}
+--model x -> {"alpha": 10.0, "beta1": 0.01, "max_new_tokens": 512, "updates": 4, "clip": 0.2}
 """
 
 
@@ -44,21 +47,24 @@ def test_defaults():
         assert args | json.loads(expected) == args
 
 
-# A command line, and the largest weight; that of SCoRe is beta1 + beta2.
+# A command line, the largest weight (that of SCoRe is beta1 + beta2), and what chooses OUT/best.
 LARGEST_KL = """
- -> 0.0
---kl 0.5 -> 0.5
---method score --kl 0.5 -> 0.26
---method multi-turn --kl 0.5 -> 0.01
---method star --kl 0.5 -> 0.0
---method pair-sft --kl 0.5 -> 0.0
+ -> 0.0 -> eval/generation
+--method g-rl --kl 0.5 -> 0.5 -> eval/generation
+--method c-rl --kl 0.5 -> 0.5 -> eval/critique
+--method score --kl 0.5 -> 0.26 -> eval/t2
+--method multi-turn --kl 0.5 -> 0.01 -> eval/t2
+--method star --kl 0.5 -> 0.0 -> eval/t2
+--method pair-sft --kl 0.5 -> 0.0 -> eval/t2
 """
 
 
 def test_largest_weight_of_a_kl():
     """0: no reference is needed, as on the toy, and where texts are learned as they stand."""
-    for text, weight in rows_of(LARGEST_KL):
-        assert flags.largest_kl(arguments(text)) == float(weight), text
+    for text, weight, metric in rows_of(LARGEST_KL):
+        args = arguments(text)
+        assert flags.largest_kl(args) == float(weight), text
+        assert flags.selected_by(args.method) == metric, text
 
 
 CANCEL = """
@@ -102,6 +108,10 @@ REFUSED = """
 --device nonsense -> cannot load model|nonsense
 --steps many -> --steps|many
 --kl nan -> --kl
+--balance any -> --balance
+--critique-data any -> --critique-data
+--group any -> --group
+--precision any -> --precision
 --pairs 0 -> --pairs 0
 """
 

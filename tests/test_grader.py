@@ -58,6 +58,7 @@ def test_a_grader_judges_responses(tmp_path):
         for row in lines(out / "samples.jsonl"):
             fine = row["role"] == "outcomes" or row["stopped"] and len(row["completion"]) <= 30
             assert row.get("right") in (None, fine)
+            assert "Put the" not in row.get("prompt", "")
         numbers = used(f"--model {out} --eval --grader {tmp_path}/grader.py:short")
         assert "eval/generation" in numbers
     fails("give --grader", used, f"--model {out} --eval")

@@ -146,7 +146,7 @@ def test_cost_of_a_step():
         with cost.timed("update"):
             logprobs(model, samples)
     metrics = cost.step_cost(tokens=12)
-    expected = {"seconds/step": 8, "tokens/s": 1.5, "samples": 2}
+    expected = {"seconds/step": 8, "seconds/prefill": 2, "tokens/s": 1.5, "samples": 2}
     assert metrics | expected == metrics
     cost.start_step()
     assert not cost.COST

@@ -341,7 +341,6 @@ def test_a_run_goes_on_by_resume_only(tmp_path):
     _, printed = go(run, "1 --resume")
     assert f"there is no run in {run} yet" in printed
     fails("holds a run|--resume", go, run, "2")
-    fails("--seed 0, not 5", go, run, "2 --resume --seed 5")
 
 
 def test_a_run_can_be_extended(tmp_path):
@@ -386,7 +385,7 @@ def test_a_checkout_that_was_moved(tmp_path):
     """The toy's files then have another path, and a run goes on all the same, in its precision,
     whatever another device would make of none."""
     args = arguments(f"--resume --out {tmp_path}")
-    flags = vars(args) | {"data": "/elsewhere/toy/train.jsonl"}
+    flags = vars(args) | {"data": "/elsewhere/toy/train.jsonl", "out": "x", "device": "x"}
     state = {"format": runs.FORMAT, "step": 1, "planned": 1, "flags": flags, "precision": "bf16"}
     torch.save(state, tmp_path / "resume.pt")
     runs.open_run(args)
@@ -439,7 +438,7 @@ def test_order_of_the_problems():
     assert len(set(orders)) > 2
     for order in orders:
         assert sorted(order) == list("abcde")
-    assert len(data.batch_of("ab", 1, 0, 7)) == 7
+    assert "".join(data.batch_of("ab", 1, 1, 7)) == "abababb", "seed 0 begins with abba"
 
 
 def test_two_processes_in_one_folder(tmp_path):

@@ -26,14 +26,14 @@ def test_no_question_is_both_learned_and_examined(tmp_path):
         tmp_path,
         data=asked[:12] + asked[16:],
         eval_data=asked[16:],
-        select_data=asked[15:17],
+        select_data=asked[11:12] + asked[15:17],
         exam=pairs[::2] + pairs[1::2],
         cold_start=shown_rows(asked),
     )
     _, printed = trained(tmp_path / "run", "--steps 0 --eval-size 2", *argv)
     assert "data.jsonl: 4 lines left out" in printed
     assert "exam.jsonl: 6 lines left out" in printed
-    assert "select_data.jsonl: 1 lines" in printed
+    assert "select_data.jsonl: 2 lines" in printed
     assert "cold_start.jsonl: 8 lines left out: the run needs" in printed
     assert data.read_jsonl(tmp_path / "run/exam.jsonl", data.to_pair) == pairs[4:6]
 
@@ -69,7 +69,12 @@ def test_static_pairs_follow_balance(tmp_path):
     that learn from them have any."""
     asked = problems(10, seed=8)
     found = []
-    for flags in ("c-rl", "c-rl --balance none", "pair-sft --balance none", "g-rl"):
+    for flags in (
+        "c-rl",
+        "gc-rl --critique-data static --balance none",
+        "pair-sft --balance none",
+        "g-rl",
+    ):
         args = arguments(f"--out {tmp_path} --method {flags}")
         state = start.first_state(args, asked, asked, [], static_pairs(asked))
         start.first_pairs(args, toy_sampler(), state)
