@@ -124,11 +124,11 @@ def write_files(out, state):
 
 
 def keep_best(out, state, sampler):
-    """Leave the model in OUT/best if its evaluation, the last row, is better than all before it."""
+    """Leave the model in OUT/best if no evaluation before its own, the last row, was better."""
     row = state["metrics"][-1]
     value = row.get("select", row[selected_by(state["flags"]["method"])]) or 0.0
     state["last"] = value
-    if value <= state["best"]["value"]:
+    if value < state["best"]["value"]:
         return
     state["best"] = {"step": row["step"], "value": value}
     if state["flags"]["lora"]:

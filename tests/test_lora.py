@@ -139,7 +139,7 @@ def best_run(out, text):
 
 
 def test_the_best_model_is_kept(tmp_path):
-    """Of equal ones the first, on the problems of --select-data if there are any; with adapters it
+    """Of equal ones the last, on the problems of --select-data if there are any; with adapters it
     is merged when the run ends. sample.py evaluates it as it does a run."""
     select = write(tmp_path / "select.jsonl", problems(3, 9, held_out=True))
     for text, words in (
@@ -149,8 +149,8 @@ def test_the_best_model_is_kept(tmp_path):
     ):
         out = tmp_path / f"run{len(text)}"
         printed, seen = best_run(out, text)
-        assert "best, step 1: " + words in printed
+        assert "best, step 2: " + words in printed
         best = AutoModelForCausalLM.from_pretrained(out / "best").state_dict()[UP]
-        close(best, seen[1])
-        assert not torch.equal(seen[1], seen[3])
+        close(best, seen[2])
+        assert not torch.equal(seen[2], seen[3])
         assert '"eval/size": 2' in used(f"--model {out}/best --eval --json")
