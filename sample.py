@@ -180,8 +180,8 @@ def use(argv):
     folder = TOY if args.model == "toy" else Path(args.model)
     problems = exam = []
     set_judges(args)
-    # A run's folder knows by what its responses are judged, its compute dtype, and how long
-    # completions may be.
+    # A run's folder knows by what its responses are judged, how long completions may be, and its
+    # --precision, if it was named.
     flags = run_flags(folder)
     if (args.eval or args.explain) and flags.get("grader") and not args.grader:
         raise InputError(f"{folder}: a grader judged its responses: give --grader, it or another")

@@ -490,7 +490,7 @@ def train(args):
         size = f"{sampler.model.num_parameters():,} parameters on {sampler.model.device}"
         count = f"{len(state['problems'])} problems, {len(state['held_out'])} held out"
         say(f"{args.method} on {args.model}: {size}; {count}; {out}")
-        cache = PairCache(state["cache"], maxlen=max(args.cache, args.pairs))
+        cache = PairCache(state["cache"], maxlen=args.cache)
         done = max(0, state["step"] - 1)
         bar = tqdm(desc=args.method, total=args.steps, initial=done, disable=BAR_OFF)
         # Step 0 only evaluates.

@@ -58,11 +58,11 @@ PLACEHOLDER = re.compile(r"(?i)\\f?boxed\s?\{(?:\W|your|the|final|answer|here)*"
 DENIED = re.compile(r"(?:not|n't|never|cannot)(?: be| equal to)?[\s$\\(\[{]{0,9}\Z")
 TAKEN_BACK = re.compile(
     r"(?i)[\W_]{0,20}(?:(?:no|hmm|oops|sorry|actually|correction)\b[,.!:]|no\Z|or\b|wait\b"
-    r"|(?:(?:(?:that|it|there)(?:'s)?|this|which|(?:i|we)(?:'ve)?|am|is|was|be|been|has|have|had|to"
-    r"|may|might|must|could|should|would|can(?:'t|not)?|made|seems?|looks?|think|thought|sure|the|my"
-    r"|our|answer|result|value|so|oh|hmm|and|but|also|(?-i:an?)) ){0,7}"
-    r"(?:wrong|incorrect|impossible|false|mistake|be right"
-    r"|not (?:a |the )?(?:solution|answer|right|correct|valid|possible)))"
+    r"|(?:(?:(?:that|it|there)(?:['’]s)?|this|which|(?:i|we)(?:['’]ve)?|am|is|was|be|been|has|have|had"
+    r"|to|may|might|must|could|should|would|can(?:['’]t|not)|does(?:n['’]t)?|made|seems?|looks?|think"
+    r"|thought|sure|the|my|our|answer|result|value|no|so|oh|hmm|and|but|also|(?-i:an?)),? ){0,7}"
+    r"(?:wrong|incorrect|impossible(?! to\b)|false|mistake|error|(?<!to )be right|seem right"
+    r"|(?:not|isn['’]t) (?:a |the )?(?:solution|answer|right|correct|valid|possible)))"
 )
 
 

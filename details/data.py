@@ -196,8 +196,9 @@ def to_program(row, question, line):
 def with_tests(question, row):
     """MBPP's questions show their tests, as is usual."""
     if "test_list" in row:
-        tests = map(str, listed(row["test_list"]))
-        question = "\n".join([question, "It must pass these tests:", *tests])
+        question += "\nIt must pass these tests:"
+        for test in listed(row["test_list"]):
+            question += f"\n{test}"
     return question
 
 

@@ -144,7 +144,7 @@ def settle(args):
     args.data = args.data or "gsm8k"
     args.pairs = args.pairs or args.questions
     # Small, since pairs should be the policy's own: so they wait less than a step on average.
-    args.cache = args.cache or 2 * args.pairs
+    args.cache = max(args.cache or 2 * args.pairs, args.pairs)
     args.critique_data = args.critique_data or ("static" if args.method == "c-rl" else "dynamic")
     if args.n == 1 and args.group != "batch" and args.method not in SUPERVISED:
         raise InputError("--n 1: a sample needs others of its prompt to be compared with")

@@ -252,7 +252,7 @@ def same(found, expected):
     if kinds == {tuple}:
         return len(found) == len(expected) and all(map(same, found, expected))
     if kinds == {float}:
-        return math.isclose(found, expected, rel_tol=1e-6)
+        return math.isclose(found, expected, rel_tol=1e-6, abs_tol=1e-15)
     return found == expected and (len(kinds) == 1 or kinds == {int, float})
 
 

@@ -28,7 +28,10 @@ ANSWERS = r"""
 42 != \boxed{42}. That is wrong. | \boxed{42}. I think this may be incorrect.
 42 != \boxed{42}. It's wrong. | \boxed{42}. I've made a mistake. | \boxed{42}, but that's wrong.
 42 != \boxed{42}. Hmm that can't be right. | The answer is 42. That's not correct.
-42 != \boxed{42}. I think there must be a mistake.
+42 != \boxed{42}. I think there must be a mistake. | \boxed{42}. That’s wrong.
+42 != \boxed{42}. Oh, it's wrong. | \boxed{42}. That isn't right. | \boxed{42}. I made an error.
+42 != \boxed{42}. This doesn't seem right.
+42 == \boxed{42}. It can be right. | \boxed{42}. It's impossible to get more.
 B == \boxed{B}. The rest are incorrect. ;; No == \boxed{No}. The claim is false.
 42 == \boxed{42}. The answer is reasonable. | \boxed{42}. The answer is not 41, since both count.
 42 == #### 42¶The answer is in dollars. | <answer>42</answer>¶This answer is rounded.

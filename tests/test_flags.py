@@ -194,7 +194,7 @@ def test_a_question_on_the_command_line():
 
 
 def test_sample_py_evaluates_in_the_precision_of_the_run(tmp_path):
-    """The run's folder knows its precision; --precision overrides it."""
+    """The run's folder knows its --precision; that of sample.py overrides it."""
     trained(tmp_path, "--precision bf16 --steps 0 --eval-size 2")
     with patch(sample, "load_policy", wraps=load_policy) as load:
         used("--eval --model", tmp_path)
