@@ -399,7 +399,6 @@ def test_g_rl_samples_responses():
         assert sample.role == "response"
         assert sample.problem == problem
         assert sample.reward == is_correct(sample.text, problem.answer)
-    assert len({tuple(sample.prompt) for sample in samples}) == 8
     assert metrics["pass@n"] == pass_at_n(samples, 4)
 
 

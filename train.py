@@ -119,7 +119,8 @@ def pairs_to_criticise(args, step, responses, cache, static):
     they are drawn. Static ones are the starting policy's, from 10 responses to each of up to 512
     questions; they come in pass after pass, as questions do."""
     if args.critique_data == "static":
-        return batch_of(static, step, args.seed, min(args.pairs, len(static)))
+        count = min(args.pairs, len(static))
+        return batch_of(static, step, args.seed, count)
     rng = random.Random(seed_of(args.seed, step, "pairs"))
     choose = filter_pairs if args.balance == "filter" else random_pairs
     cache.extend(choose(pairs_by_question(responses, args.n, step), rng))
@@ -297,8 +298,7 @@ def update(args, sampler, reference, optimizer, samples, rng):
 
     It makes --updates optimizer steps, each on its share of the prompts. All ratios are to the
     log-probs that the completions were sampled with. reference: the model of the KL, None where
-    there is none.
-    Raises InputError for a gradient that is not finite.
+    there is none. Raises InputError for a gradient that is not finite.
     """
     if not samples:
         return {}
@@ -326,7 +326,7 @@ def update(args, sampler, reference, optimizer, samples, rng):
         token_count = sum(len(sample.tokens) for sample in batch)
         with_gradient = [s for s in batch if s.advantage != 0 or s.kl > 0]
         if not with_gradient:
-            continue
+            continue  # no optimizer step: Adam's momentum would move the weights
         add_gradient(model, with_gradient, reference, token_count, args)
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP))
         if not math.isfinite(norm):
@@ -442,8 +442,9 @@ def pair_sft(args, sampler, step, problems, cache, static):
     policy's own."""
     # The filter leaves right, wrong, right, wrong, ...
     couples = list(zip(static[::2], static[1::2]))
+    count = min(args.pairs, len(couples))
     learned = []
-    for right, wrong in batch_of(couples, step, args.seed, min(args.pairs, len(couples))):
+    for right, wrong in batch_of(couples, step, args.seed, count):
         sample = demonstration(
             sampler.tokenizer,
             correct_prompt(
@@ -503,9 +504,8 @@ def train(args):
                 )
                 row |= metrics
                 if samples:
-                    log_samples(
-                        out, state, sampler.tokenizer, step, samples, evaluates or step == 1
-                    )
+                    show = evaluates or step == 1
+                    log_samples(out, state, sampler.tokenizer, step, samples, show)
                 bar.update()
             if evaluates:
                 start = time.time()

@@ -70,7 +70,13 @@ def test_greedy_tokens_equal_model_generate():
             eos_token_id=[2, 5],
             pad_token_id=0,
         )
-        samples = generate(model, prompts, max_new_tokens=40, temperature=0, stop=(2, 5))
+        samples = generate(
+            model,
+            prompts,
+            max_new_tokens=40,
+            temperature=0,
+            stop=(2, 5),
+        )
         rows = rows[:, ids.shape[1] :].tolist()
         for s, row in zip(samples, rows):
             size = len(s.tokens)
@@ -117,7 +123,14 @@ def test_pad_token_is_of_no_account():
     for pad in (2, 0):
         model.config.pad_token_id = pad
         model.generation_config.pad_token_id = pad
-        samples = generate(model, prompts, n=200, max_new_tokens=12, stop=(2,), seed=4)
+        samples = generate(
+            model,
+            prompts,
+            n=200,
+            max_new_tokens=12,
+            stop=(2,),
+            seed=4,
+        )
         agree(model, samples)
         assert any(0 in s.tokens for s in samples)
         assert any(s.stopped for s in samples)
@@ -174,7 +187,13 @@ def test_completions_are_truncated_at_the_end_of_the_context():
     for kind in ("Llama", "GPT2"):
         model = model_of(kind)
         prompts = [[5] * 3] * 30 + [[5] * 120]
-        samples = generate(model, prompts, max_new_tokens=20, temperature=0, stop=())
+        samples = generate(
+            model,
+            prompts,
+            max_new_tokens=20,
+            temperature=0,
+            stop=(),
+        )
         assert len(samples[0].tokens) == 20
         assert len(samples[-1].tokens) == 8
         agree(model, samples)
