@@ -256,7 +256,8 @@ def generate(
     ).to(device)
 
     samples = [None] * len(rows)
-    bar = tqdm(total=len(rows), desc=bar_title, leave=False, disable=BAR_OFF if bar_title else True)
+    hidden = BAR_OFF if bar_title else True
+    bar = tqdm(total=len(rows), desc=bar_title, leave=False, disable=hidden)
     with bar, packed(model, len(rows)):
         for batch in sampling_batches(model, rows, n, max_new_tokens):
             drawn = sample_batch(

@@ -28,7 +28,7 @@ leave = os._exit
 items_of = dict.items
 
 ATOMS = (int, str, bool, bytes, complex, type(None))
-# And as what a container is reported. MBPP's solutions return a Counter where a dict is asserted.
+# As what a container is reported. MBPP's solutions return a Counter where a dict is asserted.
 CONTAINERS = {
     list: "list",
     tuple: "tuple",
