@@ -48,8 +48,9 @@ def critique_prompt(question, response):
 
 
 def correct_prompt(question, response, critique=None, program=False):
-    """Chat messages that ask for a refined response: the real conversation, plus the critique, if
-    there is one. program: as in `solve_prompt`."""
+    """Chat messages that ask for a refined response: the conversation so far, in which the response
+    is the policy's own turn, and the request, with a critique if there is one. program: as in
+    `solve_prompt`."""
     template = CORRECT if critique is None else CORRECT_WITH
     request = template.format(critique=critique) + REWRITE[program]
     return [

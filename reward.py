@@ -125,8 +125,8 @@ def pairs_by_question(responses, n, step=0):
 
 
 def filter_pairs(by_question, rng):
-    """The data filter. Of every question that has both it keeps one right and one wrong response,
-    drawn at random, right before wrong; the other questions are dropped.
+    """The data filter. Of a question that has right and wrong responses it keeps one of each, drawn
+    at random, the right one first; other questions are dropped.
 
     by_question: for each question its [Pair, ...].
     """
@@ -204,8 +204,9 @@ def leave_one_out(rewards, groups):
     [samples]. A mean that includes the sample itself would scale its gradient by 1 - 1/m in a
     group of m, and the groups here differ in size.
 
-    rewards: numbers [samples]; groups: one tuple for each, the question last. A sample that is
-    alone in its group is compared with those at other questions whose tuples are else the same.
+    rewards: numbers [samples]; groups: a tuple for each, such as ("attempt 2", False, question). A
+    sample that is alone in its group is compared with those of other questions: their tuples agree
+    in all but the last entry.
     """
     members = members_of(groups)
     wider_members = members_of(group[:-1] for group in groups)

@@ -49,7 +49,7 @@ class Sample:
 
     prompt: list[int]  # token ids
     tokens: list[int]  # token ids of the completion, the stop token included
-    logprobs: list[float]  # one per token, in nats, as drawn
+    logprobs: list[float]  # of each token when it was drawn, in nats, at that temperature
     stopped: bool  # True: it ended by itself; False: truncated, or `unclosed`
     # Set by the Sampler (`text`, `unclosed`) and the rollouts:
     text: str = ""
@@ -62,12 +62,12 @@ class Sample:
     unclosed: bool = False  # it ended inside a <think> block
     # By the recipe:
     reward: float = 0.0
-    group: object = None  # a tuple: rewards are compared inside it; None: as --group says
-    kl: float = 0.0  # weight of the KL to the reference on its tokens
+    group: object = None  # a tuple: for `leave_one_out`; None: for `advantages`, as --group says
+    kl_weight: float = 0.0  # of its tokens' distance to the reference, k3, in the loss
     # By `train.update`:
     advantage: float = 0.0  # the reward, compared inside the group
     # One number per token, None where the sample gave no gradient.
-    log_ratios: list[float] | None = None  # log-prob now, minus that as drawn
+    log_ratios: list[float] | None = None  # log-prob now, minus that when drawn
     clipped: list[bool] | None = None  # did the clip take away the gradient?
     k3: list[float] | None = None  # distance to the reference, if there is one: see train.py
 
@@ -75,20 +75,20 @@ class Sample:
 # -------------------------------------------------------------------------------------- rollouts
 
 
-def respond(sampler, problems, n, seed, bar_title=None, role="response"):
+def respond(sampler, problems, n, seed, role="response"):
     """First-order rollout: n responses to each problem; the n of a problem stand together."""
     chats = [solve_prompt(problem.question, problem.program) for problem in problems]
-    responses = sampler.complete(chats, n, seed, bar_title)
+    responses = sampler.complete(chats, n, seed)
     set_outcomes(responses, repeat(problems, n), role)
     return responses
 
 
-def criticise(sampler, pairs, n, seed, bar_title=None):
+def criticise(sampler, pairs, n, seed):
     """Second-order rollout: n critiques of each pair; the n of a pair stand together."""
     chats = []
     for pair in pairs:
         chats.append(critique_prompt(pair.problem.question, pair.response))
-    critiques = sampler.complete(chats, n, seed, bar_title)
+    critiques = sampler.complete(chats, n, seed)
     assert len(critiques) == n * len(pairs)
     for sample, pair in zip(critiques, repeat(pairs, n)):
         sample.role = "critique"
@@ -99,17 +99,17 @@ def criticise(sampler, pairs, n, seed, bar_title=None):
     return critiques
 
 
-def two_attempts(sampler, problems, n, seed, bar_title=None):
+def two_attempts(sampler, problems, n, seed):
     """SCoRe: n first attempts at each problem, and one second attempt after each of them: two lists
     of Samples in the same order."""
-    first = respond(sampler, problems, n, seed, bar_title, role="attempt 1")
+    first = respond(sampler, problems, n, seed, role="attempt 1")
     # The second goes on with the conversation in which the first was given.
     chats = []
     for sample in first:
         question = sample.problem.question
         chat = correct_prompt(question, sample.text, program=sample.problem.program)
         chats.append(chat)
-    second = sampler.complete(chats, 1, seed + 1, bar_title)
+    second = sampler.complete(chats, 1, seed + 1)
     set_outcomes(second, repeat(problems, n), "attempt 2")
     for before, after in zip(first, second):
         after.first = before
@@ -184,11 +184,12 @@ class Sampler:
     tokenizer: object
     max_new_tokens: int
     temperature: float = 1.0  # 0 is greedy
+    bar_title: str | None = None  # shown beside a progress bar; None: no bar
 
     def greedy(self):
         return replace(self, temperature=0.0)
 
-    def complete(self, chats, n, seed, bar_title=None):
+    def complete(self, chats, n, seed):
         """n Samples with their texts for each chat; the n of a chat stand together. A prompt that
         leaves no room in the context gives Samples without tokens."""
         room = context_length(self.model)
@@ -201,7 +202,7 @@ class Sampler:
             self.max_new_tokens,
             self.temperature,
             seed=seed,
-            bar_title=bar_title,
+            bar_title=self.bar_title,
         )
         drawn = iter(drawn)
         samples = []
@@ -280,7 +281,7 @@ def sample_batch(model, prompts, uniforms, temperature, stop):
     Equal prompts are computed once: see `prefill`."""
     device = uniforms.device  # where tokens are drawn
     count, steps = uniforms.shape
-    room = [context_length(model) - len(prompt) for prompt in prompts]  # for tokens behind each
+    room = [context_length(model) - len(prompt) for prompt in prompts]  # for tokens after each
     room = torch.tensor(room, device=device)
     tokens = torch.full((count, steps), -1, device=device)  # -1: not drawn
     logprobs = torch.zeros(count, steps, device=device)
@@ -368,7 +369,8 @@ def prefill(model, prompts, cache):
 
 def forward(model, ids, mask, cache):
     """The last hidden states [rows, length, width], which the output head reads, of the tokens
-    `ids` [rows, length] behind those in the cache. mask [rows, cached and new]: 0 for padding."""
+    `ids` [rows, length] that follow those in the cache. mask [rows, cached and new]: 0 is padding.
+    """
     # The first real token of a row is at 0. Positions of padding, and of rows that have ended but
     # not left yet, are clamped: their outputs are never used.
     position = mask.cumsum(1)[:, -ids.shape[1] :] - 1
@@ -437,17 +439,17 @@ def batch_logprobs(model, samples, temperature):
         cache = Cache(layer_class_to_replicate=LearningLayer)
         prompts = [sample.prompt for sample in samples]
         states, mask, owner = prefill(model, prompts, cache)
-        behind = []  # a copy for each row
+        copies = []  # one for each row
         for layer in cache.layers:
             # index_select: the gradient of [owner] is not deterministic.
             keys = layer.keys.index_select(0, owner)
-            behind.append(LearningLayer(keys, layer.values.index_select(0, owner)))
+            copies.append(LearningLayer(keys, layer.values.index_select(0, owner)))
         # The prompt's last position predicts the first token, the rest of them predict the rest.
         states = states.index_select(0, owner)[:, None][:, :width]
         if width > 1:
             # A token is fed where another follows it.
             mask = torch.cat([mask[owner], real[:, 1:].long()], 1)
-            rest = forward(model, tokens[:, :-1], mask, Cache(behind))
+            rest = forward(model, tokens[:, :-1], mask, Cache(copies))
             states = torch.cat([states, rest], 1)
         assert states.shape[:2] == tokens.shape == (count, width)
         scored = token_logprobs(model, states[real], tokens[real], temperature)

@@ -8,6 +8,7 @@ python sample.py --model out --eval --json     a run on its held-out problems
 import argparse
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from critique import correct_prompt, solve_prompt
@@ -79,13 +80,13 @@ def show_question(sampler, problem, n, seed):
 def evaluate(sampler, problems, exam):
     """Greedy evaluation on held-out problems (answers, second attempts) and on the exam, the pairs
     of the critic's evaluation set: a dict of eval/... numbers, and the answers as Samples."""
-    sampler = sampler.greedy()
-    first, second = two_attempts(sampler, problems, 1, seed=0, bar_title="evaluation")
-    critiques = criticise(sampler, exam, 1, seed=0, bar_title="critiques")
+    sampler = replace(sampler.greedy(), bar_title="evaluation")
+    first, second = two_attempts(sampler, problems, 1, seed=0)
+    critiques = criticise(sampler, exam, 1, seed=0)
     attempts = attempts_table(first, second)
     judgements = judgement_table(critiques)
     # Selective revision: it criticises its own answers, and corrects those that it judges wrong.
-    own = criticise(sampler, pairs_of(first), 1, seed=0, bar_title="own critiques")
+    own = criticise(sampler, pairs_of(first), 1, seed=0)
     doubted = [critique for critique in own if critique.says_right is False]
     trusted_right = [critique.pair.right for critique in own if critique.says_right is not False]
     refined = refine(sampler, doubted, 1, seed=0)

@@ -412,7 +412,7 @@ def test_gc_rl_samples_responses_and_critiques_of_them():
     critiques = samples[32:]
     assert responses == alone
     pairs = metrics["critique/pairs"]
-    assert {sample.kl for sample in samples} == {0.5}
+    assert {sample.kl_weight for sample in samples} == {0.5}
     assert {sample.reward for sample in critiques} == {0.0, 0.7}
     assert len(critiques) == 4 * pairs
     assert len({tuple(sample.prompt) for sample in critiques}) == pairs
@@ -573,8 +573,8 @@ def test_score_and_multi_turn_reward_attempts():
         first, second, metrics = score_step(flags, step)
         assert rewards_of(first) == of_first
         assert rewards_of(second) == of_second
-        close([sample.kl for sample in first], [kl_of_first] * 4)
-        close([sample.kl for sample in second], [0.01] * 4)
+        close([sample.kl_weight for sample in first], [kl_of_first] * 4)
+        close([sample.kl_weight for sample in second], [0.01] * 4)
         assert metrics.pop("groups/alone") == 0
         assert metrics.pop("pass@n") == 1
         assert metrics == attempts_table(first, second) | stage
@@ -650,7 +650,7 @@ def gradients_added():
 def test_update_does_not_compute_what_has_no_gradient():
     """Samples without advantage and KL are left out; those with either are not."""
     samples = toy_rollout(n=8, count=1)  # the third and the seventh have no advantage
-    samples[2].kl = 0.1
+    samples[2].kl_weight = 0.1
     with gradients_added() as added:
         updated(samples)
     assert added.call_args.args[1] == samples[:6] + samples[7:]
@@ -731,10 +731,10 @@ def test_kl_to_the_reference():
     weighted = []
     for index, sample in enumerate(samples):
         sample.reward = 0.0
-        sample.kl = 1.0 + index % 2
+        sample.kl_weight = 1.0 + index % 2
         away = plain_logprobs(sample, model=reference).detach() - plain_logprobs(sample)
         k3.append(away.exp() - away - 1)
-        weighted.append(sample.kl * k3[-1])
+        weighted.append(sample.kl_weight * k3[-1])
     expected = gradient_of(torch.cat(weighted).mean())
     metrics, (seen,) = updated(samples, reference=reference)
     same_gradient(seen, expected)

@@ -8,22 +8,22 @@ What an optimizer step maximises, over all tokens of its completions:
     k3     = exp(d) - d - 1,  d = log p(token) of the starting policy - log p(token) now
 
 k3 estimates the KL divergence to the starting policy (the reference): it is 0 where the two agree,
-and never negative. It is a term of the loss, and no part of the reward that A compares.
+and never negative. It is a term of the loss, and no part of the reward that A compares. kl is its
+weight: --kl (0 for the toy's GC-RL), of SCoRe --beta1 and --beta2.
 
 A method is a recipe: which prompts are built, which rewards are given (GC-RL: eqs. 1 and 2, SCoRe:
-see `score`). All but star and pair-sft share the update. Each completion is trained by its own
+see `score`). All but star and pair-sft share the update. Each completion is reinforced by its own
 reward, given its prompt: no credit flows from a second attempt back to the first. What departs from
 GRPO as published (arXiv 2402.03300), and why:
 
 - As in DAPO and verl, the mean is over all tokens at once. If it were taken within each completion
   first, a token of a long completion would count less than one of a short completion.
 - A mini-batch without a gradient makes no optimizer step: Adam's momentum would move the weights.
-- SCoRe and multi-turn RL compare second attempts that follow the same outcome, leave a sample out
-  of its own baseline, and do not divide by the deviation (see `score`, `reward.leave_one_out`).
+- SCoRe and multi-turn RL have a baseline of their own: see `rewarded_attempts`.
 - In k3, d is at most MAX_AWAY = 3, so that a token's gradient, exp(d) - 1, is at most 19.
   Otherwise one token could dominate the others.
 
-    python train.py                        GC-RL on the embedded toy model, minutes on two cores
+    python train.py                        GC-RL on the embedded toy model, a minute on two cores
     python train.py --method score         SCoRe on the toy
     python train.py --model Qwen/Qwen2.5-0.5B-Instruct --data gsm8k --out runs/gsm8k
 
@@ -79,14 +79,21 @@ from sample import attempts_table, evaluate, judgement_table, pass_at_n
 
 WARMUP = 3  # steps in which the learning rate rises to --lr
 GRAD_CLIP = 1.0  # largest gradient norm
-MAX_AWAY = 3.0  # nats
+MAX_AWAY = 3.0  # the largest d, in nats
 
 # ----------------------------------------------------------------------------------- the recipes
 #
-# METHODS names them. `train_step` calls one, and `update` learns from the samples that it returns;
-# the metrics are for the log. cache: the pairs that wait for the critic. static: the starting
-# policy's pairs, for pair-sft and for critics of static pairs, else []. seed_of makes one seed from
-# its arguments.
+# From a recipe to a gradient:
+#
+#     train_step      calls the recipe, which METHODS names
+#     the recipe      returns Samples with reward, kl_weight and group, and metrics for the log
+#     update          compares rewards, which gives each Sample its advantage; makes mini-batches
+#     add_gradient    log-probs now, when drawn, and the reference's; the backward pass
+#     grpo_loss       what is maximised, as it stands above
+#
+# star and pair-sft go from train_step to `imitate`. Parameters of a recipe: `cache` has the pairs
+# that wait for the critic, `static` the starting policy's pairs, where they are used, else none.
+# seed_of makes one seed from its arguments.
 
 
 def gc_rl(args, sampler, step, problems, cache, static):
@@ -106,7 +113,7 @@ def rewarded_responses(args, sampler, step, problems):
     for sample in responses:
         # Add bonuses here, not to `right`, which defines pairs and accuracies.
         sample.reward = float(sample.right)
-        sample.kl = args.kl
+        sample.kl_weight = args.kl
     return responses, {
         "response/accuracy": mean(sample.right for sample in responses),
         "response/truncated": truncation(responses)["truncated"],
@@ -148,11 +155,11 @@ def rewarded_critiques(args, sampler, step, pairs):
                 args.reward_right,
                 args.reward_wrong,
             )
-        sample.kl = args.kl
+        sample.kl_weight = args.kl
     refined = []
     if args.denoise:
-        # Eq. 4: does the critique help to correct the response? The refined responses, --denoise of
-        # them for each critique, give a reward and are not trained.
+        # Eq. 4: does the critique help to correct the response? It is rewarded by --denoise refined
+        # responses. Nothing is trained on them.
         readable = [sample for sample in critiques if sample.says_right is not None]
         refined = refine(sampler, readable, args.denoise, seed + 1)
         for index, sample in enumerate(readable):
@@ -194,15 +201,15 @@ def c_rl(args, sampler, step, problems, cache, static):
 def score(args, sampler, step, problems, cache, static):
     """SCoRe (2409.12917): Stage I teaches the second attempt alone, Stage II both. Each attempt
     maximises its own line, where x1 is the question, x2 the conversation before the second attempt,
-    r1 and r2 are 1 for a right attempt, else 0, and D(x) is the mean k3 of the tokens after x:
+    r1 and r2 are 1 for a right attempt, else 0, and D(x) is the sum of k3 over the tokens after x:
 
         Stage I     attempt 1   - (beta1 + beta2) D(x1)
                     attempt 2   r2 - beta1 D(x2)
         Stage II    attempt 1   r1 - beta1 D(x1)
                     attempt 2   r2 + alpha (r2 - r1) - beta1 D(x2)
 
-    The baseline is this project's choice: second attempts at a question are compared with those
-    whose first attempt had the same outcome. In such a group r1 is one number, so it drops out:
+    The baseline is this project's choice: a second attempt is compared with others that follow the
+    same outcome (see `rewarded_attempts`). Among them r1 is one number, so it drops out:
 
         r2 + alpha (r2 - r1) - mean of that = (1 + alpha) (r2 - mean of r2)
 
@@ -217,7 +224,7 @@ def score(args, sampler, step, problems, cache, static):
         metrics["stage"] = 1
         for sample in first:
             sample.reward = 0.0  # all alike, so no advantage
-            sample.kl += args.beta2
+            sample.kl_weight += args.beta2
     else:
         # Stage II: both are rewarded, the second by the shaped reward.
         metrics["stage"] = 2
@@ -231,16 +238,17 @@ def rewarded_attempts(args, sampler, step, problems):
 
     The baseline of a first attempt is the mean of the others at its question. That of a second
     attempt is the mean of the others at its question whose first attempt had the same outcome; if
-    there are none, of all others in the batch whose first attempt had it.
+    there are none, of all others in the batch whose first attempt had it. Advantages are not
+    divided by the deviation.
     """
     seed = seed_of(args.seed, step, "attempts")
     first, second = two_attempts(sampler, problems, args.n, seed)
     for sample in first + second:
-        before = sample.first.right if sample.first else None  # outcome of the attempt before
+        first_right = sample.first.right if sample.first else None
         sample.reward = float(sample.right)
-        # For example ("attempt 2", False, "Compute 7-6 ..."), see `leave_one_out`.
-        sample.group = (sample.role, before, sample.problem.question)
-        sample.kl = args.beta1
+        # For example ("attempt 2", False, "Compute 7-6 ..."): for `leave_one_out`, in `update`.
+        sample.group = (sample.role, first_right, sample.problem.question)
+        sample.kl_weight = args.beta1
     return first, second, attempt_metrics(first, second, args.n)
 
 
@@ -275,14 +283,14 @@ def train_step(args, sampler, reference, optimizer, step, cache, state):
             cache,
             state["static"],
         )
-    # What has no tokens had no room in the context.
+    # A sample has no tokens where its prompt left no room in the context.
     fitting = [sample for sample in samples if sample.tokens]
     optimizer.param_groups[0]["lr"] = args.lr * min(1, step / WARMUP)
     rng = random.Random(seed_of(args.seed, step, "mini-batches"))
     with cost.timed("update"):
         if args.method in SUPERVISED:
             for sample in fitting:
-                sample.advantage = sample.reward  # what its log-prob weighs, for the log
+                sample.advantage = sample.reward  # the weight of its log-prob, for the log
             traces = [sample for sample in fitting if sample.reward > 0]
             batches = mini_batches(traces, args.updates, rng)
             metrics |= imitate(sampler.model, optimizer, batches)
@@ -305,7 +313,7 @@ def update(args, sampler, reference, optimizer, samples, rng):
     rewards = [sample.reward for sample in samples]
     groups = [sample.group for sample in samples]
     if groups[0]:
-        # Set by `rewarded_attempts`: not divided, and without the sample itself in its baseline.
+        # Set by `rewarded_attempts`, which says what is compared.
         compared = leave_one_out(rewards, groups)
     else:
         # The samples of a prompt, of a question (responses and critiques), or the whole batch.
@@ -324,7 +332,7 @@ def update(args, sampler, reference, optimizer, samples, rng):
     for batch in mini_batches(samples, args.updates, rng):
         # Samples without a gradient are left out of the computation; their tokens stay in the mean.
         token_count = sum(len(sample.tokens) for sample in batch)
-        with_gradient = [s for s in batch if s.advantage != 0 or s.kl > 0]
+        with_gradient = [s for s in batch if s.advantage != 0 or s.kl_weight > 0]
         if not with_gradient:
             continue  # no optimizer step: Adam's momentum would move the weights
         add_gradient(model, with_gradient, reference, token_count, args)
@@ -371,7 +379,7 @@ def add_gradient(model, batch, reference, token_count, args):
         ref = torch.minimum(ref, new.detach() + MAX_AWAY)
     # One advantage and one weight of the KL for all tokens of a completion.
     advantage = new.new_tensor([sample.advantage for sample in batch for _ in sample.tokens])
-    kl = new.new_tensor([sample.kl for sample in batch for _ in sample.tokens])
+    kl = new.new_tensor([sample.kl_weight for sample in batch for _ in sample.tokens])
     assert new.shape == old.shape == advantage.shape == kl.shape == (sum(lengths),)
     mask = torch.ones_like(new)  # [tokens] have no padding
     loss, clipped, k3 = grpo_loss(new, old, advantage, mask, args.clip, ref, kl)
@@ -398,7 +406,7 @@ def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=N
     towards the reference, too.
 
     All tensors have one shape, [tokens] or a padded [batch, length], or broadcast to it. Where the
-    mask is 0 they may hold anything. `add_gradient` bounds d.
+    mask is 0 they may hold anything. d is at most MAX_AWAY here: see `add_gradient`.
 
     Returns the mean over all unmasked tokens, which tokens the clip leaves without a gradient, and
     k3, both zero where masked.
@@ -426,8 +434,8 @@ def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=N
 
 
 def star(args, sampler, step, problems, cache, static):
-    """STaR: learn the sampled traces that end right, their first attempts too where right. Traces
-    are sampled anew from the current policy at each step."""
+    """STaR: learn each right second attempt, and the first one before it if that is right, too.
+    Both are sampled anew from the current policy at each step."""
     first, second, metrics = rewarded_attempts(args, sampler, step, problems)
     samples = []
     for sample in second:

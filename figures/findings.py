@@ -44,11 +44,9 @@ LINES = FOLDER / "findings.jsonl"
 
 # ---------------------------------------------------------------------------------- the protocol
 #
-# Runs, claims, steps, seeds, smallest differences and verdicts were fixed before these runs, but by
-# people who had seen seeds 0 to 16 of g-rl and gc-rl, and 0 to 7 of most others, on earlier code;
-# so the headline claim is told by seeds 17 to 31 alone as well. S4's and F8's claims were put
-# nearer to the papers' words when only some seeds of g-rl and gc-rl had been run. The toy and its
-# settings were chosen at seeds 100 to 103, which are not used here.
+# Runs, claims, steps, seeds, smallest differences and verdicts were fixed before these runs. What
+# their authors had seen by then, and what has been changed since, stands in HEAD below. The toy and
+# its settings were chosen at seeds 100 to 103, which are not used here.
 
 # Seeds: of what decides most, of the rest, of what takes long, and those nobody had seen.
 ALL = range(32)
@@ -132,8 +130,7 @@ class Claim(NamedTuple):
     threshold: float | None = None
 
 
-# One or two claims decide a finding. Where a paper says it of answers and critics, critics decide:
-# their numbers vary less between seeds. Answers then stand beside.
+# One or two claims decide a finding.
 FINDINGS = {
     "F1": (
         "Training critiques alone lifts answers, but less than training answers does",
@@ -222,6 +219,11 @@ OTHERS = {
         Claim("critique_sound", "c-rl", "g-rl", ALL),
         Claim("critique_sound", "gc-rl", "g-rl", ALL, other_step="samples"),
     ],
+    "What makes GC-RL's critic better than C-RL's?": [
+        Claim("critique", "gc-rl", "c-rl, dynamic", HALF),
+        Claim("critique", "gc-rl, static", "c-rl", HALF),
+        Claim("critique", "g-rl", "c-rl", ALL),
+    ],
     "Where most answers are wrong": [
         Claim("generation", "hard, any pairs", "below", HALF, step=10, threshold=0.5),
         Claim("critique_p2", "hard, any pairs", "hard, filter", HALF, step=10, other_step=10),
@@ -254,13 +256,23 @@ MORE = {  # in runs.md
 # {finding or heading: a sentence why, as far as the runs tell}
 WHY = {
     "F2": "The critiques are samples, too: see below what is left at equal cost.",
-    "F8": "Both shares rise together: the critic learns to check.",
+    "F3": "With more samples, and with pairs of its own policy: see below.",
+    "F8": "Both shares rise together: the critic learns to check. By step 10 about half of the "
+    "answers are right, so what the paper describes had little time.",
     "S1": "Greedily it never looks again (sampled, once in twelve): it repeats the first attempt.",
-    "S2": "At the start hardly any second attempt mends a first one, so STaR learns to repeat; "
-    "Pair-SFT spoils more right answers than it mends wrong ones.",
-    "S3": "Where the first attempt is right, to repeat it earns all there is.",
-    "What is recalled": "Is this why seeds differ so much? No: at bad seeds answers lose their "
-    "format, see [why seeds differ](results.md#why-seeds-differ).",
+    "S2": "At the start hardly any second attempt mends a first one, so there is little for STaR "
+    "to learn but to repeat; Pair-SFT spoils more right answers than it mends wrong ones.",
+    "S3": "It begins by repeating, and where the first attempt is right, that earns all there is.",
+    "S5": "It is delta again: votes lift neither first nor second attempts above greedy ones.",
+    "At equal cost": "Seconds are those of a shared machine, at different hours: go by samples.",
+    "Right for the right reason: do critics find the error?": "Of the wrong responses that are "
+    "judged wrong, those whose first wrong step the critique objects to (`toy/sound.py`). A critic "
+    "that judges more of them wrong is asked about harder ones, too.",
+    "What makes GC-RL's critic better than C-RL's?": "These claims were added when half of the "
+    "runs had been seen. `c-rl, dynamic` takes as many samples as gc-rl.",
+    "What is recalled": "Is this why seeds differ so much? In part: where more facts are recalled, "
+    "more answers are right. But at the worst seeds answers lose their format, see [why seeds "
+    "differ](results.md#why-seeds-differ).",
 }
 
 # Numbers of an evaluation that are kept, and what they are called here.
@@ -527,12 +539,12 @@ def differences(lines, claim):
     nothing is called right, say, there is no precision."""
     found = []
     pairs = pairs_of(lines, claim)
+    step = step_of_other(pairs, claim)[0] if pairs else None
     sign = -1 if claim.other == "below" else 1
     for run, other in pairs:
         first = number(run, claim.step, claim.metric)
         second = claim.threshold
         if second is None:
-            step, _ = step_of_other(pairs, claim)
             second = number(other, step, claim.other_metric or claim.metric)
         if first is not None and second is not None:
             found.append(sign * (first - second))
@@ -591,7 +603,7 @@ def verdict(found, least):
     if found is None:
         return "not run yet"
     if -least < found.low and found.high < least:
-        return f"does not hold here: within {least}"
+        return f"does not hold here: smaller than {least}"
     if found.low > 0:
         return "holds here"
     if found.high < 0:
@@ -623,12 +635,11 @@ def words_of(lines, claim):
         other = f"{WORDS[claim.other_metric]} of {other}"
     if claim.other_step not in ("samples", "seconds"):
         return f"{first} above {other}{at(claim.other_step)}"
-    other += f" with as many {claim.other_step}"
     pairs = pairs_of(lines, claim)
-    if pairs:
-        step, times = step_of_other(pairs, claim)
-        other += f" (step {step}, {times:.2f} times as many)"
-    return f"{first} above {other}"
+    if not pairs:
+        return f"{first} above {other} after as many {claim.other_step}"
+    step, times = step_of_other(pairs, claim)
+    return f"{first} above {other} after {times:.2f} times as many {claim.other_step} (step {step})"
 
 
 def show_estimate(found, claim):
@@ -659,22 +670,27 @@ by 30 steps of 32 questions, if nothing else is said: `g-rl` of answers, `c-rl` 
 `gc-rl` of both, `multi-turn` and `score` of two attempts. Answers and second attempts are greedy,
 on 512 held-out problems; critics judge responses to such problems, half of them right.
 
-Claims and verdicts were fixed before these runs, but by people who had seen seeds 0 to 16 of g-rl
-and gc-rl, and 0 to 7 of most others, on earlier code. Repeated, seeds 0 to 7 of g-rl and gc-rl came
-out much the same: they are hardly new evidence. With `hard` nothing had been seen but a trial at
-seed 100. S4's and F8's claims were put nearer to the papers' words, and some that decide nothing
-were added, when only some seeds of g-rl and gc-rl had been run.
+By how much a claim holds is a mean over seeds, paired, with its 95% interval. It **does not hold
+here** if the interval is below 0, or inside of what would not matter on either side of 0 (grey in
+the picture): {ANSWERS} in answers and attempts, {CRITICS} in critics' numbers, {DELTA} in delta
+(second attempts minus first ones). Else it **holds here** if the interval is above 0, which tells
+the direction and not that the size matters; and it is **not decided** if 0 is in it. A claim about
+one kind of run alone is held against a threshold in place of 0: the table has the number itself,
+the picture its distance from the threshold, on the side that is claimed. S1's interval is over
+problems, since all runs start alike. A finding holds if all of its claims do, and does not hold if
+one of them does not. Where a paper says it of answers and of critics, critics decide, since they
+vary less between seeds; answers stand below or in runs.md.
 
-By how much a claim holds is a mean over seeds, paired, with its 95% interval. A claim **does not
-hold here** if the interval lies within the smallest difference that would matter, on either side of
-0 and even if it leaves 0 out: {ANSWERS} in answers and attempts, {CRITICS} in critics' numbers,
-{DELTA} in delta (second attempts minus first ones). Else it **holds here** if the interval is above
-0, **does not hold here** if it is below 0, and is **not decided** if 0 is in it. A claim about one
-kind of run alone is held against a threshold in place of 0, and no difference is too small: the
-table has the number itself, the picture its distance from the threshold, on the side that is
-claimed. S1's interval is over problems, since all runs start alike. A finding holds if all of its
-claims do, and does not hold if one of them does not. Where nothing makes a difference one interval
-in twenty leaves 0 out.
+All of this was fixed before these runs, but by people who had seen seeds 0 to 16 of g-rl and gc-rl,
+and 0 to 7 of most others, on earlier code. Repeated, seeds 0 to 7 of g-rl and gc-rl came out much
+the same: they are hardly new evidence. With `hard` nothing had been seen but a trial at seed 100.
+When some seeds of g-rl and gc-rl had been run, S4's and F8's claims and F1's and S3's titles were
+put nearer to the papers' words, and some claims that decide nothing were added. Seeds 0 to 5 of
+c-rl, `c-rl, eq. 4`, `gc-rl, static` and pair-sft were made twice, since the code had come to deal
+out their pairs otherwise; the second runs count. By the first F5 was not decided.
+
+Where nothing makes a difference, one interval in twenty leaves 0 out: some {len(claims()) // 20} of
+the {len(claims())} here and in runs.md. Read again and again while runs come in, more do.
 
 Runs named `hard` have questions most of which the toy answers wrong at the start (`python -m
 toy.make --hard`); all but `hard, g-rl` are of gc-rl. These runs, eqs. 5 and 6 and `no std` do not
@@ -700,16 +716,18 @@ def show_findings(lines):
         verdicts = []
         told = []
         of = []
+        complete = True
         for claim in deciding:
             words, shown, seeds, said = row_of(lines, claim)
             verdicts.append(said)
             told.append(f"{words}: {shown}, {said}")
             of.append(seeds)
+            complete = complete and len(pairs_of(lines, claim)) == len(claim.seeds)
             found = estimate(lines, claim)
             short = said.removeprefix("does not hold here: ")
             drawn.append((words, short, found and found[:3], smallest(claim)))
         decided = decide(verdicts)
-        if " of " in "".join(of) and decided != "not run yet":
+        if not complete and decided != "not run yet":
             decided += " so far"
         why = WHY.get(finding, "") if decided != "not run yet" else ""
         cells = [finding, title, f"**{decided}**", "<br>".join(told), "<br>".join(of), why]
@@ -730,8 +748,8 @@ def show_others(lines, others):
 RECALLED = """The probability of the right digit in solving / in checking, by kind of fact as
 planted (`toy/planted.py`), at the start and at the ends of runs: means over seeds, and the seeds
 with the worst and the best answers. *Apart*: how differently solving and checking recall what the
-teacher is unsure of; 0 if solving recalls as checking does. Its correlation with the answers is
-over seeds; behind it what chance stays below, up or down, in 19 of 20 cases.
+teacher is unsure of; 0 if solving recalls as checking does. The correlations with the answers over
+seeds are those of *apart* and of *both*; in brackets what chance exceeds once in twenty.
 
 The last columns: of the facts that solving gets wrong at the start, how many come right, at least
 every other time, in both, in checking only, in solving only, in neither. Checking has half of them
@@ -744,7 +762,7 @@ def show_recalled(lines):
     """Print what the runs recall of the facts, in solving and in checking."""
     show_heading("What is recalled")
     print(RECALLED)
-    heads = ["run", "answers", *KINDS, "apart", "correlation", *WHO]
+    heads = ["run", "answers", *KINDS, "apart", "correlations", *WHO]
     print(f"| {' | '.join(heads)} |")
     print("| --- " * len(heads) + "|")
     for name in PROBED:
@@ -754,9 +772,8 @@ def show_recalled(lines):
             if name == PROBED[0]:
                 show_recalled_by("at the start", runs, 0)
             show_recalled_by(f"{name}: {len(runs)} seeds", runs, -1)
-            if name != "c-rl":
-                show_recalled_by(f"{name}: seed {runs[0]['seed']}", runs[:1], -1)
-                show_recalled_by(f"{name}: seed {runs[-1]['seed']}", runs[-1:], -1)
+            show_recalled_by(f"{name}: seed {runs[0]['seed']}", runs[:1], -1)
+            show_recalled_by(f"{name}: seed {runs[-1]['seed']}", runs[-1:], -1)
 
 
 def show_recalled_by(label, runs, when):
@@ -773,7 +790,10 @@ def show_recalled_by(label, runs, when):
     if when and len(runs) > 2:
         t = t_quantile(len(runs) - 2)
         chance = t / math.sqrt(len(runs) - 2 + t**2)
-        cells[-1] = f"{np.corrcoef(answers, apart)[0, 1]:+.2f} ({chance:.2f})"
+        both = [line["recalled"]["learned"]["both"][when] for line in runs]
+        of_apart = np.corrcoef(answers, apart)[0, 1]
+        of_both = np.corrcoef(answers, both)[0, 1]
+        cells[-1] = f"{of_apart:+.2f}, {of_both:+.2f} ({chance:.2f})"
     for who in WHO:
         cells.append(f"{mean(line['recalled']['learned'][who][when] for line in runs):.1f}")
     print(f"| {' | '.join(cells)} |")
@@ -817,7 +837,8 @@ def spread(values):
     values = [value for value in values if value is not None]
     if not values:
         return "-"
-    return f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    middle = round(mean(values), 6) + 0.0  # without what rounding leaves, also before a 0
+    return f"{middle:.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def draw_curves(lines):
@@ -847,8 +868,9 @@ def main(argv=None):
     print(HEAD)
     missing = len(missing_runs(lines))
     if missing:
-        print(f"**{missing} of the runs are still to be made.** Verdicts *so far* are of the seeds")
-        print("that there are. They may change, and are final only when none is missing.\n")
+        planned = sum(len(group) * len(seeds) for group, seeds in ORDER)
+        print(f"**{missing} of the {planned} runs are still to be made.** Verdicts *so far* are")
+        print("of the seeds that there are: they are final only when none is missing.\n")
     show_findings(lines)
     show_others(lines, OTHERS)
     show_recalled(lines)

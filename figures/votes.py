@@ -81,7 +81,7 @@ def in_groups(items, size):
 def vote(sampler, problems, budgets, critiques, seed):
     """{way: {k: accuracy}} of the three ways."""
     most = max(budgets)
-    responses = respond(sampler, problems, most, seed_of(seed, "vote"), "answers")
+    responses = respond(sampler, problems, most, seed_of(seed, "vote"))
     answers = in_groups(responses, most)
     parallel = [(e, 1.0) for e in responses]
 
@@ -89,8 +89,7 @@ def vote(sampler, problems, budgets, critiques, seed):
     half = most // 2
     first = [e for group in answers for e in group[:half]]
     chats = [correct_prompt(e.problem.question, e.text) for e in first]
-    correction_seed = seed_of(seed, "vote", "corrections")
-    second = sampler.complete(chats, 1, correction_seed, "corrections")
+    second = sampler.complete(chats, 1, seed_of(seed, "vote", "corrections"))
     set_outcomes(second, [e.problem for e in first], "attempt 2")
     corrected = [(e, 1.0) for e in second]
 
@@ -99,7 +98,7 @@ def vote(sampler, problems, budgets, critiques, seed):
     each = most // cost
     judged = [e for group in answers for e in group[:each]]
     critique_seed = seed_of(seed, "vote", "critiques")
-    checks = criticise(sampler, pairs_of(judged), critiques, critique_seed, "critiques")
+    checks = criticise(sampler, pairs_of(judged), critiques, critique_seed)
     weighted = []
     for e, own in zip(judged, in_groups(checks, critiques)):
         weight = mean(check.says_right is True for check in own)
@@ -147,7 +146,7 @@ def main(argv=None):
         raise InputError(f"{data}: programs have no answers that could be voted for")
     longest = args.max_new_tokens or flags.get("max_new_tokens", 512)
     policy = load_policy(args.model, args.device, flags.get("precision"))
-    sampler = Sampler(*policy, longest, args.temperature)
+    sampler = Sampler(*policy, longest, args.temperature, bar_title="votes")
     check_lengths(sampler, problems)
 
     budgets = []
@@ -157,7 +156,7 @@ def main(argv=None):
         k *= 2
     budgets.append(args.n)
     table = vote(sampler, problems, budgets, args.critiques, args.seed)
-    first, second = two_attempts(sampler.greedy(), problems, 1, 0, "greedy")
+    first, second = two_attempts(sampler.greedy(), problems, 1, 0)
     greedy = attempts_table(first, second)
 
     error = f"standard error up to {0.5 / len(problems) ** 0.5:.3f}"

@@ -121,7 +121,7 @@ class Compared(TrainerCallback):
             sample = Sample(prompt, tokens, [], stopped=tokens[-1] in stops)
             sample.reward = output["reward"][row]
             sample.group = output["group"][row] if "group" in output else tuple(prompt)
-            sample.kl = output["kl"][row] if "group" in output else trainer.beta
+            sample.kl_weight = output["kl"][row] if "group" in output else trainer.beta
             self.samples.append(sample)
         with torch.no_grad():
             for sample, row in zip(self.samples, logprobs(self.model, self.samples)):

@@ -56,7 +56,7 @@ class TrlSampler:
 
     trainer: GRPOTrainer
 
-    def complete(self, chats, n, seed, bar_title=None):
+    def complete(self, chats, n, seed):
         """n Samples with their texts for each chat, in chat-major order; TRL has its own seeds."""
         tokenizer = self.trainer.processing_class
         # Not TRL's own template: there a response that spells a mark of turns closes its quotation.

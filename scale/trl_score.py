@@ -52,7 +52,7 @@ def attempts(chats, trainer):
     log(trainer, metrics)
     more = {
         "group": [sample.group for sample in samples],
-        "kl": [sample.kl for sample in samples],
+        "kl": [sample.kl_weight for sample in samples],
     }
     return columns(samples) | more
 

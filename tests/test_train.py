@@ -96,10 +96,10 @@ def seeds_of(folder, flags):
     seeds = []
     complete = Sampler.complete
 
-    def note_rollout(sampler, chats, n, seed, bar_title=None):
+    def note_rollout(sampler, chats, n, seed):
         if sampler.temperature:
             seeds.append(seed)
-        return complete(sampler, chats, n, seed, bar_title)
+        return complete(sampler, chats, n, seed)
 
     drawing = mock.Mock(wraps=random)
     # Not of the questions that are asked again with the same random numbers.
@@ -142,7 +142,7 @@ def test_tokens_far_from_the_reference_are_pulled_back():
     the tokens that drifted furthest need it most."""
     [sample] = toy_rollout(n=1, count=1)
     sample.reward = 0.0
-    sample.kl = 1.0
+    sample.kl_weight = 1.0
     # d k3 / d new = 1 - exp(ref - new), and the loss is a mean over the tokens.
     pull = (1 - math.exp(train.MAX_AWAY)) * plain_logprobs(sample).mean()
     expected = gradient_of(pull)

@@ -310,7 +310,7 @@ def harder(sampler, count, rng, held_out=False):
     wanted = {"hard": round(0.7 * count)}
     wanted["half known"] = count - wanted["hard"]
     tried = problems(8 * count, rng, held_out)
-    responses = respond(sampler, tried, 4, seed=0, bar_title="harder problems")
+    responses = respond(sampler, tried, 4, seed=0)
     found = []
     for index, problem in enumerate(tried):
         right = sum(response.right for response in responses[4 * index : 4 * index + 4])
@@ -326,7 +326,7 @@ def make_hard(folder):
     """hard.jsonl, hard_held_out.jsonl and hard_exam.jsonl, chosen by what the folder's model gets
     wrong; then how much of the held-out ones it gets right, in responses drawn anew."""
     torch.set_num_threads(1)
-    sampler = Sampler(*load_policy(folder, "cpu"), LIMIT)
+    sampler = Sampler(*load_policy(folder, "cpu"), LIMIT, bar_title="hard problems")
     train = harder(sampler, TRAIN, random.Random(4))
     held_out = harder(sampler, HELD_OUT, random.Random(5), held_out=True)
     exam = sample_pairs(sampler, held_out, 8, EXAM, seed=0)
@@ -335,8 +335,8 @@ def make_hard(folder):
     write_jsonl(folder / "hard_exam.jsonl", map(from_pair, exam))
     print(f"{len(train)} problems, {len(held_out)} held out, {len(exam)} pairs")
     for name, asked in (("train", train), ("held out", held_out)):
-        drawn = respond(sampler, asked, 8, seed=1, bar_title="sampled")
-        greedy = respond(sampler.greedy(), asked, 1, seed=0, bar_title="greedy")
+        drawn = respond(sampler, asked, 8, seed=1)
+        greedy = respond(sampler.greedy(), asked, 1, seed=0)
         accuracies = f"sampled {mean(e.right for e in drawn):.3f}, pass@8 {pass_at_n(drawn, 8):.3f}"
         print(f"{name}: {accuracies}, greedy {mean(e.right for e in greedy):.3f}")
 
