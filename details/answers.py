@@ -42,7 +42,7 @@ MARKS = (
     # for programs: <answer>24</answer>, GSM8K's #### 24, with words only on the last line
     r"(?i)(?:<answer>|(?<!#)#{4}(?!#)(?=\s{0,9}(?:[-+$\\.\d]|[^\n]{1,999}\Z))"
     rf"(?!\s{{0,9}}\d{{1,3}}[.):]\s{{1,9}}\S))[\s:：*_]{{0,20}}{BEHIND}",  # no #### 2. Add
-    r"(?i)(?:(?:answers?|option)[*_\s]{0,6}(?:(?:is|are)\b|[:：=])"  # the answer is 24
+    r"(?i)(?:(?:answers?|option|choice)[*_\s]{0,6}(?:(?:is|are)\b|[:：=])"  # the answer is 24
     r"|answer[*_ ]{0,6}\n"  # a heading: ### Final Answer
     r"|(?:答案|故选)[*_\s]{0,6}[是为:：]"  # 答案是24
     r"|\A(?=\(?[a-z][).]{0,2}\Z)"  # a response that is one letter: (B)
@@ -60,9 +60,10 @@ TAKEN_BACK = re.compile(
     r"(?i)[\W_]{0,20}(?:(?:no|hmm|oops|sorry|actually|correction)\b[,.!:]|no\Z|or\b|wait\b"
     r"|(?:(?:(?:that|it|there)(?:['’]s)?|this|which|(?:i|we)(?:['’]ve)?|am|is|was|be|been|has|have|had"
     r"|to|may|might|must|could|should|would|can(?:['’]t|not)|does(?:n['’]t)?|made|seems?|looks?|think"
-    r"|thought|sure|the|my|our|answer|result|value|no|so|oh|hmm|and|but|also|(?-i:an?)),? ){0,7}"
-    r"(?:wrong|incorrect|impossible(?! to\b)|false|mistake|error|(?<!to )be right|seem right"
-    r"|(?:not|isn['’]t) (?:a |the )?(?:solution|answer|right|correct|valid|possible)))"
+    r"|thought|sure|the|my|our|answer|result|value|no|so|oh|hmm|and|but|also|however|(?-i:an?)),?"
+    r" ){0,7}(?:wrong|incorrect|impossible(?! to\b)|false|mistake|error|apologi[sz]e|seem right"
+    r"|(?<!to )be right|(?:not|isn['’]t) (?:a |the )?(?:solution|answer|right|correct|valid"
+    r"|possible)))"
 )
 
 
@@ -76,7 +77,7 @@ def find(text, patterns):
         if marks:
             if DENIED.search(text, 0, mark.start(1)) or TAKEN_BACK.match(text, mark.end(1)):
                 return ""
-            return re.sub(BOX, r" \1\2\3 ", mark[1])
+            return re.sub(BOX, r" \1\2\3, ", mark[1])
     return None
 
 
@@ -118,13 +119,13 @@ def rewrite(text, table):
 CHARACTERS = steps(r"""
 (?=[²³]) => ^
 (?=[¼-¾⅐-⅞]) => _ # 2½ -> 2 1/2
-[−–] => -
+[‐-–−⁻] => -
 π => \\pi
 ∞ => \\infty
 ± => \\pm
 √ => \\sqrt
 ≈|\\simeq => \\approx
-≠|(?<=[a-z ])!= => \\ne
+≠|\\not ?=|(?<=[a-z ])!= => \\ne
 [×·]|\\(?:times|cdot)END => *
 ÷|\\divEND => /
 ≤|\\l(?:eq?|eqslant)END => <=
@@ -138,15 +139,17 @@ TIDY = steps(r"""
 [\u200b\ufeff]|\\!|\{(?=,\})|(?<=\{,)\}|(?<=\d)\\[,:; ](?=\d{3}(?!\d)) => # 1{,}000 -> 1,000
 (?<!\\)\\[,:; ]|~ => _ # 24\;cm; a row's end \\ stays
 \\(?:text|math|bold|emph|underline|operatorname|num|[mf]?box)\w{0,9} ?\{([^{}]*)\} => _\1_
-\\(?:(?:left|right|[bB]igg?)[lr]?\.?|\w{4,6}style|large|bf|rm|q?quad|therefore)END =>
+\\(?:(?:left|right|[bB]igg?)[lr]?\.?|\w{4,7}style|large|bf|rm|q?quad|therefore)END =>
 &(?==)|\\\\\s*$|</?[a-z_]{1,20}>|(?<!\\)\\[()\[\]] => # x&=24\\, <b>24</b>, \(24\)
 (?<!\\)\$([^$]*)(?<!\\)\$ => _\1_
 \b[A-Z]{1,2} ?(?=\\?\$ ?\d)|\\(?=[$%]) => # HK\$24 -> $24
 (-?) ?\$(?= ?[-.\d]) => _dollar_\1 # -$24 -> dollar -24
 (?<=dollar )(-?[\d.,]*\d) ?[kK]\b => \1_thousand # $24K
 \bper ?cent\b => %
+(?<=\{)bmatrix(?=\}) => pmatrix
+\b(?i:option|choice|letter) +(?=\(?[A-H]\b) =>
 ^[ *_"“'`]+|[ *_"”`.,;:]+$|\$ => # **24**.
-\^ ?\{? ?\\circ ?\}?|°|`|(?<![\w)])\*\*|\*\*(?![\w(]) => # 90^\circ; **24** apples, but 9**9
+\^ ?\{? ?\\circ ?\}?|°|\\degree|`|(?<![\w)])\*\*|\*\*(?![\w(]) => # 90^\circ; **24**, but 9**9
 (?<![\\a-zA-Z])(sqrt|log|ln|sin|cos|tan|pi)END => \\\1 # sin x ->  in x
  *(\{) *| +(?=\^) => \1 # \frac { 1}, cm ^2
 \bsq(?:uare|\.)? ([a-z]+) => \1^{2} # square feet -> feet^{2}
@@ -163,7 +166,7 @@ TIDY = steps(r"""
 (?<![\w.)}*])10\^\{([-+]?\d{1,2})\} => 1e\1 # 10^{5} -> 1e5
 (?<![\d.,])(\d{1,3})([ '_.])(\d{3})\2(\d{3})(?!\d) => \1\3\4 # 1 000 000
 \b(?:minus|negative) +(?=[\d.]) => - # minus 5
-(?<![\w)\]}^])[(\[\\{]{1,3} *([-+]?[\d./ ]{0,99}\d) *[)\]\\}]{1,3}(?![\w(\[{^]) => \1 # (-5)
+(?<![\w)\]}^])(?:\\?[(\[{]){1,3} *([-+]?[\d./ ]{0,99}\d) *(?:\\?[)\]}]){1,3}(?![\w(\[{^]) => \1
 ^ *\\forall[^,]*,|(?<=\d) *\* *(?=[a-zA-Z\\(])|\+(?=\\infty) => # 2*x
 [;、] => ,
 ,(?=[^()\[\]]{0,99}[)\]]) => ; # (1,200) -> (1;200), which is no number
@@ -176,7 +179,7 @@ TIDY = steps(r"""
 PLAIN = steps(r"""
  +(?:[ckm]m|units?|rad|inches|feet|\w{0,5}met(?:er|re)s?)(?:\^\{[23]\})?$ =>
  +(?!\d)|(?<!\d) +|^\+ => # (1, 2) -> (1,2), but 5 6
-^\(([^(),;\[\]]*)\)$ => \1
+^\(?([^(),;\[\]]*)\)$ => \1
 ^([^<>]+)>(=?)([^<>]+)$ => \3<\2\1 # x>3 -> 3<x
 ^(?=[a-z]<) => -\\infty< # x<3 -> -\infty<x<3
 (?<=<)(=?)([a-z])$ => \1\2<\\infty # 3<x -> 3<x<\infty
@@ -188,13 +191,15 @@ PLAIN = steps(r"""
 
 # What may stand around an answer in a response only.
 AROUND = steps(r"""
+^.*= ?-?\d+\W+(?:[a-z]+ )?[a-z] ?=.* => # x = 1 if y = 2
 ^.*(?:\b(?:no|wait|actually|where \w =)|, (?:which|it) is),? +(?=[-+.$\d\\]) => # 24, no, 25
 ^(?!.*NOT)[A-Z][a-z]*,? (?:.*[\d)%]|[^=]*[a-z]{2}(?: [a-zA-Z])?) *= *(?=[-.\d]|dollar) =>
  *= *[a-zA-Z]$ =>
 ^(?!NAME|[-+] *[a-z]|.*(?:\d *[a-z]\b|\b[a-z] *[/^]|[,;]\D|[<>]|\b(?:or|and)\b).*=).*=(?![=<>]) =>
 # a+b = 12, but not 2x = 12
-[,(] ?\d+ ?(?:of\b|[-+*/]|plus|times).* => # 24 (30 minus 6)
-[,( ]+(?:(?:and )?not (?:-?\d|[A-Z]\b)[\w.]*|(?:of|because|since|out of|i\.e\.) .*) => # 24 of 30
+(?:,| \() ?\d+ ?(?:of\b.*|(?:[-+*]|plus|times) ?\d+\)?$) => # 24 (30 minus 6)
+[,( ]+(?:(?:and )?not (?:-?\d|[A-Z]\b)[\w.]*|(?:because|since|out of|i\.e\.) .*) =>
+(\d.*?)[,( ]{1,3}of .* => \1 # 24 of 30
 """)
 
 # Words and choices are compared in lower case, symbols are not: mgh.
@@ -241,8 +246,13 @@ BAD = re.compile(
 )
 # Nor right before it: a limit, a factor; a name, as in July 4.
 LIMIT = re.compile(
-    r"(?i:\b(?:up to|under|over|below|above|near|almost|than|but|from|twice|double|times)\s+$)"
-    r"|[A-Z][a-z]{2,}\.?\s+$|[a-zA-Z—]$"
+    r"(?i:\b(?:up to|under|over|below|above|near|almost|than|but|from|twice|double|times"
+    r"|(?:half|third|quarter) of|(?:much|many) as)\s+$)|[A-Z][a-z]{2,}\.?\s+$|[a-zA-Z—]$"
+)
+
+# B) 24, but not A) or B), nor A) 24, B) 36.
+CHOICE = re.compile(
+    r"\(?([A-H])(?:\)(?=\w)|[).:]+\s)(?!\W*(?:or|and)?\W*[A-H]\b\W*\Z|.*\b[A-H][).:])\s*"
 )
 
 # Between the values of a list; a comma in brackets is a semicolon by now.
@@ -288,7 +298,7 @@ def read(text):
     if named := re.match(NAME, text):
         name = named[1].replace(" ", "")
         text = text[named.end() :].strip()
-    if choice := re.match(r"\(?([A-H])[).:]+\s+", text):
+    if choice := CHOICE.match(text):
         name = f"({choice[1].lower()})"
         text = text[choice.end() :]
     if found := number(text):
@@ -300,7 +310,7 @@ def read(text):
         items = {read(part) for part in parts}
         if len({item.name.split("_")[0] for item in items} - {""}) == 1:  # x_1 = 5, x_2 = 6
             items = {item._replace(name="") for item in items}
-        return Answer(name, frozenset(items)) if len(items) > 1 else items.pop()
+        return Answer(name, frozenset(items)) if len(items) > 1 else items.pop()._replace(name=name)
     plain = re.sub(WORD, lambda word: word[0].lower(), rewrite(text, PLAIN))
     return Answer(name, plain or None)
 
@@ -363,5 +373,5 @@ def is_correct(response, answer):
     it, and as a list: `5,100` as `5, 100`."""
     expected = reference(answer)
     found = final_answer(response)
-    readings = (found, rewrite(found, AROUND), found.replace(",", ", "))
+    readings = (found, rewrite(found, AROUND), re.sub(",(?!0)", ", ", found))
     return expected.value is not None and any(same(read(text), expected) for text in readings)

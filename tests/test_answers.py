@@ -30,7 +30,19 @@ ANSWERS = r"""
 42 != \boxed{42}. Hmm that can't be right. | The answer is 42. That's not correct.
 42 != \boxed{42}. I think there must be a mistake. | \boxed{42}. That’s wrong.
 42 != \boxed{42}. Oh, it's wrong. | \boxed{42}. That isn't right. | \boxed{42}. I made an error.
-42 != \boxed{42}. This doesn't seem right.
+42 != \boxed{42}. This doesn't seem right. | \boxed{42}. However, this is incorrect.
+42 != \boxed{42}¶¶I apologize for the mistake. The correct answer is 41.
+42 == \boxed{42}¶¶\boxed{42} | \boxed{\displaystyle 42} ;; -4 == \boxed{‑4} | \boxed{−4}
+42 == She has a total of 42 apples. | The number of apples is 42. | Each of them gets 42 apples.
+42 != The answer is a third of 42. | The answer is twice as much as 42. | \boxed{x \not= 42}
+B == The answer is option B. | \boxed{\text{Option B}} | The correct choice is B. | \boxed{B)}
+A == \boxed{A)21} | The answer is A)21 ;; B == The answer is (B) False, False.
+A != \boxed{(A) (B)} | The answer is (A) or (B). | \boxed{A. 3, B. 4} | The answer is A) B) C) D)
+\frac12 != \boxed{\frac12, \frac34} ;; 100 != \boxed{100,\frac1{100}}
+2 != \boxed{x=1 \\ y=2} | \boxed{x=1 \text{ if } y=2} ;; 8 == \boxed{5 + 3 = 8}
+4 != \boxed{4(3-x)(3+x)} ;; 5 != \boxed{5, 3-\sqrt2} | \boxed{5(1+x)} | \boxed{5,005}
+\begin{pmatrix} 1 \\ 2 \\ 3 \end{pmatrix} == \boxed{\begin{pmatrix}1\\2\\3\end{pmatrix}}
+\begin{pmatrix} 1 \\ 2 \end{pmatrix} == \boxed{\begin{bmatrix}1\\2\end{bmatrix}}
 42 == \boxed{42}. It can be right. | \boxed{42}. It's impossible to get more.
 B == \boxed{B}. The rest are incorrect. ;; No == \boxed{No}. The claim is false.
 42 == \boxed{42}. The answer is reasonable. | \boxed{42}. The answer is not 41, since both count.
