@@ -191,7 +191,7 @@ PLAIN = steps(r"""
 
 # What may stand around an answer in a response only.
 AROUND = steps(r"""
-^.*= ?-?\d+\W+(?:[a-z]+ )?[a-z] ?=.* => # x = 1 if y = 2
+^.*= ?-?\d+[^\w=]+(?:[a-z]+ )?[a-z] ?=.* => # x = 1 if y = 2
 ^.*(?:\b(?:no|wait|actually|where \w =)|, (?:which|it) is),? +(?=[-+.$\d\\]) => # 24, no, 25
 ^(?!.*NOT)[A-Z][a-z]*,? (?:.*[\d)%]|[^=]*[a-z]{2}(?: [a-zA-Z])?) *= *(?=[-.\d]|dollar) =>
  *= *[a-zA-Z]$ =>
