@@ -45,8 +45,8 @@ LINES = FOLDER / "findings.jsonl"
 # ---------------------------------------------------------------------------------- the protocol
 #
 # Runs, claims, steps, seeds, smallest differences and verdicts were fixed before these runs. What
-# their authors had seen by then, and what has been changed since, stands in HEAD below. The toy and
-# its settings were chosen at seeds 100 to 103, which are not used here.
+# had been seen by then, and what has been changed since, stands in PROTOCOL below. The toy and its
+# settings were chosen at seeds 100 to 103, which are not used here.
 
 # Seeds: of what decides most, of the rest, of what takes long, and those nobody had seen.
 ALL = range(32)
@@ -670,33 +670,41 @@ by 30 steps of 32 questions, if nothing else is said: `g-rl` of answers, `c-rl` 
 `gc-rl` of both, `multi-turn` and `score` of two attempts. Answers and second attempts are greedy,
 on 512 held-out problems; critics judge responses to such problems, half of them right.
 
-By how much a claim holds is a mean over seeds, paired, with its 95% interval. It **does not hold
-here** if the interval is below 0, or inside of what would not matter on either side of 0 (grey in
-the picture): {ANSWERS} in answers and attempts, {CRITICS} in critics' numbers, {DELTA} in delta
-(second attempts minus first ones). Else it **holds here** if the interval is above 0, which tells
-the direction and not that the size matters; and it is **not decided** if 0 is in it. A claim about
+`+0.047 (+0.004 to +0.090)`, say, is a difference, the mean over pairs of runs that have one seed,
+and its 95% interval. What is claimed
+
+- **holds here**: the interval is above 0. That tells the direction, and not that the size matters.
+- **does not hold here**: the interval is below 0, or all of it is nearer to 0 than what would
+  matter (grey in the picture): {ANSWERS} in answers and attempts, {CRITICS} in critics' numbers,
+  {DELTA} in delta (second attempts minus first ones).
+- is **not decided**: neither.
+
+A finding holds if all of its claims do, and does not hold if one of them does not. A claim about
 one kind of run alone is held against a threshold in place of 0: the table has the number itself,
-the picture its distance from the threshold, on the side that is claimed. S1's interval is over
-problems, since all runs start alike. A finding holds if all of its claims do, and does not hold if
-one of them does not. Where a paper says it of answers and of critics, critics decide, since they
-vary less between seeds; answers stand below or in runs.md.
-
-All of this was fixed before these runs, but by people who had seen seeds 0 to 16 of g-rl and gc-rl,
-and 0 to 7 of most others, on earlier code. Repeated, seeds 0 to 7 of g-rl and gc-rl came out much
-the same: they are hardly new evidence. With `hard` nothing had been seen but a trial at seed 100.
-When some seeds of g-rl and gc-rl had been run, S4's and F8's claims and F1's and S3's titles were
-put nearer to the papers' words, and some claims that decide nothing were added. Seeds 0 to 5 of
-c-rl, `c-rl, eq. 4`, `gc-rl, static` and pair-sft were made twice, since the code had come to deal
-out their pairs otherwise; the second runs count. By the first F5 was not decided.
-
-Where nothing makes a difference, one interval in twenty leaves 0 out: some {len(claims()) // 20} of
-the {len(claims())} here and in runs.md. Read again and again while runs come in, more do.
+the picture its distance from the threshold. S1's interval is over problems, since all runs start
+alike. Where a paper says it of answers and of critics, critics decide, since they vary less between
+seeds; answers stand below or in runs.md.
 
 Runs named `hard` have questions most of which the toy answers wrong at the start (`python -m
 toy.make --hard`); all but `hard, g-rl` are of gc-rl. These runs, eqs. 5 and 6 and `no std` do not
 divide advantages by the deviation, which would cancel the constants of eqs. 3, 5 and 6.
 
 ![by how much the claims hold](findings.svg)
+"""
+
+PROTOCOL = f"""
+## What had been seen before
+
+Claims and verdicts were fixed before these runs, but by people who had seen seeds 0 to 16 of g-rl
+and gc-rl, and 0 to 7 of most others, on earlier code. Repeated, seeds 0 to 7 of g-rl and gc-rl came
+out much the same: they are hardly new evidence. With `hard` nothing had been seen but a trial at
+seed 100. When some seeds of g-rl and gc-rl had been run, S4's and F8's claims and F1's and S3's
+titles were put nearer to the papers' words, and some claims that decide nothing were added. Seeds 0
+to 5 of c-rl, `c-rl, eq. 4`, `gc-rl, static` and pair-sft were made twice, since the code had come
+to deal out their pairs otherwise; the second runs count. By the first F5 was not decided.
+
+Where nothing makes a difference, one interval in twenty leaves 0 out: some {len(claims()) // 20} of
+the {len(claims())} here and in runs.md. Read again and again while runs come in, more do.
 """
 
 
@@ -746,15 +754,14 @@ def show_others(lines, others):
 
 
 RECALLED = """The probability of the right digit in solving / in checking, by kind of fact as
-planted (`toy/planted.py`), at the start and at the ends of runs: means over seeds, and the seeds
-with the worst and the best answers. *Apart*: how differently solving and checking recall what the
-teacher is unsure of; 0 if solving recalls as checking does. The correlations with the answers over
-seeds are those of *apart* and of *both*; in brackets what chance exceeds once in twenty.
-
-The last columns: of the facts that solving gets wrong at the start, how many come right, at least
-every other time, in both, in checking only, in solving only, in neither. Checking has half of them
-right at once: it is taught to get them right every other time, and falls on either side by chance.
-Runs of g-rl end after 90 steps, others after 30: these rows are not to be held against each other.
+planted (`toy/planted.py`), at the start and at the ends of runs: means over seeds, and the worst
+and the best seed. *Apart*: how differently solving and checking recall what the teacher is unsure
+of; 0 if solving recalls as checking does. The correlations with the answers over seeds are those of
+*apart* and of *both*; in brackets what chance exceeds once in twenty. The last columns: of the
+facts that solving gets wrong at the start, how many come right, at least every other time, in both,
+in checking only, in solving only, in neither. (Checking, which is taught to get them right every
+other time, has half of them at once.) Runs of g-rl end after 90 steps, others after 30: their rows
+cannot be compared.
 """
 
 
@@ -872,6 +879,7 @@ def main(argv=None):
         print(f"**{missing} of the {planned} runs are still to be made.** Verdicts *so far* are")
         print("of the seeds that there are: they are final only when none is missing.\n")
     show_findings(lines)
+    print(PROTOCOL, end="")
     show_others(lines, OTHERS)
     show_recalled(lines)
     with (FOLDER / "runs.md").open("w", encoding="utf-8") as file, redirect_stdout(file):
