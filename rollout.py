@@ -184,7 +184,6 @@ class Sampler:
     tokenizer: object
     max_new_tokens: int
     temperature: float = 1.0  # 0 is greedy
-    bar_title: str | None = None  # shown beside a progress bar; None: no bar
 
     def greedy(self):
         return replace(self, temperature=0.0)
@@ -202,7 +201,6 @@ class Sampler:
             self.max_new_tokens,
             self.temperature,
             seed=seed,
-            bar_title=self.bar_title,
         )
         drawn = iter(drawn)
         samples = []
@@ -226,14 +224,13 @@ def generate(
     temperature=1.0,
     stop=None,
     seed=0,
-    bar_title=None,
 ):
     """Sample n completions for each prompt (a list of token ids); Samples in prompt-major order.
 
     temperature 0 is greedy. stop: ids that end a completion (None: the model's own stop set). Row
     i's j-th token is drawn with the j-th of row i's own uniform random numbers, so that a seed
-    gives the same tokens however the rows are cut into batches. bar_title: the title of a progress
-    bar that counts rows. A completion that reaches the end of the context is truncated there.
+    gives the same tokens however the rows are cut into batches. A completion that reaches the end
+    of the context is truncated there. What takes longer than five seconds shows a progress bar.
     Raises InputError for a prompt that is empty or leaves no room, or for bad settings.
     """
     if n < 1 or max_new_tokens < 1 or temperature < 0:
@@ -257,8 +254,7 @@ def generate(
     ).to(device)
 
     samples = [None] * len(rows)
-    hidden = BAR_OFF if bar_title else True
-    bar = tqdm(total=len(rows), desc=bar_title, leave=False, disable=hidden)
+    bar = tqdm(total=len(rows), desc="samples", leave=False, delay=5, disable=BAR_OFF)
     with bar, packed(model, len(rows)):
         for batch in sampling_batches(model, rows, n, max_new_tokens):
             drawn = sample_batch(

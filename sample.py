@@ -8,7 +8,6 @@ python sample.py --model out --eval --json     a run on its held-out problems
 import argparse
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from critique import correct_prompt, solve_prompt
@@ -80,7 +79,7 @@ def show_question(sampler, problem, n, seed):
 def evaluate(sampler, problems, exam):
     """Greedy evaluation on held-out problems (answers, second attempts) and on the exam, the pairs
     of the critic's evaluation set: a dict of eval/... numbers, and the answers as Samples."""
-    sampler = replace(sampler.greedy(), bar_title="evaluation")
+    sampler = sampler.greedy()
     first, second = two_attempts(sampler, problems, 1, seed=0)
     critiques = criticise(sampler, exam, 1, seed=0)
     attempts = attempts_table(first, second)

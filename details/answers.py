@@ -231,7 +231,7 @@ SCALES = dict(
 NUMBER = re.compile(
     r"(?:(dollar|[£¢¥฿₠-₿]) ?)?(?:((?<!\|)[-+]) ?)?"  # no sign in |-3|
     rf"(?:(\d{{1,9}}) (?=\d{{1,9}}/\d))?({DECIMAL})"
-    rf"(?: ?/ ?(?![-+]?[0.]+(?![\d.]))([-+]?{DECIMAL}))?"
+    rf"(?: ?/ ?(?![-+]?[0.]+(?![\d.]))((?a:[-+]?{DECIMAL})))?"  # another script has another 0
     rf"(?: ?({'|'.join(SCALES)})s?{END})?"
     rf"(?!(?![ckmap]m|[km]g|m[lL]|th|st|nd|rd|ft|kr)[a-zA-Z]{{2}}{END})"  # not 2ab
     r"[ .'\"(]{0,9}(%|[£¢¥฿₠-₿]|[^\W\d_]*(?:\^\{\d)?)"
@@ -283,10 +283,7 @@ def number(tidied):
     if LIMIT.search(lead) or BAD.search(f"{lead} {tidied[match.start(7) :]}"):
         return None
     money, sign, whole, top, below, scale, unit = match.groups("")
-    divisor = Fraction((below or "1").replace(",", ""))
-    if not divisor:  # of another script: the pattern knows 0 only
-        return None
-    value = Fraction(top.replace(",", "")) / divisor
+    value = Fraction(top.replace(",", "")) / Fraction((below or "1").replace(",", ""))
     value = (value + int(whole or 0)) * Fraction(sign + "1") * Fraction(SCALES.get(scale, 1))
     noise = abs(value) / 10**6 if re.search(r"\.\d{7}", top) else 0
     return value, (money or unit).lower(), noise

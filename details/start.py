@@ -8,7 +8,6 @@ these are static.
 import copy
 import hashlib
 import random
-from dataclasses import replace
 from pathlib import Path
 
 from details.flags import largest_kl  # isort: skip (before torch)
@@ -263,7 +262,6 @@ def first_pairs(args, sampler, state):
 def sample_pairs(sampler, problems, n, count, seed, choose=filter_pairs):
     """At most `count` pairs of the current policy from n responses to each problem: the critic's
     evaluation set, static pairs. choose: `filter_pairs` or `random_pairs`."""
-    sampler = replace(sampler, bar_title="pairs")
     rng = random.Random(seed)
     pairs = []
     # A part of the problems at a time: often a few give enough pairs.

@@ -89,7 +89,7 @@ def demonstrations(problems, most):
 
 def eight_samples(model, test_file, device):
     """Of each test problem, in problem-major order."""
-    sampler = Sampler(*load_policy(model, device, "fp32"), 64, bar_title="samples")
+    sampler = Sampler(*load_policy(model, device, "fp32"), 64)
     return respond(sampler, load_problems(test_file), SAMPLES, 0)
 
 

@@ -146,7 +146,7 @@ def main(argv=None):
         raise InputError(f"{data}: programs have no answers that could be voted for")
     longest = args.max_new_tokens or flags.get("max_new_tokens", 512)
     policy = load_policy(args.model, args.device, flags.get("precision"))
-    sampler = Sampler(*policy, longest, args.temperature, bar_title="votes")
+    sampler = Sampler(*policy, longest, args.temperature)
     check_lengths(sampler, problems)
 
     budgets = []

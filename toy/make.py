@@ -326,7 +326,7 @@ def make_hard(folder):
     """hard.jsonl, hard_held_out.jsonl and hard_exam.jsonl, chosen by what the folder's model gets
     wrong; then how much of the held-out ones it gets right, in responses drawn anew."""
     torch.set_num_threads(1)
-    sampler = Sampler(*load_policy(folder, "cpu"), LIMIT, bar_title="hard problems")
+    sampler = Sampler(*load_policy(folder, "cpu"), LIMIT)
     train = harder(sampler, TRAIN, random.Random(4))
     held_out = harder(sampler, HELD_OUT, random.Random(5), held_out=True)
     exam = sample_pairs(sampler, held_out, 8, EXAM, seed=0)
