@@ -67,8 +67,7 @@ def read_jsonl(path, check):
     out. Raises InputError with file and line number, OSError where there is no such file.
     """
     content = Path(path).read_bytes()
-    other = OTHER_FORMAT.match(content)
-    if other:
+    if other := OTHER_FORMAT.match(content):
         raise InputError(
             f"{path}:1: one JSON object a line in UTF-8 is expected; "
             f"this is {other.lastgroup}: unpack or convert it"

@@ -64,10 +64,10 @@ def cold_start(args, model, samples):
     steps = math.ceil(COLD_START_PASSES * len(samples) / COLD_START_BATCH)
     weights = trained_weights(model).values()
     optimizer = torch.optim.AdamW(weights, weight_decay=0.0, fused=True)
-    for step in tqdm(range(steps), "cold start", disable=BAR_OFF):
-        batch = batch_of(samples, step + 1, args.seed, COLD_START_BATCH)
-        rate = min(1, (step + 1) / (0.1 * steps)) * (1 - step / steps)
+    for step in tqdm(range(1, steps + 1), "cold start", disable=BAR_OFF):
+        batch = batch_of(samples, step, args.seed, COLD_START_BATCH)
+        rate = min(1, step / (0.1 * steps)) * (1 - (step - 1) / steps)
         optimizer.param_groups[0]["lr"] = args.cold_start_lr * rate
         loss = imitate(model, optimizer, [batch])["loss"]
-        if step == 0 or (step + 1) % max(1, steps // 10) == 0:
-            say(f"cold start {step + 1}/{steps}: loss {loss:.3f} nats per token")
+        if step == 1 or step % max(1, steps // 10) == 0:
+            say(f"cold start {step}/{steps}: loss {loss:.3f} nats per token")
