@@ -84,7 +84,7 @@ def read_jsonl(path, check):
                 rows.append(check(row))
         except Unreachable:
             left_out += 1
-        except (ValueError, RecursionError, SyntaxError) as error:
+        except (ValueError, RecursionError, SyntaxError, MemoryError) as error:
             raise InputError(f"{path}:{number}: {ADVICE.get(type(error), '')}{error}") from error
     if left_out:
         print(f"{path}: {left_out} lines left out: no response to them can be judged right")

@@ -162,10 +162,10 @@ def check_numbers(args):
         if type(value) not in (int, float):
             continue
         may_be_zero = name in MAY_BE_ZERO.split()
-        if not (0 < value < 2**63 or (may_be_zero and value == 0)):
+        if not (0 < value < 2**31 or (may_be_zero and value == 0)):
             flag = name.replace("_", "-")
             bound = "at least" if may_be_zero else "above"
-            raise InputError(f"--{flag} {value}: must be {bound} 0 and below 2**63")
+            raise InputError(f"--{flag} {value}: must be {bound} 0 and below 2**31")
 
 
 def selected_by(method):

@@ -49,7 +49,7 @@ def verdict(row, response):
         found = GRADER["function"](json.loads(row), response)
         if found not in (True, False):
             raise ValueError(f"{found!r:.60} is returned, not True or False")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise failure(error) from error
     return bool(found)
 

@@ -53,10 +53,9 @@ def add_product(layer, inputs, output):
 
 @torch.no_grad()
 def merged_weights(model):
-    """The weights of a plain model: fp32, on the CPU, the adapters added to their layers. (Models
-    that can have adapters have no buffers that are saved.)"""
+    """The weights of a plain model: fp32, on the CPU, the adapters added to their layers."""
     plain = {}
-    for name, weight in model.named_parameters():
+    for name, weight in model.state_dict().items():
         path, _, kind = name.rpartition(".")
         if kind.startswith("lora_"):
             continue

@@ -39,20 +39,19 @@ def load_folder(name, device, precision):
         )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model.to(device)
+        refuse_unusable(model, report, tokenizer)
+        stops = stop_set(model, tokenizer)
     except Exception as error:  # whatever the library makes of a broken folder
         hint = "" if Path(path).exists() else " (there is no folder of that name)"
         raise InputError(
             f"cannot load model {name} on device {device}{hint}: {one_line(error)}"
         ) from error
-    refuse_unusable(name, model, report, tokenizer)
-    stops = stop_set(model, tokenizer)
     if not stops:
         raise InputError(f"model {name}: no EOS token, so no completion could ever end")
     if tokenizer.eos_token_id is None:  # demonstrations end with it
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stops[0])
     model.generation_config = GenerationConfig(
-        eos_token_id=stops,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
     )
     model.compute_dtype = compute_dtype(device, precision)
     return model, tokenizer
@@ -69,19 +68,19 @@ def compute_dtype(device, precision):
     return torch.bfloat16 if bf16 else torch.float32
 
 
-def refuse_unusable(name, model, report, tokenizer):
+def refuse_unusable(model, report, tokenizer):
     """Raise InputError for weights and a vocabulary that cannot be trained."""
     for kind, keys in report.items():
         if keys:  # the library would fill them at random, or drop them
-            found = ", ".join(sorted(map(str, keys)))[:200]
-            raise InputError(f"model {name}: {kind.replace('_', ' ')}: {found}")
+            found = ", ".join(sorted(map(str, keys)))
+            raise InputError(f"{kind.replace('_', ' ')}: {found}")
     for key, weight in model.named_parameters():
         if not weight.isfinite().all():
-            raise InputError(f"model {name}: {key} holds numbers that are not finite")
+            raise InputError(f"{key} holds numbers that are not finite")
     known = len(tokenizer)
     embeddings = model.get_input_embeddings().num_embeddings
     if known > embeddings:
-        raise InputError(f"model {name}: {known} tokens and {embeddings} embeddings")
+        raise InputError(f"{known} tokens and {embeddings} embeddings")
 
 
 def stop_set(model, tokenizer):
@@ -95,8 +94,8 @@ def stop_set(model, tokenizer):
             eos = [eos]
         stops.update(eos or [])
     with suppress(InputError):  # a template that wants more than these two turns
-        behind = render(tokenizer, PROBE[:2]).split(PROBE[1]["content"])[1:]
-        ids = tokenizer("".join(behind), add_special_tokens=False).input_ids
+        *_, behind = render(tokenizer, PROBE[:2]).partition(PROBE[1]["content"])
+        ids = tokenizer(behind, add_special_tokens=False).input_ids
         special = [i for i in ids if i in special_tokens(tokenizer)]
         stops.update(special[:1])
     return sorted(stops)

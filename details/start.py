@@ -211,8 +211,8 @@ def check_lengths(sampler, problems, demonstrations=()):
     that its chat template refuses, before the first token is sampled (of the 50 longest);
     demonstrations, Samples, that do not fit it."""
     room = context_length(sampler.model)
-    # Characters stand for tokens here: whichever is longest in tokens is among these.
-    longest = sorted(problems, key=lambda problem: -len(problem.question))[:50]
+    # Bytes stand for tokens here: whichever is longest in tokens is among these.
+    longest = sorted(problems, key=lambda problem: -len(problem.question.encode()))[:50]
     for problem in longest:
         chat = correct_prompt(problem.question, "0", program=problem.program)
         size = len(encode_chat(sampler.tokenizer, chat))

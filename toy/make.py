@@ -343,12 +343,12 @@ def make_hard(folder):
 
 def make(folder):
     """Everything that the folder holds. The model is right half of the time; RL goes on from it."""
+    folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # the same bits on one core and on many
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
     learn_demonstrations(model, tokenizer, STEPS, peak=1.0, falling=0.3, seed=0)
     learn_demonstrations(model, tokenizer, LATE_STEPS, peak=0.4, falling=0.5, seed=7, late=True)
-    folder.mkdir(parents=True, exist_ok=True)
     save_policy(model, tokenizer, folder)
     run = json.dumps({"max_new_tokens": LIMIT})
     (folder / "run.json").write_text(run + "\n")
