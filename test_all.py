@@ -20,6 +20,7 @@ import time
 import traceback
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -148,7 +149,7 @@ def test_where_the_constants_of_equation_5_cancel():
 
 # Two completions, of two tokens and of one, sampled with log-probs of 0: so the logarithms of these
 # ratios are the log-probs of now. Where the mask has a 0 anything may stand.
-RATIOS = torch.tensor([[1.5, 0.9], [0.7, math.nan]])
+RATIOS = torch.tensor([[1.5, 0.7], [0.7, math.nan]])
 MASK = torch.tensor([[1, 1], [1, 0]])
 ADVANTAGES = torch.tensor([[1.0, 1.0], [-2.0, -2.0]])
 
@@ -161,12 +162,12 @@ def test_loss_is_clipped():
     """-min(ratio A, clipped ratio A), as a mean over all tokens that are not masked; nothing is
     clipped inside a wide clip. Where all is masked the loss is 0."""
     loss, clipped, k3 = loss_by_hand(clip=0.2)
-    # min(1.5, 1.2) = 1.2; min(0.9, 0.9) = 0.9; min(0.7 * -2, 0.8 * -2) = -1.6; three tokens
-    close(loss, -(1.2 + 0.9 - 1.6) / 3)
+    # min(1.5, 1.2) = 1.2; min(0.7, 0.8) = 0.7; min(0.7 * -2, 0.8 * -2) = -1.6; three tokens
+    close(loss, -(1.2 + 0.7 - 1.6) / 3)
     assert clipped.tolist() == [[True, False], [True, False]]
     assert not k3.any(), "no reference, no KL"
     loss, clipped, _ = loss_by_hand(clip=0.6)
-    close(loss, -(1.5 + 0.9 - 1.4) / 3)  # 0.7 * -2 = -1.4
+    close(loss, -(1.5 + 0.7 - 1.4) / 3)  # 0.7 * -2 = -1.4
     assert not clipped.any()
     loss, _, _ = loss_by_hand(mask=torch.zeros(2, 2))
     assert loss == 0
@@ -175,13 +176,13 @@ def test_loss_is_clipped():
 def test_loss_has_a_weighted_kl():
     """kl k3 is added on each token: with one weight for all, or with a weight for each row."""
     # ref/new = 1, 2 and 2; k3 = ref/new - log(ref/new) - 1
-    ref_logprobs = torch.tensor([[1.5, 1.8], [1.4, 9.0]]).log()
+    ref_logprobs = torch.tensor([[1.5, 1.4], [1.4, 9.0]]).log()
     k3_of_2 = 2 - math.log(2) - 1
     first_row_only = torch.tensor([[0.5], [0.0]])
     for kl, tokens in ((0.5, 2), (first_row_only, 1)):
         loss, _, k3 = loss_by_hand(ref_logprobs=ref_logprobs, kl=kl)
         close(k3, [[0, k3_of_2], [k3_of_2, 0]])
-        close(loss, (-(1.2 + 0.9 - 1.6) + 0.5 * tokens * k3_of_2) / 3)
+        close(loss, (-(1.2 + 0.7 - 1.6) + 0.5 * tokens * k3_of_2) / 3)
 
 
 def test_gradient_of_the_loss_in_closed_form():
@@ -435,6 +436,8 @@ def test_c_rl_passes_over_static_pairs():
         assert "response/accuracy" not in metrics, "no response is sampled"
         seen.update(sample.pair for sample in samples)
     assert seen == Counter(static * 4 * 3)
+    few = train.pairs_to_criticise(arguments("--method c-rl"), 1, [], None, static)
+    assert len(few) == 8, "each once"
 
 
 def test_c_rl_with_dynamic_pairs():
@@ -515,6 +518,7 @@ def test_critiques_are_rewarded_by_equations_2_3_and_5():
         critiques, metrics = rewarded_critiques(flags)
         close(rewards_of(critiques), [on_right, 0, 0, 0, on_wrong, 0])
         assert metrics["critique/accuracy"] == 1 / 3
+        assert metrics["critique/age"] == 1, "of step 0"
         assert "refined/accuracy" not in metrics
 
 
@@ -529,13 +533,11 @@ def test_critiques_are_rewarded_by_equation_4():
     of_wrong = [0 + 0.1 * 0, 0.7 + 0.7 / 2, 0]
     close(rewards_of(critiques), of_right + of_wrong)
     assert metrics["refined/accuracy"] == 0.5
-    chats, n, _ = sampler.complete.call_args.args
-    assert n == 2
     expected = []
     for pair in SEVEN_PAIRS:
-        expected.append(correct_prompt("q", pair.response, "says right"))
-        expected.append(correct_prompt("q", pair.response, "says wrong"))
-    assert chats == expected
+        for text in ("says right", "says wrong"):
+            expected.append(correct_prompt("q", pair.response, text))
+    assert sampler.complete.call_args.args[0] == expected
 
 
 # Four first attempts and the second attempts after them.
@@ -588,26 +590,36 @@ def test_star_keeps_right_traces():
         ("c", True, "C", True),
         ("d", False, "D", False),
     )
-    with patch(train, "two_attempts", return_value=(first, second)):
-        kept, metrics = a_step("--method star")
-    assert [sample.text for sample in kept if sample.reward] == ["B", "c", "C"]
+    second[1].prompt = [2]
+    settings = arguments("--method star --updates 2"), toy_sampler(), None, mock.MagicMock()
+    state = {"problems": problems(1), "static": []}
+    drawn = patch(train, "two_attempts", return_value=(first, second))
+    with drawn, patch(train, "imitate", return_value={}) as imitate:
+        metrics, _ = train.train_step(*settings, 1, None, state)
+    batches = imitate.call_args.args[2]
+    assert sorted("".join(s.text for s in batch) for batch in batches) == ["B", "cC"]
     assert metrics["traces"] == 2
 
 
 def test_pair_sft_learns_the_right_response_after_the_wrong_one():
     """As the second attempt in a conversation; --pairs different problems a step."""
     args = arguments("--method pair-sft --pairs 3")
-    static = static_pairs(problems(6, seed=8))
-    kept, metrics = train.pair_sft(args, toy_sampler(), 1, [], None, static)
-    assert metrics["traces"] == 3
-    assert len(kept) == len({sample.problem for sample in kept}) == 3
+    asked = [replace(problem, program=None) for problem in problems(6, seed=8)]
+    static = static_pairs(asked)
+    kept = []
+    for step in (1, 2):
+        samples, metrics = train.pair_sft(args, toy_sampler(), step, [], None, static)
+        assert metrics["traces"] == len(samples) == 3
+        kept += samples
+    assert {sample.problem for sample in kept} == set(asked)
     for sample in kept:
-        chat = correct_prompt(sample.problem.question, box("x"))
+        chat = correct_prompt(sample.problem.question, box("x"), program=None)
         shown = demonstration(base()[1], chat, solved(sample.problem))
         assert (sample.prompt, sample.tokens) == (shown.prompt, shown.tokens)
+    args.pairs = 7
     with patch(train, "context_length", return_value=50):
         kept, _ = train.pair_sft(args, toy_sampler(), 1, [], None, static)
-    assert not any(sample.tokens for sample in kept), "no room"
+    assert [sample.tokens for sample in kept] == [[]] * 6, "no room"
 
 
 # ----------------------------------------------------------------------------------------- update
@@ -744,23 +756,19 @@ def test_kl_to_the_reference():
 
 def test_reference_is_loaded_where_it_is_needed(tmp_path):
     """It is the starting policy in the same precision, a model of its own that is not learned;
-    without a KL there is none. A run that goes on loads OUT/start."""
+    without a KL there is none."""
     for flags, needed in (("--kl 0", False), ("--kl 0.1", True), ("--method score", True)):
-        out = tmp_path / flags
-        for source in ("toy", out / "start"):
-            args = arguments(flags + " --device cpu --precision bf16 --resume")
-            args.out = str(out)
-            loading = patch(start, "load_policy", wraps=rollout.load_policy)
-            with loading as load:
-                sampler, reference, optimizer, _, lock = start.begin_run(args)
-            lock.close()
-            assert [call.args[0] for call in load.call_args_list] == [source]
-            assert (reference is not None) == needed
-            assert optimizer.param_groups[0]["weight_decay"] == 0
-            if needed:
-                assert reference is not sampler.model
-                assert policy.dtype_of(reference) == torch.bfloat16
-                assert not any(p.requires_grad for p in reference.parameters())
+        args = arguments(flags + " --device cpu --precision bf16")
+        args.out = str(tmp_path / flags)
+        sampler, reference, optimizer, _, lock = start.begin_run(args)
+        lock.close()
+        assert (reference is not None) == needed
+        assert optimizer.defaults["weight_decay"] == 0
+        assert optimizer.defaults["betas"] == (0.9, 0.95)
+        if needed:
+            assert reference is not sampler.model
+            assert policy.dtype_of(reference) == torch.bfloat16
+            assert not any(p.requires_grad for p in reference.parameters())
 
 
 def test_out_of_memory_means_smaller_micro_batches():

@@ -257,12 +257,15 @@ MORE = {  # in runs.md
 WHY = {
     "F2": "The critiques are samples, too: see below what is left at equal cost.",
     "F3": "With more samples, and with pairs of its own policy: see below.",
+    "F4": "By step 10 half of the answers are right; then any pairs are about balanced.",
+    "F6": "Both methods learn more from pairs of their own policy.",
     "F8": "Both shares rise together: the critic learns to check. By step 10 about half of the "
     "answers are right, so what the paper describes had little time.",
     "S1": "Greedily it never looks again (sampled, once in twelve): it repeats the first attempt.",
     "S2": "At the start hardly any second attempt mends a first one, so there is little for STaR "
     "to learn but to repeat; Pair-SFT spoils more right answers than it mends wrong ones.",
     "S3": "It begins by repeating, and where the first attempt is right, that earns all there is.",
+    "S4": "Most of what Stage I adds to delta comes from worse first attempts, see below.",
     "S5": "It is delta again: votes lift neither first nor second attempts above greedy ones.",
     "At equal cost": "Seconds are those of a shared machine, at different hours: go by samples.",
     "Right for the right reason: do critics find the error?": "Of the wrong responses that are "

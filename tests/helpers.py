@@ -157,20 +157,17 @@ def attempts(*rows, second_stopped=True):
     return first, second
 
 
-def take_gradient(model=None):
-    """What the parameters of the toy or another model hold as their gradient, as one vector; then
-    they hold none."""
+def held_gradient(model):
+    """What the parameters hold as their gradient, as one vector."""
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def gradient_of(loss, model=None):
+    """The gradient of a loss for the parameters of the toy or another model."""
     model = model or base()[0]
-    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
     model.zero_grad()
-    return gradient
-
-
-def gradient_of(loss):
-    """The gradient of a loss for the toy's parameters."""
-    base()[0].zero_grad()
     loss.backward()
-    return take_gradient()
+    return held_gradient(model)
 
 
 def same_gradient(seen, expected):
@@ -207,13 +204,13 @@ class Recorder(torch.optim.SGD):
     """An optimizer that keeps the toy's gradients and moves nothing."""
 
     def __init__(self):
-        model, _ = base()
-        model.zero_grad()
-        super().__init__(model.parameters(), lr=1.0)
+        self.model, _ = base()
+        self.model.zero_grad()
+        super().__init__(self.model.parameters(), lr=1.0)
         self.gradients = []
 
     def step(self):
-        self.gradients.append(take_gradient())
+        self.gradients.append(held_gradient(self.model))
 
 
 def learned(samples, text="", reference=None, grad_clip=1e9):

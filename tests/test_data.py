@@ -8,7 +8,7 @@ import train
 from details import data
 from details.data import from_pair
 from reward import Pair, Problem
-from tests.helpers import fails, patch, printed_by, problems, rows_of, write
+from tests.helpers import fails, patch, printed_by, problems, rows_of, trained, used, write
 
 GOOD_FILE = """{"question": "1+1?", "answer": "so #### 2", "score": NaN}
 
@@ -203,6 +203,8 @@ def test_data_sets_by_name(tmp_path):
         with patch(data, "GITHUB", nowhere):
             flags = f"--data gsm8k --out {tmp_path}/out"
             fails("gsm8k|cannot download", train.main, flags.split())
+            fails("humaneval|cannot", used, "--eval --data humaneval")
+            fails("humaneval|cannot", trained, tmp_path / "out", "--select-data humaneval")
     assert " ".join(found) == "train test 601 11 601 q train test 601 11 601 q"
     assert not list(tmp_path.rglob("empty/**/*.jsonl"))
     assert not (tmp_path / "out").exists()

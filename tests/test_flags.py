@@ -3,6 +3,7 @@
 import functools
 import json
 
+import rollout
 import sample
 from critique import correct_prompt, critique_prompt, solve_prompt
 from details import flags
@@ -31,6 +32,8 @@ DEFAULTS = """
 --method c-rl -> {"critique_data": "static"}
 --method gc-rl -> {"critique_data": "dynamic"}
 --method star --n 1 -> {"n": 1}
+--pairs 8 --cache 1 -> {"cache": 8}
+--stage1-steps 0 --beta1 0 --clip 0 -> {"stage1_steps": 0}
 --lora 4 -> {"lr": 0.002, "cold_start_lr": 0.0002}
  -> {"alpha": 2.0, "beta2": 0.25, "max_new_tokens": 64, "eval_size": 512}
 --model x -> {"alpha": 10.0, "beta1": 0.01, "max_new_tokens": 512, "updates": 4, "clip": 0.2}
@@ -108,6 +111,9 @@ REFUSED = """
 --device nonsense -> cannot load model|nonsense
 --steps many -> --steps|many
 --kl nan -> --kl
+--kl inf -> --kl
+--pairs 2147483648 -> --pairs|below
+--device meta -> cannot load model|meta
 --balance any -> --balance
 --critique-data any -> --critique-data
 --group any -> --group
@@ -148,13 +154,14 @@ toy --size 0 -> --size 0
 def refuses(folder, table, call):
     """Each command line is refused with one line before anything is written to folder/out."""
     long = {"question": "9+" * 220 + "9", "answer": "9", "response": "9" * 600}
+    short = {"question": "q", "response": "1"}
     bad = [{"question": "x", "answer": "1"}, {"question": "x"}]
     named = {
         "@no": folder / "no.jsonl",
         "@folder": folder,
         "@empty": write(folder / "empty.jsonl", []),
         "@bad": write(folder / "bad.jsonl", bad),
-        "@long": write(folder / "long.jsonl", [long]),
+        "@long": write(folder / "long.jsonl", [long | short] * 50 + [long]),
         "@good": write(folder / "good.jsonl", static_pairs(problems(3))),
         "@words": "x" * 5000,
     }
@@ -191,6 +198,8 @@ def test_a_question_on_the_command_line():
     for help in (texts[3], None, greedy_text(critique_prompt(question, first))):
         expected.append(greedy_text(correct_prompt(question, first, help)))
     assert texts == expected
+    with patch(rollout, "judgement", return_value=True):
+        assert used("--n 1", question).endswith(f"critique says right\n{first}\n")
 
 
 def test_sample_py_evaluates_in_the_precision_of_the_run(tmp_path):

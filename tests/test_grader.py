@@ -3,11 +3,13 @@
 import contextlib
 from unittest import mock
 
+import rollout
 import sample
 from critique import solve_prompt
 from details import data, grader, programs, start
 from figures import votes
 from reward import Problem, outcomes
+from rollout import Sampler
 from tests.helpers import arguments, fails, lines, patch, printed_by, rows_of, used, write
 from tests.test_programs import holds
 from train import main
@@ -25,6 +27,9 @@ def picky(row, response):
 
 def raises(row, response):
     return row["none"]
+
+def leaves(row, response):
+    raise SystemExit
 
 no_function = 7
 """
@@ -44,23 +49,26 @@ def loaded(folder, function):
 def test_a_grader_judges_responses(tmp_path):
     """It gets the line of the data, which needs no answer, and whose question is asked as it
     stands: in training, in a run that goes on, in evaluation. A run's folder brings no grader."""
-    with loaded(tmp_path, "short"):
+    complete = patch(Sampler, "complete", autospec=True, side_effect=Sampler.complete)
+    judged_wrong = patch(rollout, "judgement", return_value=False)
+    with loaded(tmp_path, "short"), judged_wrong, complete as asked:
         rows = write(tmp_path / "rows", ROWS)
         [problem, *_] = data.load_problems(rows)
         assert solve_prompt("Say a.", problem.program)[0]["content"] == "Say a."
         assert outcomes([problem] * 2, ["x" * 30, "x" * 31]) == [True, False]
         out = tmp_path / "out"
         flags = f"--grader {tmp_path}/grader.py:short --data {rows} --n 2 --eval-size 4"
-        flags += f" --max-new-tokens 20 --device cpu --questions 4 --out {out}"
+        flags += f" --max-new-tokens 64 --device cpu --questions 4 --out {out}"
         for more in ("--steps 1", "--steps 2 --resume"):
             printed_by(main, flags, *more.split())
         assert lines(out / "train.jsonl") == ROWS[:3]
         for row in lines(out / "samples.jsonl"):
             fine = row["role"] == "outcomes" or row["stopped"] and len(row["completion"]) <= 30
             assert row.get("right") in (None, fine)
-            assert "Put the" not in row.get("prompt", "")
         numbers = used(f"--model {out} --eval --grader {tmp_path}/grader.py:short")
         assert "eval/generation" in numbers
+        used(f"--model {out}", "Say a.")
+        assert "Put the" not in str(asked.call_args_list)
     fails("give --grader", used, f"--model {out} --eval")
     fails("no votes", votes.main, [str(out)])
 
@@ -73,6 +81,7 @@ grader.py:none -> no function 'none'
 grader.py:no_function -> no function
 grader.py:half -> 0.5 is returned
 grader.py:raises -> grader.py:13|KeyError: 'none'
+grader.py:leaves -> grader.py:16|SystemExit
 broken.py:short -> SyntaxError
 """
 
@@ -143,8 +152,6 @@ def test_files_of_programs(tmp_path):
     taken apart are left out; bad ones are named with their line."""
     unclear = {"question": "q", "tests": ["assert f(2) == ..."]}
     path = write(tmp_path / "data.jsonl", [*PUBLISHED, unclear])
-    printed = printed_by(lambda _: data.load_problems(path))
-    assert "1 lines left out" in printed
     found = data.load_problems(path)
     right = "```python\nimport math\ndef f(n):\n    return n + n\n```"
     wrong = "```\ndef f(n):\n    return 4\n```"

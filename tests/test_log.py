@@ -18,7 +18,7 @@ from details import cost, data, log
 from details.errors import printable
 from figures import samples as samples_jsonl
 from reward import Pair
-from rollout import generate, logprobs
+from rollout import generate
 from tests.helpers import (
     ON_TOY,
     SEVEN,
@@ -55,7 +55,6 @@ def test_what_is_shown_belongs_together(tmp_path):
     assert "[critique says right, reward 0, advantage -1.00]\ne\n" in printed
     first, *rows = lines(tmp_path / "samples.jsonl")
     assert first["questions"] == [["q", "rw"]]
-    assert [row["completion"] for row in rows] == list("abcde")
     assert [row["parent"] for row in rows] == [None, None, None, "3.1", "3.1"]
     assert rows[2]["response"] == "an earlier one"
 
@@ -109,6 +108,20 @@ def test_printed_text_is_safe_for_a_terminal(tmp_path):
     fails(r"\x1b[2J", data.run_command, data.load_problems, tmp_path / "data")
 
 
+# A row of metrics, and what is printed of it.
+ROW = """{"step": 3, "t1": 0.25, "critique/accuracy": 0.5, "t2": 1.0, "seconds/step": 2.0,
+"eval/generation": 0.75, "eval/critique": 0.625, "eval/t2": null, "eval/truncated": 0.125}"""
+PRINTED = """step answers critiques attempt 2 no spread truncated seconds
+3 0.250 0.500 1.000 - - 2.000
+3 held out 0.750 0.625 - - 0.125 -"""
+
+
+def test_lines_of_a_step():
+    """A line of numbers of the step, and one of the evaluation in the same columns."""
+    printed = printed_by(lambda _: log.show_step(json.loads(ROW)))
+    assert printed.split() == PRINTED.split()
+
+
 CANNOT_LEARN = """
 {"truncated": 1.0} -> all completions were truncated; raise --max-new-tokens
 {"truncated": 0.5, "unclosed": 0.5} -> no thinking ends; a --model whose chat template
@@ -133,20 +146,16 @@ def test_a_run_that_cannot_learn_says_why():
 
 
 def test_cost_of_a_step():
-    """The clock ticks whenever it is read: once for packed weights, once in the prefill and once in
-    the decoding of seven seconds of sampling, then once while learning. The next step begins at
-    0."""
+    """The clock ticks whenever it is read: seven times while two samples are drawn, of which two
+    seconds are the prefill's. The next step begins at 0."""
     model = model_of("Llama")
     cost.start_step()
     clock = mock.Mock()
     clock.perf_counter.side_effect = itertools.count()
-    with patch(cost, "time", clock):
-        with cost.timed("sample"):
-            samples = generate(model, [[5, 6], [7, 8, 9]], max_new_tokens=3, stop=())
-        with cost.timed("update"):
-            logprobs(model, samples)
-    metrics = cost.step_cost(tokens=12)
-    expected = {"seconds/step": 8, "seconds/prefill": 2, "tokens/s": 1.5, "samples": 2}
+    with patch(cost, "time", clock), cost.timed("sample"):
+        generate(model, [[5, 6], [7, 8, 9]], max_new_tokens=3, stop=())
+    metrics = cost.step_cost(tokens=14)
+    expected = {"seconds/step": 7, "seconds/prefill": 2, "tokens/s": 2, "samples": 2}
     assert metrics | expected == metrics
     cost.start_step()
     assert not cost.COST
@@ -158,21 +167,23 @@ def test_the_end_of_a_run(tmp_path):
     held-out problems, exam and limit, by which some of the completions are truncated."""
     run = tmp_path / "my run"
     before = signal.getsignal(signal.SIGINT)
-    flags = f"{ON_TOY} --steps 1 --questions 4 --eval-size 16 --max-new-tokens 21 --out"
+    flags = f"{ON_TOY} --steps 1 --questions 4 --eval-size 16 --max-new-tokens 24 --lr 1e-2 --out"
     with contextlib.redirect_stdout(io.StringIO()) as stream:
         last = train.main([*flags.split(), str(run)])
         numbers = sample.main(["--eval", "--model", str(run)])
     printed = stream.getvalue()
     assert signal.getsignal(signal.SIGINT) == before
-    assert lines(run / "metrics.jsonl")[-1] == last
+    first, end = lines(run / "metrics.jsonl")
+    assert end == last
+    answers = f"{100 * first['eval/generation']:.0f}% -> {100 * last['eval/generation']:.0f}%"
     assert re.search(
-        r"\nanswers \d+% -> \d+%, critiques \d+% -> \d+% \(16 held-out problems", printed
+        rf"\nanswers {answers}, critiques \d+% -> \d+% \(16 held-out problems", printed
     )
     assert f"in a browser: {run}/run.html\n" in printed
     assert (run / "run.html").exists()
     assert f"try: python sample.py --model '{run}' " in printed
     assert numbers == {name: last[name] for name in last if name.startswith("eval/")}
-    assert numbers["eval/truncated"] > 0
+    assert numbers["eval/critique_truncated"] > 0 != numbers["eval/generation"]
 
 
 def test_a_pipe_that_closes_ends_quietly():

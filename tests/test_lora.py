@@ -122,14 +122,14 @@ def test_peft_reads_adapters(tmp_path):
 UP = "model.layers.0.mlp.up_proj.weight"
 
 
-def best_run(out, text):
+def best_run(out, text, metric):
     """A run of three steps with made-up evaluations: what it printed, its UP after each step."""
     seen = []
 
     def evaluate(sampler, asked, exam):
         numbers, answers = sample.evaluate(sampler, asked, exam)
         if bool(exam) != ("--select-data" in text):  # whose problems have no exam
-            numbers["eval/generation"] = [0.1, 0.7, 0.7, 0.5][len(seen)]
+            numbers[metric] = [0.1, 0.7, 0.7, 0.5][len(seen)]
             seen.append(merged_weights(sampler.model)[UP].clone())
         return numbers, answers
 
@@ -143,12 +143,12 @@ def test_the_best_model_is_kept(tmp_path):
     is merged when the run ends. sample.py evaluates it as it does a run."""
     select = write(tmp_path / "select.jsonl", problems(3, 9, held_out=True))
     for text, words in (
-        ("", "eval/generation 0.700, +0.200 against the end"),
+        ("--method c-rl", "eval/critique 0.700, +0.200 against the end"),
         ("--lora 4 --lr 1e-2", "eval/generation 0.700, +0.200 against the end"),
         (f"--select-data {select}", "eval/generation on --select-data 0.700"),
     ):
         out = tmp_path / f"run{len(text)}"
-        printed, seen = best_run(out, text)
+        printed, seen = best_run(out, text, words.split()[0])
         assert "best, step 2: " + words in printed
         best = AutoModelForCausalLM.from_pretrained(out / "best").state_dict()[UP]
         close(best, seen[2])

@@ -6,6 +6,7 @@ from tests.helpers import (
     TOY,
     arguments,
     files,
+    lines,
     printed_by,
     problems,
     shown_rows,
@@ -44,19 +45,25 @@ def test_stage_1_is_half_of_the_first_steps_that_are_trained(tmp_path):
     for steps, stages in (("0", []), ("2 --resume", [1, 2]), ("6 --resume", [1] + [2] * 5)):
         rows, _ = trained(tmp_path / "out", f"{flags} {steps}")
         assert [row["stage"] for row in rows[1:]] == stages
+    rows, _ = trained(tmp_path / "other", flags + " 2 --stage1-steps 0")
+    assert rows[1]["stage"] == 2
 
 
 def test_the_exam_is_of_the_starting_policy(tmp_path):
     """Without --exam it is sampled on held-out problems, the same whatever the method; half of its
     pairs are right."""
     held_out = problems(30, 9)
-    argv = files(tmp_path, data=problems(12, 3), eval_data=held_out)
+    argv = files(tmp_path, data=problems(12, 3), eval_data=held_out, select_data=problems(4, 1))
     flags = f"--device cpu --model {TOY} --steps 0 --max-new-tokens 64 --eval-size 16"
     exams = []
+    chosen_by = []
     for method in ("g-rl", "c-rl"):
         out = tmp_path / method
         printed_by(train.main, flags, "--method", method, "--out", out, *argv)
         exams.append(data.read_jsonl(out / "exam.jsonl", data.to_pair))
+        [row] = lines(out / "metrics.jsonl")
+        chosen_by.append(row["select"])
+    assert 0 < chosen_by[1] != chosen_by[0], "by critiques, not by answers"
     exam, other = exams
     assert exam == other
     questions = {pair.problem for pair in exam}
