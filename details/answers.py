@@ -119,7 +119,7 @@ def rewrite(text, table):
 CHARACTERS = steps(r"""
 (?=[²³]) => ^
 (?=[¼-¾⅐-⅞]) => _ # 2½ -> 2 1/2
-[‐-–−⁻] => -
+[‐-–−] => -
 π => \\pi
 ∞ => \\infty
 ± => \\pm

@@ -53,7 +53,8 @@ def add_product(layer, inputs, output):
 
 @torch.no_grad()
 def merged_weights(model):
-    """The weights of a plain model: fp32, on the CPU, the adapters added to their layers."""
+    """The weights of a plain model: fp32, on the CPU, the adapters added to their layers. What is
+    tied stands under both of its names; from a GPU it is copied twice."""
     plain = {}
     for name, weight in model.state_dict().items():
         path, _, kind = name.rpartition(".")

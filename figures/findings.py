@@ -673,20 +673,20 @@ by 30 steps of 32 questions, if nothing else is said: `g-rl` of answers, `c-rl` 
 `gc-rl` of both, `multi-turn` and `score` of two attempts. Answers and second attempts are greedy,
 on 512 held-out problems; critics judge responses to such problems, half of them right.
 
-`+0.047 (+0.004 to +0.090)`, say, is a difference, the mean over pairs of runs that have one seed,
-and its 95% interval. What is claimed
+`+0.047 (+0.004 to +0.090)`, say, is a difference, the mean over pairs of runs of the same seed, and
+its 95% interval. What is claimed
 
-- **holds here**: the interval is above 0. That tells the direction, and not that the size matters.
-- **does not hold here**: the interval is below 0, or all of it is nearer to 0 than what would
-  matter (grey in the picture): {ANSWERS} in answers and attempts, {CRITICS} in critics' numbers,
-  {DELTA} in delta (second attempts minus first ones).
-- is **not decided**: neither.
+- **does not hold here** if the interval is below 0, or all of it, even if above 0, is nearer to 0
+  than what would matter (grey in the picture): {ANSWERS} in answers and attempts, {CRITICS} in
+  critics' numbers, {DELTA} in delta (second attempts minus first ones);
+- else **holds here** if the interval is above 0: that tells no more than the direction;
+- else is **not decided**.
 
 A finding holds if all of its claims do, and does not hold if one of them does not. A claim about
-one kind of run alone is held against a threshold in place of 0: the table has the number itself,
-the picture its distance from the threshold. S1's interval is over problems, since all runs start
-alike. Where a paper says it of answers and of critics, critics decide, since they vary less between
-seeds; answers stand below or in runs.md.
+one kind of run alone is held against a threshold in place of 0, and no difference is too small: the
+table has the number itself, the picture its distance from the threshold. S1's interval is over
+problems, since all runs start alike. Where a paper says it of answers and of critics, critics
+decide, since they vary less between seeds; answers stand below or in runs.md.
 
 Runs named `hard` have questions most of which the toy answers wrong at the start (`python -m
 toy.make --hard`); all but `hard, g-rl` are of gc-rl. These runs, eqs. 5 and 6 and `no std` do not
