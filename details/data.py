@@ -85,7 +85,9 @@ def read_jsonl(path, check):
         except Unreachable:
             left_out += 1
         except (ValueError, RecursionError, SyntaxError, MemoryError) as error:
-            raise InputError(f"{path}:{number}: {ADVICE.get(type(error), '')}{error}") from error
+            raise InputError(
+                f"{path}:{number}: {ADVICE.get(type(error), '')}{one_line(error)}"
+            ) from error
     if left_out:
         print(f"{path}: {left_out} lines left out: no response to them can be judged right")
     if not rows:

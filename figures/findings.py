@@ -542,7 +542,9 @@ def differences(lines, claim):
     nothing is called right, say, there is no precision."""
     found = []
     pairs = pairs_of(lines, claim)
-    step = step_of_other(pairs, claim)[0] if pairs else None
+    if not pairs:
+        return []
+    step, _ = step_of_other(pairs, claim)
     sign = -1 if claim.other == "below" else 1
     for run, other in pairs:
         first = number(run, claim.step, claim.metric)

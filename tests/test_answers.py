@@ -35,6 +35,7 @@ ANSWERS = r"""
 42 == \boxed{42}¶¶\boxed{42} | \boxed{\displaystyle 42} ;; -4 == \boxed{‑4} | \boxed{−4}
 42 == She has a total of 42 apples. | The number of apples is 42. | Each of them gets 42 apples.
 42 != The answer is a third of 42. | The answer is twice as much as 42. | \boxed{x \not= 42}
+90 == \boxed{90\degree} | \boxed{90^\circ}
 B == The answer is option B. | \boxed{\text{Option B}} | The correct choice is B. | \boxed{B)}
 A == \boxed{A)21} | The answer is A)21 ;; B == The answer is (B) False, False.
 A != \boxed{(A) (B)} | The answer is (A) or (B). | \boxed{A. 3, B. 4} | The answer is A) B) C) D)
