@@ -341,10 +341,10 @@ def processor():
 
 
 def read_lines():
-    """{(command, processor): line of a run}."""
+    """{command: line of a run}. Of a run that two processors have carried out the first counts."""
     lines = {}
     for line in read_some(LINES):
-        lines[line["command"], line["processor"]] = line
+        lines.setdefault(line["command"], line)
     return lines
 
 
@@ -359,16 +359,13 @@ def claims():
 
 
 def missing_runs(lines):
-    """The runs without which a claim lacks a pair, [(run, seed), ...], in their order. Both runs of
-    a pair are to be of one machine: else both are run on this one."""
-    here = processor()
+    """The runs without which a claim lacks a pair, [(run, seed), ...], in their order."""
     missing = set()
     for claim in claims():
         for seed in claim.seeds:
-            if not pair_of(lines, claim, seed):
-                for run in (claim.run, claim.other):
-                    if run in RUNS and (command_of(run, seed), here) not in lines:
-                        missing.add((run, seed))
+            for run in (claim.run, claim.other):
+                if run in RUNS and command_of(run, seed) not in lines:
+                    missing.add((run, seed))
     todo = []
     for group, seeds in ORDER:
         for seed in seeds:
@@ -497,44 +494,50 @@ def number(line, step, metric):
 
 
 def runs_of(lines, name):
-    """The lines of a run as it is now, one for each seed, whichever machine it is from."""
-    seeds = {}
-    for (command, _), line in lines.items():
+    """The lines of a run as it is now, one for each seed."""
+    found = []
+    for command, line in lines.items():
         if command == command_of(name, line["seed"]):
-            seeds[line["seed"]] = line
-    return list(seeds.values())
-
-
-def pair_of(lines, claim, seed):
-    """Both runs of a seed that one machine has carried out, or None. A run alone is paired with
-    itself."""
-    other_name = claim.other if claim.other in RUNS else claim.run
-    for machine in sorted({machine for _, machine in lines}):
-        run = lines.get((command_of(claim.run, seed), machine))
-        other = lines.get((command_of(other_name, seed), machine))
-        if run and other:
-            return run, other
-    return None
+            found.append(line)
+    return found
 
 
 def pairs_of(lines, claim):
-    pairs = [pair_of(lines, claim, seed) for seed in claim.seeds]
-    return [pair for pair in pairs if pair]
+    """Both runs of each seed that has them. A run alone is paired with itself."""
+    other_name = claim.other if claim.other in RUNS else claim.run
+    pairs = []
+    for seed in claim.seeds:
+        run = lines.get(command_of(claim.run, seed))
+        other = lines.get(command_of(other_name, seed))
+        if run and other:
+            pairs.append((run, other))
+    return pairs
 
 
 def step_of_other(pairs, claim):
     """The step of the other run, and how many times the run's cost it has taken by then, the median
-    over pairs: where it is to have cost as much, the first evaluated step at which it has, else its
-    last one."""
+    over pairs of one processor, if there are any: where it is to have cost as much, the first
+    evaluated step at which it has, else its last one."""
     cost = claim.other_step
     if cost not in ("samples", "seconds"):
         return cost, None
+    pairs = [(a, b) for a, b in pairs if a["processor"] == b["processor"]] or pairs
     for row in pairs[0][1]["evaluations"]:
         step = row["step"]
         spent = [number(b, step, cost) / number(a, claim.step, cost) for a, b in pairs]
         if np.median(spent) >= 1:
             break
     return step, np.median(spent)
+
+
+def moved_by_rounding(lines):
+    """How far answers end apart where two processors have carried out the same run."""
+    moved = []
+    for line in read_some(LINES):
+        ends = [row["evaluations"][-1]["generation"] for row in (line, lines[line["command"]])]
+        if line["processor"] != lines[line["command"]]["processor"]:
+            moved.append(abs(ends[0] - ends[1]))
+    return moved
 
 
 def differences(lines, claim):
