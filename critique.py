@@ -16,7 +16,7 @@ SOLVE = {
     None: "",
 }
 
-# The critique's last line is its judgement: see `judgement`.
+# What it asks for at the end is read by `judgement`.
 CRITIQUE = (
     "Problem: {question}\n\nSolution:\n{response}\n\nCheck the solution step by step. "
     "End with the line Conclusion: right or the line Conclusion: wrong."

@@ -49,7 +49,7 @@ class Sample:
 
     prompt: list[int]  # token ids
     tokens: list[int]  # token ids of the completion, the stop token included
-    logprobs: list[float]  # of each token when it was drawn, in nats, at that temperature
+    logprobs: list[float]  # of each token when drawn, in nats, at the sampling temperature
     stopped: bool  # True: it ended by itself; False: truncated, or `unclosed`
     # Set by the Sampler (`text`, `unclosed`) and the rollouts:
     text: str = ""
@@ -62,13 +62,13 @@ class Sample:
     unclosed: bool = False  # it ended inside a <think> block
     # By the recipe:
     reward: float = 0.0
-    group: object = None  # a tuple: for `leave_one_out`; None: for `advantages`, as --group says
+    group: object = None  # SCoRe: a tuple, for `leave_one_out`; None: what --group says
     kl_weight: float = 0.0  # of its tokens' distance to the reference, k3, in the loss
     # By `train.update`:
     advantage: float = 0.0  # the reward, compared inside the group
     # One number per token, None where the sample gave no gradient.
     log_ratios: list[float] | None = None  # log-prob now, minus that when drawn
-    clipped: list[bool] | None = None  # did the clip take away the gradient?
+    clipped: list[bool] | None = None  # did the clip take away the advantage's gradient?
     k3: list[float] | None = None  # distance to the reference, if there is one: see train.py
 
 
@@ -407,7 +407,7 @@ def choose(logits, uniforms, temperature, space=None):
 def logprobs(model, samples, temperature=1.0) -> list[torch.Tensor]:
     """The log-probs that `generate` recorded, by teacher forcing: fp32 [completion length] each.
 
-    Gradients follow the caller's grad mode.
+    Gradients follow the caller's grad mode. Learning calls `batch_logprobs` itself.
     """
     result = [None] * len(samples)
     for indices in micro_batches(model, samples):
@@ -462,7 +462,7 @@ def token_logprobs(model, states, tokens, temperature):
         chosen = logits.gather(1, tokens[:, None])
         return chosen.squeeze(1) - logits.logsumexp(1)
 
-    size = max(1, LOGITS // model.config.get_text_config().vocab_size)
+    size = LOGITS // model.config.get_text_config().vocab_size
     scored = []
     for part in zip(states.split(size), tokens.split(size)):
         scored.append(checkpoint(slice_logprobs, *part, use_reentrant=False))

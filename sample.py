@@ -255,6 +255,8 @@ def parse_args(argv):
         raise InputError("--explain: give a question")
     if not args.question and not args.eval:
         raise InputError("give a question or --eval (see --help)")
+    if args.answer and not args.explain:
+        raise InputError("--answer is for --explain")
     # What the terminal could not decode, no tokenizer takes.
     if re.search("[\ud800-\udfff]", f"{args.question} {args.answer}"):
         raise InputError("the question or the answer is not UTF-8")

@@ -249,7 +249,7 @@ def test_cache_draws_without_replacement():
     assert len(cache) == 15
     rest = cache.draw(100, rng)
     assert set(drawn + rest) == set(pairs[5:])
-    assert len(cache) == 0
+    assert not cache
     assert cache.draw(3, rng) == []
 
 
@@ -391,27 +391,22 @@ def a_step(flags, cache=None, static=(), step=1):
     return recipe(args, toy_sampler(), step, problems(8, seed=8), cache, static)
 
 
-def test_g_rl_samples_responses():
-    """Four to each problem, compared with each other; no critiques."""
-    samples, metrics = a_step("--method g-rl")
-    assert len(samples) == 32
-    for index, sample in enumerate(samples):
-        problem = problems(8, seed=8)[index // 4]
-        assert sample.role == "response"
-        assert sample.problem == problem
-        assert sample.reward == is_correct(sample.text, problem.answer)
-    assert metrics["pass@n"] == pass_at_n(samples, 4)
-
-
 def test_gc_rl_samples_responses_and_critiques_of_them():
-    """Four responses to each problem, then four critiques of each pair, for one update. Two pairs
-    of each problem with right and wrong responses: six at most are criticised, the rest waits."""
+    """Four responses to each problem, which are all that G-RL has, then four critiques of each
+    pair, for one update. Two pairs of each problem with right and wrong responses: six at most are
+    criticised, the rest waits."""
     cache = PairCache(maxlen=100)
     samples, metrics = a_step("--method gc-rl --kl 0.5", cache)
     alone, _ = a_step("--method g-rl --kl 0.5")
     responses = samples[:32]
     critiques = samples[32:]
     assert responses == alone
+    for index, sample in enumerate(responses):
+        problem = problems(8, seed=8)[index // 4]
+        assert sample.role == "response"
+        assert sample.problem == problem
+        assert sample.reward == is_correct(sample.text, problem.answer)
+    assert metrics["pass@n"] == pass_at_n(responses, 4)
     pairs = metrics["critique/pairs"]
     assert {sample.kl_weight for sample in samples} == {0.5}
     assert {sample.reward for sample in critiques} == {0.0, 0.7}
@@ -778,7 +773,7 @@ def test_out_of_memory_means_smaller_micro_batches():
     _, (expected,) = updated(samples)
     # The second call fails; the others do what they should.
     once = mock.Mock(wraps=train.batch_logprobs)
-    error = torch.OutOfMemoryError("once")
+    error = torch.OutOfMemoryError("out of memory once")
     once.side_effect = [mock.DEFAULT, error] + [mock.DEFAULT] * 99
     in_the_middle = patch(train, "batch_logprobs", once)
     for room, device in ((10**6, small_device(train, "batch_logprobs", 1)), (200, in_the_middle)):

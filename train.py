@@ -9,7 +9,7 @@ What an optimizer step maximises, over all tokens of its completions:
 
 k3 estimates the KL divergence to the starting policy (the reference): it is 0 where the two agree,
 and never negative. It is a term of the loss, and no part of the reward that A compares. kl is its
-weight: --kl (0 for the toy's GC-RL), of SCoRe --beta1 and --beta2.
+weight: --kl (0 on the toy), of SCoRe and multi-turn RL --beta1 and --beta2.
 
 A method is a recipe: which prompts are built, which rewards are given (GC-RL: eqs. 1 and 2, SCoRe:
 see `score`). All but star and pair-sft share the update. Each completion is reinforced by its own
@@ -20,7 +20,7 @@ GRPO as published (arXiv 2402.03300), and why:
   first, a token of a long completion would count less than one of a short completion.
 - A mini-batch without a gradient makes no optimizer step: Adam's momentum would move the weights.
 - SCoRe and multi-turn RL have a baseline of their own: see `rewarded_attempts`.
-- In k3, d is at most MAX_AWAY = 3, so that a token's gradient, exp(d) - 1, is at most 19.
+- In k3, d is at most MAX_AWAY = 3, so that a token's gradient, exp(d) - 1, is at most 19.1.
   Otherwise one token could dominate the others.
 
     python train.py                        GC-RL on the embedded toy model, 80 s on two cores
@@ -86,10 +86,10 @@ MAX_AWAY = 3.0  # the largest d, in nats
 # From a recipe to a gradient:
 #
 #     train_step      calls the recipe, which METHODS names
-#     the recipe      returns Samples with reward, kl_weight and group, and metrics for the log
+#     the recipe      returns Samples with reward and kl_weight, and metrics for the log
 #     update          compares rewards, which gives each Sample its advantage; makes mini-batches
 #     add_gradient    log-probs now, when drawn, and the reference's; the backward pass
-#     grpo_loss       what is maximised, as it stands above
+#     grpo_loss       minus what is maximised, as it stands above
 #
 # star and pair-sft go from train_step to `imitate`. Parameters of a recipe: `cache` has the pairs
 # that wait for the critic, `static` the starting policy's pairs, where they are used, else none.
@@ -203,10 +203,10 @@ def score(args, sampler, step, problems, cache, static):
     maximises its own line, where x1 is the question, x2 the conversation before the second attempt,
     r1 and r2 are 1 for a right attempt, else 0, and D(x) is the sum of k3 over the tokens after x:
 
-        Stage I     attempt 1   - (beta1 + beta2) D(x1)
-                    attempt 2   r2 - beta1 D(x2)
-        Stage II    attempt 1   r1 - beta1 D(x1)
-                    attempt 2   r2 + alpha (r2 - r1) - beta1 D(x2)
+        Stage I     attempt 1:  -(beta1 + beta2) D(x1)
+                    attempt 2:  r2 - beta1 D(x2)
+        Stage II    attempt 1:  r1 - beta1 D(x1)
+                    attempt 2:  r2 + alpha (r2 - r1) - beta1 D(x2)
 
     The baseline is this project's choice: a second attempt is compared with others that follow the
     same outcome (see `rewarded_attempts`). Among them r1 is one number, so it drops out:
@@ -224,7 +224,7 @@ def score(args, sampler, step, problems, cache, static):
         metrics["stage"] = 1
         for sample in first:
             sample.reward = 0.0  # all alike, so no advantage
-            sample.kl_weight += args.beta2
+            sample.kl_weight = args.beta1 + args.beta2
     else:
         # Stage II: both are rewarded, the second by the shaped reward.
         metrics["stage"] = 2
@@ -291,8 +291,8 @@ def train_step(args, sampler, reference, optimizer, step, cache, state):
         if args.method in SUPERVISED:
             for sample in fitting:
                 sample.advantage = sample.reward  # the weight of its log-prob, for the log
-            traces = [sample for sample in fitting if sample.reward > 0]
-            batches = mini_batches(traces, args.updates, rng)
+            learned = [sample for sample in fitting if sample.reward > 0]
+            batches = mini_batches(learned, args.updates, rng)
             metrics |= imitate(sampler.model, optimizer, batches)
         else:
             metrics |= update(args, sampler, reference, optimizer, fitting, rng)
@@ -304,8 +304,8 @@ def train_step(args, sampler, reference, optimizer, step, cache, state):
 def update(args, sampler, reference, optimizer, samples, rng):
     """One policy update, from the rewards of a rollout to new weights; returns metrics.
 
-    It makes --updates optimizer steps, each on its share of the prompts. All ratios are to the
-    log-probs that the completions were sampled with. reference: the model of the KL, None where
+    It makes at most --updates optimizer steps, each on its share of the prompts. All ratios are to
+    the log-probs that the completions were sampled with. reference: the model of the KL, None where
     there is none. Raises InputError for a gradient that is not finite.
     """
     if not samples:
@@ -313,8 +313,8 @@ def update(args, sampler, reference, optimizer, samples, rng):
     rewards = [sample.reward for sample in samples]
     groups = [sample.group for sample in samples]
     if groups[0]:
-        # Set by `rewarded_attempts`, which says what is compared.
-        compared = leave_one_out(rewards, groups)
+        # SCoRe and multi-turn RL, see `rewarded_attempts`. They ignore --group and --no-std.
+        relative = leave_one_out(rewards, groups)
     else:
         # The samples of a prompt, of a question (responses and critiques), or the whole batch.
         groups = ["batch"] * len(samples)
@@ -322,8 +322,8 @@ def update(args, sampler, reference, optimizer, samples, rng):
             groups = [tuple(sample.prompt) for sample in samples]
         elif args.group == "question":
             groups = [sample.problem.question for sample in samples]
-        compared = advantages(rewards, groups, std=not args.no_std)
-    for sample, advantage in zip(samples, compared.tolist()):
+        relative = advantages(rewards, groups, std=not args.no_std)
+    for sample, advantage in zip(samples, relative.tolist()):
         sample.advantage = advantage
 
     model = sampler.model
@@ -406,10 +406,10 @@ def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=N
     towards the reference, too.
 
     All tensors have one shape, [tokens] or a padded [batch, length], or broadcast to it. Where the
-    mask is 0 they may hold anything. d is at most MAX_AWAY here: see `add_gradient`.
+    mask is 0 they may hold anything. `add_gradient` bounds d by MAX_AWAY.
 
-    Returns the mean over all unmasked tokens, which tokens the clip leaves without a gradient, and
-    k3, both zero where masked.
+    Returns the mean over all unmasked tokens, the tokens at which the clip takes away the gradient
+    of the advantage, and k3, both zero where masked.
     """
     mask = mask.bool()
     # Masked before exp, not after: inf * 0 is nan.

@@ -12,6 +12,7 @@ than to miss a right one. Nothing is evaluated, and the work on a text is bounde
 import functools
 import re
 import unicodedata
+from collections import Counter
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -153,6 +154,7 @@ TIDY = steps(r"""
 (?<![\\a-zA-Z])(sqrt|log|ln|sin|cos|tan|pi)END => \\\1 # sin x ->  in x
  *(\{) *| +(?=\^) => \1 # \frac { 1}, cm ^2
 \bsq(?:uare|\.)? ([a-z]+) => \1^{2} # square feet -> feet^{2}
+\bcu(?:bic|\.)? ([a-z]+) => \1^{3}
 \{([^{}]*?) *\\over *([^{}]*)\} => \\frac{\1}{\2}
 (?<![\w^}\]\\])\{([^{}]*)\} => \1 # -{5} -> -5: these braces hold no argument
 \\(?:[dtc]|nice|s)fracEND => \\frac
@@ -240,7 +242,8 @@ NUMBER = re.compile(
 # What may not stand around a number: words that deny, limit or scale it, digits, operators.
 BAD = re.compile(
     rf"{NOT}|\b(?:most|least|(?:min|max)imum|(?:more|less|fewer) than|plus|minus|squared|cubed"
-    r"|factorial|mod|base|mil|mln|mrd)\b|\bhal(?:f|ves)|ill(?:i?on|iard)|\b(?!months|paths)[a-z]+ths\b|тыс"
+    r"|factorial|mod|base|mil|mln|mrd|doubled|tripled|halved|(?:and|by) (?:an?|one|two|three|four"
+    r"|five|six|seven|eight|nine|ten|\w+ty))\b|\bhal(?:f|ves)|ill(?:i?on|iard)|\b(?!months|paths)[a-z]+ths\b|тыс"
     r"|мл[нр]|[百十半兆천만억]|\d(?<!\^\{[123])(?<!\^\{-[123])|[+<>=_\\\[]|!(?!\s)|-(?!\w)|[*/](?![^\W\d_])"
     rf"|(?<![a-zA-Z])\^|(?<![a-zA-Z'])(?![aI] |[mgshlLJWVKCFNA]{END})[a-zA-Zα-ω]{END}"
 )
@@ -304,10 +307,13 @@ def read(text):
         text = text.replace(r"\pm", "+") + " or " + text.replace(r"\pm", "-")
     parts = [part.strip() for part in SEPARATOR.split(text) if part.strip()]
     if len(parts) > 1:
-        items = {read(part) for part in parts}
+        items = [read(part) for part in parts]
         if len({item.name.split("_")[0] for item in items} - {""}) == 1:  # x_1 = 5, x_2 = 6
-            items = {item._replace(name="") for item in items}
-        return Answer(name, frozenset(items)) if len(items) > 1 else items.pop()._replace(name=name)
+            items = [item._replace(name="") for item in items]
+        times = Counter(items)
+        if len(times) > 1:
+            return Answer(name, frozenset(times.items()))
+        return items[0]._replace(name=name)
     plain = re.sub(WORD, lambda word: word[0].lower(), rewrite(text, PLAIN))
     return Answer(name, plain or None)
 
@@ -320,7 +326,9 @@ def akin(a, b):
     a, b = sorted((a, b), key=len)
     if {a, b} <= SYMBOLS:
         return a == b
-    return not a or a[0] == b[0] and set(a) <= set(b) and a[-1].isdigit() == b[-1].isdigit()
+    if not a:
+        return True
+    return a[0] == b[0] and Counter(a) <= Counter(b) and a[-1].isdigit() == b[-1].isdigit()
 
 
 def same(found, expected):

@@ -29,5 +29,10 @@ def timed(kind):
 def step_cost(tokens):
     """The step's cost as metrics. tokens: those of the samples that may be learned."""
     seconds = COST["seconds/sample"] + COST["seconds/update"]
-    more = {"seconds/step": seconds, "tokens": tokens, "tokens/s": tokens / seconds}
-    return {"samples": 0} | dict(COST) | more
+    return {
+        "samples": 0,
+        **COST,
+        "seconds/step": seconds,
+        "tokens": tokens,
+        "tokens/s": tokens / seconds,
+    }

@@ -149,8 +149,8 @@ def micro_batches(model, samples, parts=1):
 
 def ran_out(error):
     """Has the device no memory left? A CPU says so by a mere RuntimeError."""
-    words = "allocate memory|create a primitive|start new thread"
-    return isinstance(error, torch.OutOfMemoryError) or re.search(words, str(error))
+    words = "out of memory|allocate memory|create a primitive|start new thread"
+    return re.search(words, str(error))
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def stop_set(model, tokenizer):
             eos = [eos]
         stops.update(eos or [])
     with suppress(InputError):  # a template that wants more than these two turns
-        *_, behind = render(tokenizer, PROBE[:2]).partition(PROBE[1]["content"])
+        *_, behind = render(tokenizer, PROBE[:2]).rpartition(MARK)
         ids = tokenizer(behind, add_special_tokens=False).input_ids
         special = [i for i in ids if i in special_tokens(tokenizer)]
         stops.update(special[:1])
@@ -190,17 +190,18 @@ def whole_head(model, states):
 
 def context_length(model):
     """The longest sequence in tokens that the model's positions allow."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":  # a longer sequence turns all of its positions anew
+        return rope["original_max_position_embeddings"]
+    return getattr(config, "max_position_embeddings", None) or 1 << 30
 
 
 # -------------------------------------------------------------------------- text to tokens, back
 
 # A conversation whose contents are easily found again in the text that a template makes of it.
-PROBE = [
-    {"role": "user", "content": "\u2460probe0\u2461"},
-    {"role": "assistant", "content": "\u2460probe1\u2461"},
-    {"role": "user", "content": "\u2460probe2\u2461"},
-]
+MARK = "\u2460probe\u2461"
+PROBE = [{"role": role, "content": MARK} for role in ("user", "assistant", "user")]
 
 # For a tokenizer without a chat template.
 PLAIN = (
@@ -213,14 +214,15 @@ PLAIN = (
 FIXED_DATE = "{% macro strftime_now(form) %}01 Jan 2026{% endmacro %}"
 
 
-def render(tokenizer, messages, add_generation_prompt=False):
-    """A conversation as text, through the chat template; a plain one where there is none."""
+def render(tokenizer, messages):
+    """A conversation as text, through the chat template; a plain one where there is none. Behind a
+    user's turn the assistant is to go on."""
     try:
         template = tokenizer.get_chat_template() if tokenizer.chat_template else PLAIN
         return tokenizer.apply_chat_template(
             messages,
             tokenize=False,
-            add_generation_prompt=add_generation_prompt,
+            add_generation_prompt=messages[-1]["role"] == "user",
             chat_template=FIXED_DATE + template,
             enable_thinking=False,  # for the templates that know it
         )
@@ -236,8 +238,7 @@ def turn_marks(tokenizer):
     Of the latter all added tokens, and markers such as `[INST]` or `### User:` where they stand
     whole, but no mere words, as the `user` behind a special token, and none as short as `A:`.
     """
-    text = render(tokenizer, PROBE, add_generation_prompt=True)
-    between = "\n".join(re.split("\u2460probe.\u2461", text)[1:])
+    between = "\n".join(render(tokenizer, PROBE).split(MARK)[1:])
     added = tokenizer.added_tokens_decoder.values()
     tokens = [token.content for token in added if token.special or token.content in between]
     pieces = map(str.strip, re.split(either(tokens) + "|\n", between))
@@ -263,7 +264,7 @@ def encode_chat(tokenizer, messages):
     marks = turn_marks(tokenizer)
     # Not taken out: what stands before and behind a mark could make a new one.
     clean = [m | {"content": marks.sub("\ufffd", m["content"])} for m in messages]
-    text = render(tokenizer, clean, add_generation_prompt=True)  # with its own BOS
+    text = render(tokenizer, clean)  # with its own BOS
     return tokenizer(text, add_special_tokens=False).input_ids
 
 

@@ -33,8 +33,10 @@ def imitate(model, optimizer, batches):
     the mean negative log-prob, in nats a token."""
     losses = []
     norms = []
+    tokens = 0
     for batch in batches:
         token_count = sum(len(sample.tokens) for sample in batch)
+        tokens += token_count
         losses += add_gradient(model, batch, token_count)
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP))
         if not math.isfinite(norm):
@@ -44,7 +46,6 @@ def imitate(model, optimizer, batches):
         norms.append(norm)
     if not batches:
         return {}
-    tokens = sum(len(sample.tokens) for batch in batches for sample in batch)
     return {"updates": len(norms), "grad_norm": mean(norms), "loss": sum(losses) / tokens}
 
 

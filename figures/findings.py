@@ -24,6 +24,7 @@ import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -267,7 +268,7 @@ WHY = {
     "S3": "It begins by repeating, and where the first attempt is right, that earns all there is.",
     "S4": "Most of what Stage I adds to delta comes from worse first attempts, see below.",
     "S5": "It is delta again: votes lift neither first nor second attempts above greedy ones.",
-    "At equal cost": "Seconds are those of a shared machine, at different hours: go by samples.",
+    "At equal cost": "Seconds are those of shared machines, at different hours: go by samples.",
     "Right for the right reason: do critics find the error?": "Of the wrong responses that are "
     "judged wrong, those whose first wrong step the critique objects to (`toy/sound.py`). A critic "
     "that judges more of them wrong is asked about harder ones, too.",
@@ -530,16 +531,6 @@ def step_of_other(pairs, claim):
     return step, np.median(spent)
 
 
-def moved_by_rounding(lines):
-    """How far answers end apart where two processors have carried out the same run."""
-    moved = []
-    for line in read_some(LINES):
-        ends = [row["evaluations"][-1]["generation"] for row in (line, lines[line["command"]])]
-        if line["processor"] != lines[line["command"]]["processor"]:
-            moved.append(abs(ends[0] - ends[1]))
-    return moved
-
-
 def differences(lines, claim):
     """By how much the claim holds, for each seed of which there is a pair with both numbers: where
     nothing is called right, say, there is no precision."""
@@ -751,6 +742,29 @@ def show_findings(lines):
     forest(FOLDER / "findings.svg", drawn, "By how much the claims hold: means, 95% intervals")
 
 
+def show_rounding(lines):
+    """Print how far answers end apart where two processors have carried out the same run."""
+    again = []
+    for line in read_some(LINES):
+        first = lines[line["command"]]
+        if line["processor"] != first["processor"]:
+            again.append((first, line))
+    if again:
+        apart = [distance_of_ends(*pair) for pair in again]
+        name = again[0][0]["run"]
+        seeds = [distance_of_ends(*pair) for pair in combinations(runs_of(lines, name), 2)]
+        runs = f"{len(apart)} runs that both have made (the first counts)"
+        away = f"{mean(apart):.3f} apart ({max(apart):.3f} at most)"
+        print("\nSome pairs are of two processors, which round differently. By that the answers of")
+        print(f"{runs} end {away}; those of two seeds of")
+        print(f"{name} end {mean(seeds):.3f} apart.")
+
+
+def distance_of_ends(a, b):
+    """How far the answers of two runs end apart."""
+    return abs(a["evaluations"][-1]["generation"] - b["evaluations"][-1]["generation"])
+
+
 def show_others(lines, others):
     """Print what decides no finding."""
     for title, asked in others.items():
@@ -821,8 +835,8 @@ Written by `python -m figures.findings`, with [findings.md](findings.md), which 
 ![answers, critiques and attempts, step by step](methods.svg)
 """
 COSTS = """Means over seeds (least to greatest). Costs are medians and leave out evaluations and the
-1,280 static responses of c-rl, of gc-rl with static pairs and of pair-sft; seconds are those of a
-shared machine, which was not always as busy.
+1,280 static responses of c-rl, of gc-rl with static pairs and of pair-sft; seconds are those of
+shared machines, which are not equally fast or busy.
 """
 
 
@@ -888,6 +902,7 @@ def main(argv=None):
         print("of the seeds that there are: they are final only when none is missing.\n")
     show_findings(lines)
     print(PROTOCOL, end="")
+    show_rounding(lines)
     show_others(lines, OTHERS)
     show_recalled(lines)
     with (FOLDER / "runs.md").open("w", encoding="utf-8") as file, redirect_stdout(file):

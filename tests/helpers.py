@@ -38,8 +38,7 @@ def close(a, b, tolerance=1e-6):
     """Equal in shape, and in value up to the tolerance."""
     a = torch.as_tensor(a, dtype=torch.float64)
     b = torch.as_tensor(b, dtype=torch.float64)
-    assert a.shape == b.shape, f"{a.shape} is not {b.shape}"
-    assert torch.allclose(a, b, rtol=0, atol=tolerance), f"{a} is not {b}"
+    torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
 
 
 def fails(words, call, *args, kind=InputError, **options):
@@ -193,8 +192,7 @@ def plain_logprobs(drawn, temperature=1.0, model=None):
 
 def toy_rollout(n=6, count=4, temperature=1.0):
     """Samples of a real rollout of the toy with made-up rewards, some of them 0."""
-    sampler = toy_sampler(temperature=temperature)
-    samples = rollout.respond(sampler, problems(count, seed=3), n, seed=1)
+    samples = rollout.respond(toy_sampler(temperature), problems(count, seed=3), n, seed=1)
     for index, made in enumerate(samples):
         made.reward = [1.0, -0.5, 0.0, 2.0][index % 4]
     return samples
@@ -294,6 +292,7 @@ def tiny(kind, **more):
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
+        "head_dim": 8,
         "max_position_embeddings": 128,
         "bos_token_id": 1,
         "eos_token_id": 2,
@@ -303,8 +302,6 @@ def tiny(kind, **more):
     }
     if kind in ("Gemma2", "Gemma3", "Mistral"):
         shape["sliding_window"] = 8
-    if kind in ("Qwen3", "Gemma3"):
-        shape["head_dim"] = 8
     if kind == "Gemma3":
         shape["num_hidden_layers"] = 4
         shape["layer_types"] = ["sliding_attention", "full_attention"] * 2
@@ -338,7 +335,7 @@ def small_device(module, name, rows):
 
     def work(model, given, *more):
         if len(given) > rows:
-            raise torch.OutOfMemoryError("a small device")
+            raise torch.OutOfMemoryError("out of memory: a small device")
         return real(model, given, *more)
 
     return patch(module, name, side_effect=work)

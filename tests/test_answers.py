@@ -169,6 +169,8 @@ y=3 != \boxed{x=3} ;; \angle B=30 != \boxed{\angle A=30}
 x_1=3 != \boxed{x_2=3} ;; k=3 == \boxed{k_m=3}
 24 == \boxed{|r-s|=24} | \boxed{4!=24} | \boxed{\sum_{k=1}^{n} k=24} ;; 24 != \boxed{x^2=24}
 5\text{ hours} == \boxed{5 hrs} | \boxed{5} ;; 5 m == \boxed{5 meters} ;; 5 m != \boxed{5 mm}
+5 meters != \boxed{5 mm} | \boxed{5 cubic meters} ;; 5 cubic feet != \boxed{5 cubic inches}
+5\text{ cm}^3 == \boxed{5 cubic centimeters} | \boxed{5 cu. cm}
 5 metres == \boxed{5 meters} ;; 5\text{ hours} != \boxed{5 minutes} ;; 3 AM != \boxed{3 PM}
 5 \text{ cents} != \boxed{\$5} | \boxed{5 dollars} ;; \$5 == \boxed{5 dollars}
 5\text{ cm}^2 != \boxed{5\text{ cm}^3} | \boxed{5 cm}
@@ -195,6 +197,9 @@ No == \boxed{no}
 2000000 == \boxed{2 million} | It earned $2 million in total.
 2 != \boxed{2 million} | So 2 million. | \boxed{2 tenths} | \boxed{2 lakh}
 2 != \boxed{2億} | \boxed{2 bn}
+3 != The answer is 3 and two thirds. | \boxed{3\text{ and three quarters}}
+3 != The answer is 3 doubled. | The answer is 3 divided by four. | #### 3 dollars and fifty cents
+3, 3, 4 != \boxed{3, 4, 4} | \boxed{3, 4} ;; 3, 3, 4 == \boxed{4, 3, 3} ;; 2 == \boxed{2, 2}
 2 != \boxed{2 quadrillion} | \boxed{2 sevenths} | \boxed{2 halves} ;; 0.2 == \boxed{2 tenths}
 1500000000 == \boxed{1.5 \text{ billion}} ;; 500 == \boxed{5 hundred} ;; 30000 == \boxed{3万}
 -5 == The answer is minus 5. | \boxed{negative 5} ;; 5 != \boxed{minus 5} | \boxed{-{5}} | —5

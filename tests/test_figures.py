@@ -173,8 +173,8 @@ kept g-rl gc-rl samples 30 -> g-rl above gc-rl after as many samples: -, 0
 def test_claims_of_findings_by_hand(tmp_path):
     """Runs of one seed are compared: differences 0.1, 0.25 and 0.1, and t is 4.303 for two degrees
     of freedom. At equal cost the median ratio of pairs of one processor counts: of 30 / 30 and 33 /
-    30, or of 60 / 60 and 60 / 66 where there is no later step. At the start of a policy the sum of both
-    kinds of change has the variance 0.03 + 0.01 - 0.02^2: 1.96 sqrt(0.0396 / 512) = 0.017."""
+    30, or of 60 / 60 and 60 / 66 where there is no later step. At the start of a policy the sum of
+    both kinds of change has the variance 0.03 + 0.01 - 0.02^2: 1.96 sqrt(0.0396 / 512) = 0.017."""
     lines_there = made_up_lines(tmp_path / "lines")
     for asked, said in rows_of(CLAIMS):
         metric, run, other, other_step, step = asked.split()
@@ -205,6 +205,7 @@ def test_findings(tmp_path):
     assert len(rows) == 13
     assert "answers: g-rl above c-rl: +0.150 (" in rows[0] and rows[0].endswith("| since so |")
     assert "## At equal cost\n\nand so\n\n|" in printed
+    assert "0.100 apart (0.100 at most)" in printed and "g-rl end 0.133 apart" in printed
     assert "| g-rl: 3 seeds | 0.767 |" in printed and "| 0.23 | -1.00, +1.00 (1.00) |" in printed
     assert "| g-rl: seed 1 | 0.900 |" in printed and "| c-rl: seed 1 |" in printed
     ElementTree.parse(tmp_path / "findings.svg")

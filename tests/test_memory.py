@@ -77,11 +77,12 @@ def test_batches_that_fit_the_memory_give_the_same_tokens():
 def test_a_device_too_small_for_one_row_is_an_error():
     """The device's own error, a CPU's is a RuntimeError, ends the program in one line, and no
     weight stays packed."""
+    model = model_of("Mistral")
     of_a_cpu = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
-    for error in (torch.OutOfMemoryError("a small device"), of_a_cpu):
+    for error in (torch.OutOfMemoryError("MPS backend out of memory"), of_a_cpu):
         with patch(fast, "LARGE", 0), patch(rollout, "prefill", side_effect=error):
             fails(f"error: out of memory: {error}", data.run_command, tokens_drawn)
-        assert not is_packed(model_of("Mistral"))
+        assert not is_packed(model)
 
 
 def test_micro_batches_by_hand():

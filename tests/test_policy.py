@@ -22,6 +22,13 @@ def toy_copy():
     return copy.deepcopy(base())
 
 
+def test_context_ends_where_all_positions_would_turn_anew():
+    """With LongRoPE cached keys no longer fit once a sequence is longer than in pretraining."""
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    model = tiny("Phi3", original_max_position_embeddings=16, rope_parameters=rope)
+    assert policy.context_length(model) == 16
+
+
 def test_stop_set_is_the_union(tmp_path):
     """EOS of config, generation config and tokenizer, and a template's own end of turn. Other
     settings of generation are dropped: with a repetition penalty model.generate would sample

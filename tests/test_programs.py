@@ -324,7 +324,7 @@ def f(x):
 
 # With the test f(2) == 5: what is right.
 RIGHT = """
-def f(x): return x + 3
+def f(x: List[int]) -> Any: return x + 3
 ----
 import os
 def f(x):
