@@ -669,7 +669,7 @@ by 30 steps of 32 questions, if nothing else is said: `g-rl` of answers, `c-rl` 
 `gc-rl` of both, `multi-turn` and `score` of two attempts. Answers and second attempts are greedy,
 on 512 held-out problems; critics judge responses to such problems, half of them right.
 
-`+0.047 (+0.004 to +0.090)`, say, is a difference, the mean over pairs of runs of the same seed, and
+`+0.050 (+0.011 to +0.088)`, say, is a difference, the mean over pairs of runs of the same seed, and
 its 95% interval. What is claimed
 
 - **does not hold here** if the interval is below 0, or all of it, even if above 0, is nearer to 0
@@ -702,8 +702,8 @@ titles were put nearer to the papers' words, and some claims that decide nothing
 to 5 of c-rl, `c-rl, eq. 4`, `gc-rl, static` and pair-sft were made twice, since the code had come
 to deal out their pairs otherwise; the second runs count. By the first F5 was not decided.
 
-Where nothing makes a difference, one interval in twenty leaves 0 out: some {len(claims()) // 20} of
-the {len(claims())} here and in runs.md. Read again and again while runs come in, more do.
+Where nothing makes a difference, one interval in twenty leaves 0 out: some {len(claims()) // 20} of the {len(claims())}
+here and in runs.md. Read again and again while runs come in, more do.
 """
 
 
@@ -755,9 +755,8 @@ def show_rounding(lines):
         seeds = [distance_of_ends(*pair) for pair in combinations(runs_of(lines, name), 2)]
         runs = f"{len(apart)} runs that both have made (the first counts)"
         away = f"{mean(apart):.3f} apart ({max(apart):.3f} at most)"
-        print("\nSome pairs are of two processors, which round differently. By that the answers of")
-        print(f"{runs} end {away}; those of two seeds of")
-        print(f"{name} end {mean(seeds):.3f} apart.")
+        print("Some pairs are of two processors, which round differently. By that the answers of")
+        print(f"{runs} end {away}; those of two seeds of {name} end {mean(seeds):.3f} apart.")
 
 
 def distance_of_ends(a, b):
@@ -898,8 +897,7 @@ def main(argv=None):
     missing = len(missing_runs(lines))
     if missing:
         planned = sum(len(group) * len(seeds) for group, seeds in ORDER)
-        print(f"**{missing} of the {planned} runs are still to be made.** Verdicts *so far* are")
-        print("of the seeds that there are: they are final only when none is missing.\n")
+        print(f"**{missing} of the {planned} runs are still to be made**: *so far* is not final.\n")
     show_findings(lines)
     print(PROTOCOL, end="")
     show_rounding(lines)
