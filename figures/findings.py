@@ -702,8 +702,8 @@ titles were put nearer to the papers' words, and some claims that decide nothing
 to 5 of c-rl, `c-rl, eq. 4`, `gc-rl, static` and pair-sft were made twice, since the code had come
 to deal out their pairs otherwise; the second runs count. By the first F5 was not decided.
 
-Where nothing makes a difference, one interval in twenty leaves 0 out: some {len(claims()) // 20} of the {len(claims())}
-here and in runs.md. Read again and again while runs come in, more do.
+Where nothing makes a difference, one interval in twenty leaves 0 out: some {len(claims()) // 20} of
+the {len(claims())} here and in runs.md. Read again and again while runs come in, more do.
 """
 
 
@@ -755,8 +755,8 @@ def show_rounding(lines):
         seeds = [distance_of_ends(*pair) for pair in combinations(runs_of(lines, name), 2)]
         runs = f"{len(apart)} runs that both have made (the first counts)"
         away = f"{mean(apart):.3f} apart ({max(apart):.3f} at most)"
-        print("Some pairs are of two processors, which round differently. By that the answers of")
-        print(f"{runs} end {away}; those of two seeds of {name} end {mean(seeds):.3f} apart.")
+        print("Some pairs are of two processors, which round differently. By that answers", end=" ")
+        print(f"of {runs} end {away}; those of two seeds of {name} end {mean(seeds):.3f} apart.")
 
 
 def distance_of_ends(a, b):
