@@ -134,6 +134,7 @@ UNUSED = """
 @words -> context
 --explain 1+1? -> --explain|--answer
 --explain -> --explain: give a question
+Q --answer 3 -> --answer is for --explain
 --explain 1+1? --answer proof -> --explain|no response can reach
 \udcff -> not UTF-8
 """
