@@ -564,7 +564,6 @@ def test_score_and_multi_turn_reward_attempts():
     for flags, step, stage, of_first, of_second, kl_of_first in (
         (SCORE, 1, {"stage": 1}, [0, 0, 0, 0], SECOND_RIGHT, 0.11),
         (SCORE, 2, {"stage": 2}, FIRST_RIGHT, [0, 11, -10, 1], 0.01),
-        (SCORE + " --alpha 0", 2, {"stage": 2}, FIRST_RIGHT, SECOND_RIGHT, 0.01),
         (MULTI_TURN, 1, {}, FIRST_RIGHT, SECOND_RIGHT, 0.01),
     ):
         first, second, metrics = score_step(flags, step)

@@ -292,7 +292,6 @@ def tiny(kind, **more):
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": 8,
         "max_position_embeddings": 128,
         "bos_token_id": 1,
         "eos_token_id": 2,
@@ -302,6 +301,8 @@ def tiny(kind, **more):
     }
     if kind in ("Gemma2", "Gemma3", "Mistral"):
         shape["sliding_window"] = 8
+    if kind in ("Qwen3", "Gemma3"):
+        shape["head_dim"] = 8
     if kind == "Gemma3":
         shape["num_hidden_layers"] = 4
         shape["layer_types"] = ["sliding_attention", "full_attention"] * 2

@@ -317,7 +317,7 @@ def random_text(rng):
 
 
 def fuzz(folder, count):
-    """Random texts: no exception but InputError, and no more than 0.2 s of processor time."""
+    """Random texts: no exception but InputError, and no more than a second of processor time."""
     path = folder / "fuzz.jsonl"
     rng = random.Random(0)
     for _ in range(count):
@@ -329,7 +329,7 @@ def fuzz(folder, count):
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
         with contextlib.suppress(InputError):
             data.read_jsonl(path, data.to_problem)
-        assert time.process_time() - start < 0.2, text[:99]
+        assert time.process_time() - start < 1, text[:99]
 
 
 def test_fuzz(tmp_path):
