@@ -257,7 +257,7 @@ def load_problems(name, split="train"):
 
 def download(name, url, path):
     """Fetch a file; one that is compressed is unpacked. It stands there whole or not at all."""
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}")  # other runs may fetch it, too
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(partial), progress=False)

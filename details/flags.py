@@ -115,7 +115,7 @@ def train_flags(argv, methods):
                 "--" + name, default=default, type=kind, choices=choices.get(name), help=help
             )
     # The toy brings its files and settings as defaults: what is asked for by name still wins.
-    known, _ = parser.parse_known_args(argv)
+    known = parser.parse_args(argv)
     if known.model == "toy":
         parser.set_defaults(**TOY_SETTINGS)
         if not known.data:

@@ -83,7 +83,7 @@ def lock_folder(out):
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except (BlockingIOError, PermissionError) as error:
         raise InputError(f"--out {out}: another process is at work in it") from error
     return file
 

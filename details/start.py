@@ -240,7 +240,7 @@ def first_pairs(args, sampler, state):
         if not state["exam"]:
             seed = seed_of(args.seed, "exam")
             state["exam"] = sample_pairs(sampler, state["held_out"], 8, size, seed)
-        if args.method == "c-rl" and state["selecting"]:
+        if args.method == "c-rl":
             seed = seed_of(args.seed, "selecting")
             state["selecting_exam"] = sample_pairs(sampler, state["selecting"], 8, size, seed)
         critic = args.method in ("c-rl", "gc-rl") and args.critique_data == "static"
