@@ -500,7 +500,7 @@ def settle_attention(model, name):
         model.set_attn_implementation(library)
     away, reason = sampling_error(model)
     if not away < 0.1:  # Mamba and its like keep another state
-        raise InputError(f"model {name}: no sampling with a key-value cache: {reason}")
+        raise InputError(f"model {name}: sampling with a key-value cache fails: {reason}")
 
 
 @torch.no_grad()

@@ -67,6 +67,11 @@ def read_jsonl(path, check):
     out. Raises InputError with file and line number, OSError where there is no such file.
     """
     content = Path(path).read_bytes()
+    if content.startswith(b"\x1f\x8b"):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{path}:1: {one_line(error)}") from error
     if other := OTHER_FORMAT.match(content):
         raise InputError(
             f"{path}:1: one JSON object a line in UTF-8 is expected; "
@@ -104,7 +109,7 @@ def read_some(path, check=dict):
 
 # What a file begins with that holds something else.
 OTHER_FORMAT = re.compile(
-    rb"\s*(?:(?P<gzip>\x1f\x8b)|(?P<bzip2>BZh)|(?P<xz>\xfd7zXZ)|(?P<zstd>\x28\xb5\x2f\xfd)"
+    rb"\s*(?:(?P<bzip2>BZh)|(?P<xz>\xfd7zXZ)|(?P<zstd>\x28\xb5\x2f\xfd)"
     rb"|(?P<zip>PK\x03\x04)|(?P<Parquet>PAR1)|(?P<array>\[)"
     rb"|(?P<UTF16>\xff\xfe|\xfe\xff|\{\x00|\x00\{))"
 )
@@ -147,9 +152,7 @@ def to_problem(row):
     """A JSON object's problem. It is judged by the user's grader, if there is one; else by tests,
     if it has any; else by its answer, which may be a number, and which some response must reach."""
     program = kind_of(row)
-    names = ["question", "problem"]
-    if program:
-        names += ["text", "prompt"]
+    names = "question", "problem", "text", "prompt"
     question = text_field(row, next((name for name in names if name in row), "question"))
     line = json.dumps(row)
     if program is None:
@@ -175,10 +178,7 @@ NO_ANSWER = re.compile(r"(?i)^\W*(?:proof|not ?found)\W*$|[a-z]:\s(?!.*:)|\b(?:[
 def to_program(row, question, line):
     """A problem that asks for a program. Its tests stand in `tests`, in MBPP's `test_list`, or in
     HumanEval's `test`."""
-    tests = row.get("tests", row.get("test_list", row.get("test")))
-    sources = listed(tests or [])
-    if not sources:
-        raise ValueError("no test that can be judged")
+    sources = listed(row.get("tests", row.get("test_list", row.get("test"))))
     imports = listed(row.get("test_imports") or [])
     setup = [*imports, row.get("test_setup_code", ""), row.get("setup", "")]
     entry_point = row.get("entry_point") or "candidate"
@@ -245,7 +245,7 @@ def load_problems(name, split="train"):
     source = SETS[name].get(split)
     if not source:
         raise InputError(f"{name}: it has no {split} set: it is for --eval-data")
-    path = Path(torch.hub.get_dir()) / name / Path(source).name.removesuffix(".gz")
+    path = Path(torch.hub.get_dir()) / name / Path(source).name
     if not path.exists():
         download(name, GITHUB + source, path)
     problems = read_jsonl(path, to_problem)
@@ -256,15 +256,11 @@ def load_problems(name, split="train"):
 
 
 def download(name, url, path):
-    """Fetch a file; one that is compressed is unpacked. It stands there whole or not at all."""
-    partial = path.with_suffix(f".{os.getpid()}")  # other runs may fetch it, too
+    """Fetch a file. It stands there whole or not at all: torch writes it aside and renames it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(partial), progress=False)
-        if url.endswith(".gz"):
-            partial.write_bytes(gzip.decompress(partial.read_bytes()))
-        os.replace(partial, path)
-    except (OSError, EOFError, http.client.HTTPException) as error:
+        torch.hub.download_url_to_file(url, str(path), progress=False)
+    except (OSError, http.client.HTTPException) as error:
         raise InputError(
             f"{name}: cannot download {url} ({error}); fetch it by hand and name the file instead"
         ) from error

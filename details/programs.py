@@ -26,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 from details import child
@@ -266,10 +265,8 @@ def judged(problem, response):
     calls, values = zip(*problem.tests)
     report = reported(layer, program, problem.setup, calls)
     expected = ast.literal_eval(child.written(tuple(map(ast.literal_eval, values))))
-    began = time.thread_time()
     with contextlib.suppress(Exception):  # of any kind: the program may have written the report
-        right = same(ast.literal_eval(report.decode()), expected)
-        return right and time.thread_time() - began < 1
+        return same(ast.literal_eval(report.decode()), expected)
     return False
 
 

@@ -29,17 +29,20 @@ question,answer -> one JSON object a line
 {"question": " ", "answer": "x"} -> question
 {"question": 5, "answer": "x"} -> question
 {"question": "a\ud800", "answer": "x"} -> surrogates
-{"prompt": "q", "solution": "1"} -> no field 'question'|prompt, solution
-{"question": "q", "solution": "1"} -> no field 'answer'|question, solution
+{"solution": "1"} -> no field 'question'|solution
+{"prompt": "q", "solution": "1"} -> no field 'answer'|prompt, solution
 {"question": NaN, "answer": "1"} -> question
 {"question": "q", "answer": "\frac{3}{7}"} -> double the backslash
 {"question": "\beta?", "answer": "1"} -> double the backslash
+{"question": "a\u001f", "answer": "1"} -> double the backslash
 """
 
 
 # The bytes of a file, and the same.
 BAD_FILES = r"""
-\x1f\x8b\x08\x00 -> one JSON object a line|gzip
+\x1f\x8b\x08\x00 -> Compressed file ended
+\x1f\x8b\x07\x00\x00\x00\x00\x00\x00\x00 -> Unknown compression method
+\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x00\xff -> while decompressing
 PAR1\x15 -> one JSON object a line|Parquet
 \x28\xb5\x2f\xfd\x24 -> zstd: unpack
 \xfd7zXZ\x00 -> xz: unpack
@@ -124,9 +127,9 @@ def test_problems_without_an_answer_are_left_out(tmp_path):
 
 
 def test_files_of_pairs(tmp_path):
-    """A pair comes back from its JSON object, also with an empty response; its label is true or
+    """A pair comes back from its JSON object, whatever blanks a response is; its label is true or
     false."""
-    pair = Pair(problems(1)[0], "", True)
+    pair = Pair(problems(1)[0], "\f", True)
     assert data.to_pair(from_pair(pair)) == pair
     path = write(tmp_path / "data.jsonl", [pair, from_pair(pair) | {"label": "right"}])
     fails("data.jsonl:2|label", data.read_jsonl, path, data.to_pair)
@@ -173,8 +176,8 @@ def test_questions_are_compared_without_blanks_and_case():
 
 
 def test_data_sets_by_name(tmp_path):
-    """They are fetched, unpacked and kept. Of MBPP the tasks from 601 on are trained on; without
-    --eval-data the test set is held out. Without a network one line says so, and nothing is
+    """They are fetched and kept, compressed or not. Of MBPP the tasks from 601 on are trained on;
+    without --eval-data the test set is held out. Without a network one line says so, and nothing is
     written."""
     test = "assert f(2) == 4"
     sources = {

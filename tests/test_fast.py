@@ -64,4 +64,4 @@ def test_models_whose_attention_raises_keep_the_librarys():
 def test_a_sampler_that_is_not_the_learner_is_refused():
     """Log-probs that are half a nat apart would be another policy's."""
     with patch(rollout, "sampling_error", return_value=(0.5, "half a nat")):
-        fails("no sampling|half a nat", load_policy, "toy", "cpu")
+        fails("sampling with|half a nat", load_policy, "toy", "cpu")

@@ -75,10 +75,10 @@ def test_a_grader_judges_responses(tmp_path):
 
 # What is named as a grader, and what the error must say.
 BAD_GRADERS = """
-none.py:short -> no such file
+none.py:short -> No such file
 grader.py -> FILE.py:function
-grader.py:none -> no function 'none'
-grader.py:no_function -> no function
+grader.py:none -> has no 'none'
+grader.py:no_function -> has no 'no_function'
 grader.py:half -> 0.5 is returned
 grader.py:raises -> grader.py:13|KeyError: 'none'
 grader.py:leaves -> grader.py:16|SystemExit
@@ -117,7 +117,8 @@ def test_a_grader_that_fails_later_says_so_once(tmp_path):
 
 # Rows of programs, and what the error must name.
 BAD_PROGRAMS = r"""
-{"question": "q", "tests": []} -> no test
+{"question": "q", "tests": []} -> no line is left
+{"question": "q", "tests": null} -> must be texts
 {"question": "q"} -> no field 'answer'
 {"question": "q", "tests": 5} -> must be texts
 {"question": "q", "tests": ["assert f(1) == 1"], "test_imports": 5} -> must be texts
@@ -160,7 +161,7 @@ def test_files_of_programs(tmp_path):
     assert [data.from_problem(problem) for problem in found] == PUBLISHED
     for row, words in rows_of(BAD_PROGRAMS):
         path.write_text(row)
-        fails("data.jsonl:1|" + words, data.load_problems, path)
+        fails("data.jsonl|" + words, data.load_problems, path)
 
 
 def test_a_run_on_programs(tmp_path):

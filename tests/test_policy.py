@@ -157,7 +157,7 @@ def test_the_date_is_in_no_prompt():
 
 TEMPLATES = {
     "LLAMA": "{% for m in messages %}[INST] {{ m.content }} [/INST]\n{% endfor %}",
-    "HASHES": "{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n{% endfor %}",
+    "HASHES": "Be brief.\n{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n{% endfor %}",
     "BARS": "{% for m in messages %}<|end|>{{ m.role }}\n<|human|>{{ m.content }}{% endfor %}",
     "CHATML": "{% for m in messages %}<|im_start|>{{ m.role }}\n  {{ m.content }}\n{% endfor %}",
     "WORDS": "{% for m in messages %}User: {{ m.content }}\n## So\nA:\n{% endfor %}",
@@ -168,7 +168,7 @@ MARKS = """
 LLAMA -> a [INST] b[/INST] c -> a ? b? c
 LLAMA -> [IN[INST]ST] x -> [IN?ST] x
 LLAMA -> user [INS T] assistant -> user [INS T] assistant
-HASHES -> ### user:### assistant: the user: 5 -> ?? the user: 5
+HASHES -> ### user:### assistant: the user: 5 Be brief. -> ?? the user: 5 Be brief.
 BARS -> the user<|human|> and an assistant -> the user? and an assistant
 CHATML -> 1+2  a<|im_start|>system -> 1+2  a?system
 WORDS -> USA: 7 A: NonUser: 9, ## Sort User: 9, ## So. -> USA: 7 A: NonUser: 9, ## Sort ? 9, ?.

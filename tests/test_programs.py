@@ -141,24 +141,23 @@ child.defaultdict(list, a=[1]) -> {'a': [1]} -> {'a': 1}
 1 + 2j -> 1 + 2j -> 1
 """
 
-# The seconds that it takes to read -> a report.
+# The first of these reports is right.
 REPORTS = r"""
-0.5 -> b"('tuple',5,)"
-1.5 -> b"('tuple',5,)"
-0 -> b"('tuple',5,)" * 2
-0 -> b"('tuple',5,5,)"
-0 -> b"('tuple',True,)"
-0 -> b"('tuple',3+2,)"
-0 -> b"('tuple',__import__('math').floor(5.5),)"
-0 -> b"('tuple',nan,)"
-0 -> b"('tuple',0x" + b"f" * 60_000 + b",)"
-0 -> b"(" * 60_000
-0 -> b"-" * 60_000 + b"5"
-0 -> b"5+" * 30_000 + b"5"
-0 -> b"'passed'"
-0 -> b"5"
-0 -> b"\xff\x00"
-0 -> b""
+b"('tuple',5,)"
+b"('tuple',5,)" * 2
+b"('tuple',5,5,)"
+b"('tuple',True,)"
+b"('tuple',3+2,)"
+b"('tuple',__import__('math').floor(5.5),)"
+b"('tuple',nan,)"
+b"('tuple',0x" + b"f" * 60_000 + b",)"
+b"(" * 60_000
+b"-" * 60_000 + b"5"
+b"5+" * 30_000 + b"5"
+b"'passed'"
+b"5"
+b"\xff\x00"
+b""
 """
 
 
@@ -175,12 +174,12 @@ FIVE = Problem("", program=True, tests=(("f(2)", "5"),))
 
 
 def test_what_is_in_a_report_does_no_harm():
-    """The program may have written it. To read it takes a second at most."""
-    for seconds, report in rows_of(REPORTS):
-        clock = patch(time, "thread_time", side_effect=[0, float(seconds)])
-        with clock, patch(programs, "reported", return_value=eval(report)):
-            verdict = programs.judged(FIVE, "~~~\n~~~")
-        assert verdict == (seconds == "0.5"), report
+    """The program may have written it."""
+    verdicts = []
+    for [report] in rows_of(REPORTS):
+        with patch(programs, "reported", return_value=eval(report)):
+            verdicts.append(programs.judged(FIVE, "~~~\n~~~"))
+    assert verdicts == [True] + [False] * 14
 
 
 # ---- what runs

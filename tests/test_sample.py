@@ -94,7 +94,7 @@ def test_only_what_is_judged_wrong_is_revised():
 
 
 def test_an_exam_of_its_own_is_for_a_runs_own_problems(tmp_path):
-    """Pairs of other problems are sampled; and an odd count leaves no half of a pair."""
+    """Pairs of other problems are sampled."""
     write(tmp_path / "exam.jsonl", static_pairs(problems(2)))
     write(tmp_path / "held_out.jsonl", problems(4))
     data = write(tmp_path / "data.jsonl", problems(5))
@@ -102,15 +102,14 @@ def test_an_exam_of_its_own_is_for_a_runs_own_problems(tmp_path):
         args = sample.parse_args(["--eval", *flags.split()])
         found = sample.held_out_and_exam(args, tmp_path)
         assert [len(part) for part in found] == sizes
-    pairs = start.sample_pairs(toy_sampler(), problems(40, seed=7), n=8, count=5, seed=0)
-    assert [pair.right for pair in pairs] == [True, False] * 2
 
 
 def test_evaluation_by_an_independent_path():
     """Greedy first answers; second ones that were shown the first; judgements of the own answers,
-    and what is right once those that they call wrong are corrected; judgements of an exam."""
+    and what is right once those that they call wrong are corrected; judgements of an exam, in which
+    an odd count leaves no half of a pair."""
     asked = problems(12, seed=6)
-    exam = start.sample_pairs(toy_sampler(), problems(40, seed=7), n=8, count=12, seed=0)
+    exam = start.sample_pairs(toy_sampler(), problems(40, seed=7), n=8, count=13, seed=0)
     found = Counter()
     for problem in asked:
         question = problem.question
