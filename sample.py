@@ -61,9 +61,8 @@ def show_question(sampler, problem, n, seed):
     [deciding] = criticise(greedy, [pair], 1, seed)
     # Corrections with that critique, without any, and with the greedy critique: in one batch, which
     # takes little longer than one of them.
-    chats = []
-    for text in (critiques[chosen].text, None, deciding.text):
-        chats.append(correct_prompt(question, answer.text, text, problem.program))
+    texts = critiques[chosen].text, None, deciding.text
+    chats = [correct_prompt(question, answer.text, text, problem.program) for text in texts]
     helped, unaided, revised = greedy.complete(chats, 1, seed=0)
     print(f"\nCORRECTED, with critique {chosen + 1}\n{shown(helped)}")
     print(f"\nCORRECTED, without a critique\n{shown(unaided)}")
@@ -163,11 +162,10 @@ def attempts_table(first, second):
 def same_answer(a, b):
     """Do two attempts that ended by themselves give one answer?"""
     # A truncated one has no answer to give again.
-    if not (a.stopped and b.stopped):
-        return False
+    ended = a.stopped and b.stopped
     # Compared as answers and not as texts: 0.5 and 1/2 are the same.
     answer = answer_key(a.text)
-    return answer is not None and answer == answer_key(b.text)
+    return ended and answer is not None and answer == answer_key(b.text)
 
 
 # --------------------------------------------------------------------------- the command line
@@ -251,12 +249,12 @@ def parse_args(argv):
     check_numbers(args)
     args.n = args.n or (8 if args.explain else 4)
     # Without this the program would load a model and say nothing.
-    if args.explain and not args.question:
-        raise InputError("--explain: give a question")
-    if not args.question and not args.eval:
-        raise InputError("give a question or --eval (see --help)")
+    if not args.question and (args.explain or not args.eval):
+        raise InputError("give a question; --eval alone needs none (see --help)")
     if args.answer and not args.explain:
         raise InputError("--answer is for --explain")
+    if not args.eval and (args.data or args.exam or args.size or args.json):
+        raise InputError("--data, --exam, --size and --json are for --eval")
     # What the terminal could not decode, no tokenizer takes.
     if re.search("[\ud800-\udfff]", f"{args.question} {args.answer}"):
         raise InputError("the question or the answer is not UTF-8")

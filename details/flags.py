@@ -90,6 +90,14 @@ CHOICES = {
     "group": ["prompt", "question", "batch"],
 }
 
+USED_BY = {  # {methods: the flags that no other method uses}
+    "g-rl c-rl gc-rl": "kl group no_std",
+    "c-rl gc-rl": "balance critique_data cache denoise reward_right reward_wrong",
+    "c-rl gc-rl pair-sft": "pairs",
+    "score multi-turn": "beta1",
+    "score": "alpha beta2 stage1_steps",
+}
+
 
 def train_flags(argv, methods):
     """The command line of train.py; bad values end the program with one line. methods: names."""
@@ -124,6 +132,12 @@ def train_flags(argv, methods):
         for name in ("lr", "cold_start_lr"):
             parser.set_defaults(**{name: 10 * parser.get_default(name)})
     args = parser.parse_args(argv)
+    for methods, names in USED_BY.items():
+        if args.method in methods.split():
+            continue
+        for name in names.split():
+            if getattr(args, name) != parser.get_default(name):
+                print(f"note: --{name.replace('_', '-')} is for {methods}, not {args.method}")
     settle(args)
     return args
 

@@ -70,20 +70,25 @@ def test_largest_weight_of_a_kl():
         assert flags.selected_by(args.method) == metric, text
 
 
-CANCEL = """
- -> False
---reward-right 0.6 -> True
---reward-right 0.6 --no-std -> False
---balance reweight -> True
+# A command line, and what is noted, if anything is.
+NOTES = """
+--beta1 0.01 -> None
+--reward-right 0.6 -> cancel
+--reward-right 0.6 --no-std -> None
+--balance reweight -> cancel
+--method g-rl --kl 0.1 --pairs 8 -> --pairs is for c-rl gc-rl pair-sft, not g-rl
+--method score --no-std --beta1 0 --beta2 1 -> --no-std is for g-rl c-rl gc-rl, not score
+--method multi-turn --stage1-steps 1 --beta1 0 -> --stage1-steps is for score, not multi-turn
 """
 
 
-def test_constants_that_cancel_are_noted():
-    """Divided by the standard deviation of one prompt's group, constants of rewards make no
-    difference."""
-    for text, noted in rows_of(CANCEL):
-        printed = printed_by(lambda argv: flags.train_flags(argv, ["gc-rl"]), text)
-        assert str("cancel" in printed) == noted, text
+def test_what_makes_no_difference_is_noted():
+    """Flags of another method; and constants of rewards, if advantages are divided by the standard
+    deviation of one prompt's group."""
+    for text, words in rows_of(NOTES):
+        printed = printed_by(lambda argv: arguments(" ".join(argv)), text)
+        assert printed.count("note") == (words != "None"), text
+        assert words in printed or not printed, text
 
 
 # Flags of train.py and what the error must name; a word with @ is a file, see `refuses`.
@@ -133,7 +138,11 @@ UNUSED = """
 --eval --exam @long -> long.jsonl:1|label
 @words -> context
 --explain 1+1? -> --explain|--answer
---explain -> --explain: give a question
+--explain --eval -> give a question
+Q --data x -> --data|for --eval
+Q --exam x -> --exam|for --eval
+Q --size 3 -> --size|for --eval
+--explain Q --answer 3 --json -> --json|for --eval
 Q --answer 3 -> --answer is for --explain
 --explain 1+1? --answer proof -> --explain|no response can reach
 \udcff -> not UTF-8
