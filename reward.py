@@ -113,7 +113,7 @@ def shaped_reward(reward1, reward2, alpha):
 
 
 def pairs_by_question(responses, n, step=0):
-    """From n Samples to each question its pairs for the critic: [[Pair, ...], ...]. A truncated
+    """Each question's pairs for the critic, from its n Samples: [[Pair, ...], ...]. A truncated
     response earns 0, but the critic is not shown it: it is unfinished. step: the step whose policy
     gave them.
     """

@@ -62,7 +62,7 @@ class Sample:
     unclosed: bool = False  # it ended inside a <think> block
     # By the recipe:
     reward: float = 0.0
-    group: object = None  # SCoRe: a tuple, for `leave_one_out`; None: what --group says
+    group: object = None  # SCoRe: a tuple, for `leave_one_out`; None: `advantages`, --group
     kl_weight: float = 0.0  # of its tokens' distance to the reference, k3, in the loss
     # By `train.update`:
     advantage: float = 0.0  # the reward, compared inside the group

@@ -214,9 +214,9 @@ def score(args, sampler, step, problems, cache, static):
         r2 + alpha (r2 - r1) - mean of that = (1 + alpha) (r2 - mean of r2)
 
     So alpha merely weights second attempts: with alpha 2 the rewards 3 and 0, or 1 and -2, differ
-    by 3. (Dividing by the standard deviation would cancel that.) A baseline that is known before y2
-    is drawn, as r1 is, leaves the mean of the gradient as it was; so the paper's bonus could do
-    more only if the first attempt were credited with it, too.
+    by 3. (Dividing by the standard deviation would cancel that.) Nothing is lost by it: r1 is known
+    before y2 is drawn, so -alpha r1 teaches the second attempt nothing. It could teach the first
+    one, which is not credited with it here.
     """
     first, second, metrics = rewarded_attempts(args, sampler, step, problems)
     if step <= args.stage1_steps:
@@ -400,10 +400,10 @@ def add_gradient(model, batch, reference, token_count, args):
 def grpo_loss(logprobs, old_logprobs, advantages, mask, clip=0.2, ref_logprobs=None, kl=0.0):
     """GRPO's loss: -min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) + kl k3 for each token.
 
-    ratio = exp(logprobs - old_logprobs); k3 = exp(d) - d - 1, d = ref_logprobs - logprobs. The mean
-    of k3 over tokens just sampled is KL(policy || reference), the papers' penalty. The mean of its
-    gradient, (1 - p_ref / p) grad log p, is that of KL(reference || policy) instead: it pulls
-    towards the reference, too.
+    ratio = exp(logprobs - old_logprobs); k3 = exp(d) - d - 1, d = ref_logprobs - logprobs. On
+    tokens just sampled the mean of k3 is KL(policy || reference), the papers' penalty; the mean of
+    its gradient, (1 - p_ref / p) grad log p, is that of KL(reference || policy), another pull
+    towards the reference.
 
     All tensors have one shape, [tokens] or a padded [batch, length], or broadcast to it. Where the
     mask is 0 they may hold anything. `add_gradient` bounds d by MAX_AWAY.
