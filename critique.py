@@ -71,10 +71,10 @@ JUDGEMENT = re.compile(
     (?: [^\n]{0,9999} [.!?。] )?    # sentences, or a number, before it:   It is 5. or  1.
     [ \t*_#`\-]{0,20}               # markup that may open it:             **  or  ##  or  -
     conclusion
-    [\s*_:：`\-]{1,20}              # what stands between:                 :** or  a new line
-    (?:\\boxed\{)? (?:\\text\{)?    # LaTeX around the word:               \boxed{\text{right}}
+    [\s*_:：`$\-]{1,20}             # what stands between:                 :** or  a new line
+    (?:\\boxed\{)? (?:\\text\{)?    # LaTeX around the word:               $\boxed{\text{right}}$
     (right|wrong)
-    [ \t*_.。!`}]{0,20}             # markup that may close it:            .** or  }}
+    [ \t*_.。!`}$]{0,20}            # markup that may close it:            .** or  }}
     (?: [\[<(] [/|]{0,2} (?:(?:im_)?end(?:[ _]?of[ _]?\w{1,20})?|eos|s) \|? [\])>] [ \t*_.]{0,9} )?
                                     # an end mark:                         [END]
     \r? $

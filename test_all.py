@@ -293,7 +293,7 @@ JUDGEMENTS = r"""
 Conclusion: right -> right
 **Conclusion:** right -> right
 **Conclusion: right** -> right
-Conclusion: \boxed{right} -> right
+Conclusion: $\boxed{\text{right}}$ -> right
 Conclusion: `right`! -> right
 Conclusion: _right_ -> right
 - Conclusion: RIGHT -> right

@@ -250,7 +250,7 @@ BAD = re.compile(
 # Nor right before it: a limit, a factor; a name, as in July 4.
 LIMIT = re.compile(
     r"(?i:\b(?:up to|under|over|below|above|near|almost|than|but|from|twice|double|times"
-    r"|(?:half|third|quarter) of|(?:much|many) as)\s+$)|[A-Z][a-z]{2,}\.?\s+$|[a-zA-Z—]$"
+    r"|(?:half|third|quarter) of|(?:much|many) as)\s+$)|[A-Z][a-z]{2,}\.?\s+$|[a-zA-Z—]$|\^\{$"
 )
 
 # B) 24, but not A) or B), nor A) 24, B) 36.

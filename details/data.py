@@ -186,8 +186,7 @@ def to_program(row, question, line):
         raise ValueError("tests, their setup and entry_point must be texts")
     calls = take_apart(sources, entry_point)
     setup = "\n".join(setup).strip()
-    failure = setup and setup_error(setup)
-    if failure:
+    if failure := setup and setup_error(setup):
         raise ValueError(f"the setup fails: {failure}")
     return Problem(with_tests(question, row), program=True, tests=calls, setup=setup, row=line)
 

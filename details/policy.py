@@ -72,12 +72,13 @@ def refuse_unusable(model, report, tokenizer):
     """Raise InputError for weights and a vocabulary that cannot be trained."""
     for kind, keys in report.items():
         if keys:  # the library would fill them at random, or drop them
-            found = ", ".join(sorted(map(str, keys)))
-            raise InputError(f"{kind.replace('_', ' ')}: {found}")
+            raise InputError(f"{kind.replace('_', ' ')}: {keys}")
     for key, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise InputError(f"{key} holds numbers that are not finite")
-    known = len(tokenizer)
+    # Of added tokens those that the template writes: Gemma-3's for images is in no text, and the
+    # models of text alone have no embedding for it.
+    known = 1 + max(tokenizer.vocab_size - 1, *encode_chat(tokenizer, PROBE))
     embeddings = model.get_input_embeddings().num_embeddings
     if known > embeddings:
         raise InputError(f"{known} tokens and {embeddings} embeddings")

@@ -60,7 +60,7 @@ def begin_run(args):
     begins = not state
     if begins:
         data, examples = load_data(args)
-        state = first_state(args, *data)
+        state = first_state(args, data)
     problems = state["problems"] + state["held_out"] + state["selecting"]
     check_judges(problems)
     model, tokenizer, base = load_start(args, begins)
@@ -132,10 +132,10 @@ def load_start(args, begins):
         raise InputError(f"--device {args.device}: {one_line(error)}") from error
 
 
-def first_state(args, problems, held_out, selecting, exam):
+def first_state(args, data):
     """What resume.pt has beside weights and optimizer: cache and metrics are those before `step`.
-    What was read and sampled at the start is kept: a run goes on with that, whatever has become of
-    the files."""
+    What was read (`load_data`) and sampled at the start is kept: a run goes on with that, whatever
+    has become of the files."""
     return {
         "format": FORMAT,
         "flags": vars(args).copy(),
@@ -148,20 +148,17 @@ def first_state(args, problems, held_out, selecting, exam):
         "metrics": [],
         "samples": 0,  # bytes of samples.jsonl
         "cache": [],
-        "problems": problems,
-        "held_out": held_out,
-        "exam": exam,
-        "selecting": selecting,  # problems and pairs that choose OUT/best
         "selecting_exam": [],
         "static": [],
         "reasons": [],  # why nothing could be learned, once each
-    }
+    } | data
 
 
 def load_data(args):
-    """[training problems, held-out problems, those of --select-data, the critic's evaluation set],
-    demonstrations. No held-out question is trained on, and none that the critic is evaluated on,
-    whether or not it is among those that --eval-size takes."""
+    """({"problems": those to train on, "held_out": ..., "selecting": those that choose OUT/best,
+    "exam": the critic's evaluation set}, demonstrations). No held-out question is trained on, and
+    none that the critic is evaluated on, whether or not it is among those that --eval-size takes.
+    """
     problems, held_out = load_split(args.data, args.eval_data)
     selecting = []
     if args.select_data:
@@ -186,7 +183,12 @@ def load_data(args):
     if args.cold_start:
         examples = load_demonstrations(args.cold_start, unseen)
     size = args.eval_size
-    return [problems, held_out[:size], selecting[:size], exam[: size // 2 * 2]], examples
+    return {
+        "problems": problems,
+        "held_out": held_out[:size],
+        "selecting": selecting[:size],
+        "exam": exam[: size // 2 * 2],
+    }, examples
 
 
 def set_judges(args):

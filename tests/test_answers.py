@@ -190,6 +190,7 @@ No == \boxed{no}
 15 == \boxed{15 s} | \boxed{15kg} | \boxed{15^\circ} | \boxed{15°C} | \boxed{15 percent} | 15\%
 15 == \boxed{15 apples (total)} | \boxed{15'} | \boxed{15th} | \boxed{15 руб.} | \boxed{15.} | 15!
 15 == \boxed{€15} | \boxed{HK$15} | \boxed{Rs. 15} | \boxed{US\$ 15.00} | \boxed{15 USD} | £15
+m^2 != \boxed{2} | \boxed{s^2} ;; 2 != \boxed{m^2} ;; h^3 != \boxed{3} ;; m^{2} == \boxed{m^2}
 15 != \boxed{15 x} | \boxed{15n} | \boxed{15!} | \boxed{15\pi} | \boxed{15 squared} | \boxed{15 pi}
 0.5 == \boxed{50\%} ;; 50 == \boxed{50\%} | 50% ;; 12.5 != \boxed{12 hours 30 minutes}
 

@@ -55,8 +55,8 @@ def refused(words, folder, model, tokenizer, **options):
 
 def test_models_that_would_be_something_else_are_refused(tmp_path):
     """The library would fill missing weights at random and drop unknown ones. A tokenizer that
-    gives ids for which the model has no embedding is another model's. Without an EOS no completion
-    could ever end."""
+    gives ids for which the model has no embedding is another model's, unless no text has them, as
+    an image's. Without an EOS no completion could ever end."""
     weights = dict(base()[0].state_dict())
     more = weights | {"model.extra.weight": torch.ones(3)}
     refused("unexpected keys|model.extra.weight", tmp_path, *base(), state_dict=more)
@@ -65,6 +65,11 @@ def test_models_that_would_be_something_else_are_refused(tmp_path):
     model, tokenizer = toy_copy()
     model.resize_token_embeddings(300)
     refused(f"{len(tokenizer)}|300", tmp_path, model, tokenizer)
+    model, tokenizer = toy_copy()
+    tokenizer.add_tokens("<image>", special_tokens=True)
+    load_policy(saved(tmp_path, model, tokenizer), "cpu")
+    tokenizer.chat_template += "<image>"
+    refused("389 tokens and 388", tmp_path, model, tokenizer)
     model, tokenizer = toy_copy()
     for config in (model.config, model.generation_config, tokenizer):
         config.eos_token_id = None

@@ -89,6 +89,7 @@ text¶~~~ python¶code¶~~~ -> code¶
 ~~~¶code¶```¶~~~ -> code¶```¶
 1. So:¶   ```python¶   if code:¶     pass¶   ``` -> if code:¶  pass¶
 ```¶other¶```¶~~~¶¶~~~ -> ¶
+```¶def f()¶```¶```¶def g()¶```¶```¶f()¶``` -> def g()¶
 code
 `code` and ```code```
 """
@@ -106,7 +107,8 @@ def test_tests_are_taken_apart():
 
 
 def test_last_fenced_block_is_the_program():
-    """One without an end ends with the response. Reading takes linear time."""
+    """The last with a function, if any has one. A block without an end ends with the response.
+    Reading takes linear time."""
     for response, *expected in rows_of(RESPONSES):
         assert [program_of(response)] == (expected or [None]), response
     began = time.time()

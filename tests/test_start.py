@@ -83,7 +83,8 @@ def test_static_pairs_follow_balance(tmp_path):
         "g-rl",
     ):
         args = arguments(f"--out {tmp_path} --method {flags}")
-        state = start.first_state(args, asked, asked, [], static_pairs(asked))
+        sets = {"problems": asked, "held_out": asked, "selecting": [], "exam": static_pairs(asked)}
+        state = start.first_state(args, sets)
         start.first_pairs(args, toy_sampler(), state)
         found.append(state["static"])
     filtered, unbalanced, of_pair_sft, nothing = found
