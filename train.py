@@ -23,7 +23,7 @@ GRPO as published (arXiv 2402.03300), and why:
 - In k3, d is at most MAX_AWAY = 3, so that a token's gradient, exp(d) - 1, is at most 19.1.
   Otherwise one token could dominate the others.
 
-    python train.py                        GC-RL on the embedded toy model, 80 s on two cores
+    python train.py                        GC-RL on the embedded toy model, 80 to 140 s
     python train.py --method score         SCoRe on the toy
     python train.py --model Qwen/Qwen2.5-0.5B-Instruct --data gsm8k --out runs/gsm8k
 
