@@ -255,7 +255,7 @@ def load_problems(name, split="train"):
 
 
 def download(name, url, path):
-    """Fetch a file. It stands there whole or not at all: torch writes it aside and renames it."""
+    """Fetch a file; torch writes it aside and renames it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), progress=False)

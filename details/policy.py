@@ -78,7 +78,7 @@ def refuse_unusable(model, report, tokenizer):
             raise InputError(f"{key} holds numbers that are not finite")
     # Of added tokens those that the template writes: Gemma-3's for images is in no text, and the
     # models of text alone have no embedding for it.
-    known = 1 + max(tokenizer.vocab_size - 1, *encode_chat(tokenizer, PROBE))
+    known = 1 + max(tokenizer.vocab_size - 1, *tokenizer(render(tokenizer, PROBE)).input_ids)
     embeddings = model.get_input_embeddings().num_embeddings
     if known > embeddings:
         raise InputError(f"{known} tokens and {embeddings} embeddings")
