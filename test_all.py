@@ -105,12 +105,14 @@ def test_shaped_reward_pays_what_the_second_attempt_changes():
 # ------------------------------------------------------------------------------------- advantages
 
 
+AWAY = torch.tensor([0.75, -0.25, -0.25, -0.25])  # from the mean of 1, 0, 0, 0
+
+
 def test_advantages_by_hand():
     """A reward minus the mean of its group, divided by the population's standard deviation of
     the group; or, as in Dr. GRPO, without the division."""
-    away = torch.tensor([0.75, -0.25, -0.25, -0.25])
-    close(advantages([1, 0, 0, 0], "gggg", std=False), away)
-    close(advantages([1, 0, 0, 0], "gggg"), away / (math.sqrt(3) / 4), 1e-5)
+    close(advantages([1, 0, 0, 0], "gggg", std=False), AWAY)
+    close(advantages([1, 0, 0, 0], "gggg"), AWAY / (math.sqrt(3) / 4), 1e-5)
 
 
 def test_leave_one_out_by_hand():
@@ -468,12 +470,11 @@ def test_pairs_with_and_without_the_filter():
 def test_with_whom_a_reward_is_compared():
     """By --group: with the samples of the prompt, of the question, or of the batch. Divided by the
     standard deviation, which is sqrt(3) / 4 in the batch, or not."""
-    away = torch.tensor([0.75, -0.25, -0.25, -0.25])
     for flags, expected in (
         ("--group prompt", [0, 0, 0, 0]),
         ("--group question --no-std", [2 / 3, -1 / 3, -1 / 3, 0]),
-        ("--group batch --no-std", away),
-        ("--group batch", away / (math.sqrt(3) / 4)),
+        ("--group batch --no-std", AWAY),
+        ("--group batch", AWAY / (math.sqrt(3) / 4)),
     ):
         # A response to the question q, critiques of two of its pairs, and a response to p.
         samples = []

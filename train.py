@@ -214,9 +214,9 @@ def score(args, sampler, step, problems, cache, static):
         r2 + alpha (r2 - r1) - mean of that = (1 + alpha) (r2 - mean of r2)
 
     So alpha merely weights second attempts: with alpha 2 the rewards 3 and 0, or 1 and -2, differ
-    by 3. (Dividing by the standard deviation would cancel that.) Nothing is lost by it: r1 is known
-    before y2 is drawn, so -alpha r1 teaches the second attempt nothing. It could teach the first
-    one, which is not credited with it here.
+    by 3. (Dividing by the standard deviation would cancel that.) A second attempt loses nothing by
+    that: r1 is known before y2 is drawn, so -alpha r1 could teach it nothing. It could teach the
+    first attempt, which is not credited with it here.
     """
     first, second, metrics = rewarded_attempts(args, sampler, step, problems)
     if step <= args.stage1_steps:

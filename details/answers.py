@@ -247,7 +247,7 @@ BAD = re.compile(
     r"|мл[нр]|[百十半兆천만억]|\d(?<!\^\{[123])(?<!\^\{-[123])|[+<>=_\\\[]|!(?!\s)|-(?!\w)|[*/](?![^\W\d_])"
     rf"|(?<![a-zA-Z])\^|(?<![a-zA-Z'])(?![aI] |[mgshlLJWVKCFNA]{END})[a-zA-Zα-ω]{END}"
 )
-# Nor right before it: a limit, a factor; a name, as in July 4.
+# Nor right before it: a limit, a factor; a name, as in July 4; the brace of an exponent.
 LIMIT = re.compile(
     r"(?i:\b(?:up to|under|over|below|above|near|almost|than|but|from|twice|double|times"
     r"|(?:half|third|quarter) of|(?:much|many) as)\s+$)|[A-Z][a-z]{2,}\.?\s+$|[a-zA-Z—]$|\^\{$"

@@ -13,6 +13,7 @@ import random
 import re
 import sys
 import unicodedata
+import urllib.request
 import zlib
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def run_command(program, *args):
         what = "out of memory: " if ran_out(error) else ""
         if type(error) is RuntimeError and not what:
             raise
-        sys.exit(f"error: {what}{one_line(error, 3000)}")
+        sys.exit(f"error: {what}{one_line(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -67,11 +68,6 @@ def read_jsonl(path, check):
     out. Raises InputError with file and line number, OSError where there is no such file.
     """
     content = Path(path).read_bytes()
-    if content.startswith(b"\x1f\x8b"):
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{path}:1: {one_line(error)}") from error
     if other := OTHER_FORMAT.match(content):
         raise InputError(
             f"{path}:1: one JSON object a line in UTF-8 is expected; "
@@ -109,7 +105,7 @@ def read_some(path, check=dict):
 
 # What a file begins with that holds something else.
 OTHER_FORMAT = re.compile(
-    rb"\s*(?:(?P<bzip2>BZh)|(?P<xz>\xfd7zXZ)|(?P<zstd>\x28\xb5\x2f\xfd)"
+    rb"\s*(?:(?P<gzip>\x1f\x8b)|(?P<bzip2>BZh)|(?P<xz>\xfd7zXZ)|(?P<zstd>\x28\xb5\x2f\xfd)"
     rb"|(?P<zip>PK\x03\x04)|(?P<Parquet>PAR1)|(?P<array>\[)"
     rb"|(?P<UTF16>\xff\xfe|\xfe\xff|\{\x00|\x00\{))"
 )
@@ -244,7 +240,7 @@ def load_problems(name, split="train"):
     source = SETS[name].get(split)
     if not source:
         raise InputError(f"{name}: it has no {split} set: it is for --eval-data")
-    path = Path(torch.hub.get_dir()) / name / Path(source).name
+    path = Path(torch.hub.get_dir()) / name / Path(source).name.removesuffix(".gz")
     if not path.exists():
         download(name, GITHUB + source, path)
     problems = read_jsonl(path, to_problem)
@@ -255,10 +251,14 @@ def load_problems(name, split="train"):
 
 
 def download(name, url, path):
-    """Fetch a file; torch writes it aside and renames it."""
+    """Fetch a file; one that is compressed is unpacked. It stands there whole or not at all."""
+    partial = path.with_suffix(f".{os.getpid()}")  # other runs may fetch it, too
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), progress=False)
+        urllib.request.urlretrieve(url, partial)  # an OSError where the file is cut short
+        if url.endswith(".gz"):
+            partial.write_bytes(gzip.decompress(partial.read_bytes()))
+        os.replace(partial, path)
     except (OSError, http.client.HTTPException) as error:
         raise InputError(
             f"{name}: cannot download {url} ({error}); fetch it by hand and name the file instead"

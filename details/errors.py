@@ -12,10 +12,10 @@ class Unreachable(InputError):
     are not calls and their values; the message says what else there is."""
 
 
-def one_line(error, longest=300):
+def one_line(error):
     """An exception's message, or its kind if it has none, on one line."""
     line = " ".join(printable(str(error)).split())
-    return line[:longest] or type(error).__name__
+    return line[:1000] or type(error).__name__
 
 
 def printable(text):

@@ -91,6 +91,8 @@ CHOICES = {
 }
 
 USED_BY = {  # {methods: the flags that no other method uses}
+    "g-rl c-rl gc-rl score multi-turn star": "n",
+    "g-rl c-rl gc-rl score multi-turn": "clip",
     "g-rl c-rl gc-rl": "kl group no_std",
     "c-rl gc-rl": "balance critique_data cache denoise reward_right reward_wrong",
     "c-rl gc-rl pair-sft": "pairs",
@@ -132,12 +134,12 @@ def train_flags(argv, methods):
         for name in ("lr", "cold_start_lr"):
             parser.set_defaults(**{name: 10 * parser.get_default(name)})
     args = parser.parse_args(argv)
-    for methods, names in USED_BY.items():
-        if args.method in methods.split():
+    for users, names in USED_BY.items():
+        if args.method in users.split():
             continue
         for name in names.split():
             if getattr(args, name) != parser.get_default(name):
-                print(f"note: --{name.replace('_', '-')} is for {methods}, not {args.method}")
+                print(f"note: --{name.replace('_', '-')} is for {users}, not {args.method}")
     settle(args)
     return args
 
@@ -164,7 +166,13 @@ def settle(args):
         raise InputError("--n 1: a sample needs others of its prompt to be compared with")
     # By themselves the constants of rewards make no difference: see reward.critique_reward.
     constants = args.balance == "reweight" or args.reward_right != 0.7 or args.reward_wrong != 0.7
-    if constants and args.group == "prompt" and not args.no_std and not args.denoise:
+    if (
+        constants
+        and "c-rl" in args.method
+        and args.group == "prompt"
+        and not args.no_std
+        and not args.denoise
+    ):
         print("note: --group prompt, divided by its std: constants of eqs. 3, 5 and 6 cancel")
 
 
@@ -177,9 +185,10 @@ def check_numbers(args):
             continue
         may_be_zero = name in MAY_BE_ZERO.split()
         if not (0 < value < 2**31 or (may_be_zero and value == 0)):
-            flag = name.replace("_", "-")
             bound = "at least" if may_be_zero else "above"
-            raise InputError(f"--{flag} {value}: must be {bound} 0 and below 2**31")
+            raise InputError(
+                f"--{name.replace('_', '-')} {value}: must be {bound} 0 and below 2**31"
+            )
 
 
 def selected_by(method):

@@ -76,9 +76,10 @@ def refuse_unusable(model, report, tokenizer):
     for key, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise InputError(f"{key} holds numbers that are not finite")
-    # Of added tokens those that the template writes: Gemma-3's for images is in no text, and the
-    # models of text alone have no embedding for it.
-    known = 1 + max(tokenizer.vocab_size - 1, *tokenizer(render(tokenizer, PROBE)).input_ids)
+    # Special tokens are taken out of contents: Gemma-3's for images has no embedding in models of
+    # text alone. Those of the template must have one.
+    used = set(range(len(tokenizer))).difference(special_tokens(tokenizer))
+    known = 1 + max(used.union(tokenizer(render(tokenizer, PROBE)).input_ids))
     embeddings = model.get_input_embeddings().num_embeddings
     if known > embeddings:
         raise InputError(f"{known} tokens and {embeddings} embeddings")

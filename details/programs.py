@@ -99,7 +99,7 @@ FENCED = r"(?ms)^[ \t]*(`{3,}+|~{3,}+)[^`\n]*+\n(.*?)(?:^[ \t]*\1[`~]*[ \t\r]*$|
 def program_of(response):
     """The last fenced block, closed or not, that defines a function: what follows it may be how it
     is called. Else the last; None where there is none."""
-    blocks = sorted(re.findall(FENCED, response), key=lambda block: "def " in block[1])
+    blocks = sorted(re.findall(FENCED, response), key=lambda block: "\ndef " in "\n" + block[1])
     return textwrap.dedent(blocks[-1][1]) if blocks else None
 
 

@@ -32,7 +32,7 @@ if os.name == "nt":
 else:
     import fcntl
 
-FORMAT = 11  # of resume.pt
+FORMAT = 12  # of resume.pt
 # What a run writes before its first resume.pt.
 BEFORE_CHECKPOINT = {"start", "lock", "resume.pt.partial"}
 MAY_CHANGE = ("resume", "device", "eval_every", "out", "unsafe_code")  # flags, when a run goes on

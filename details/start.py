@@ -6,7 +6,6 @@ these are static.
 """
 
 import copy
-import hashlib
 import random
 from pathlib import Path
 
@@ -100,8 +99,7 @@ def begin_run(args):
         # more than these. Without gradients autocast keeps no copy in bf16.
         shared = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
         reference = copy.deepcopy(model, shared).requires_grad_(False)
-    weights = trained_weights(model).values()
-    optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0, fused=True)
     if begins:
         save_state(out, state, model, optimizer)
     else:
@@ -112,21 +110,20 @@ def begin_run(args):
 
 def load_start(args, begins):
     """(model, tokenizer, None): the model that a run begins with, or of a run that goes on the one
-    that its RL began with. With --lora the base model with new adapters, and a hash of it: a run's
+    that its RL began with. With --lora the base model with new adapters, and a checksum: a run's
     folder has no copy of it."""
     if not args.lora:
         source = args.model if begins else Path(args.out) / "start"
         return *load_policy(source, args.device, args.precision), None
     # On the CPU first: a device may be too small for its weights in fp32.
     model, tokenizer = load_policy(args.model, "cpu")
-    found = hashlib.sha256()
-    for weight in model.parameters():
-        found.update(weight.detach().flatten().view(torch.uint8).numpy())
+    # A sum of the weights' bits, exact in whatever order.
+    base = sum(weight.data.view(torch.int32).sum().item() for weight in model.parameters())
     try:
         device = device_of(args.device)
         model.compute_dtype = compute_dtype(device, args.precision)
         add_adapters(model, args.lora, seed_of(args.seed, "lora"))
-        return model.to(device), tokenizer, found.hexdigest()
+        return model.to(device), tokenizer, base
     # What torch makes of a device that is not there.
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {args.device}: {one_line(error)}") from error
@@ -141,7 +138,7 @@ def first_state(args, data):
         "flags": vars(args).copy(),
         "step": 0,
         "seconds": 0.0,
-        "base": None,  # with --lora: a hash of the model, and the adapters that RL started from
+        "base": None,  # with --lora: a checksum of the model, and the adapters that RL started from
         "start": {},
         # The best evaluation: its step, its value, with --lora its adapters.
         "best": {"value": -1.0},

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from details.errors import InputError
 from details.log import BAR_OFF, say
 from details.memory import in_micro_batches
-from details.policy import encode_chat, trained_weights
+from details.policy import encode_chat
 from rollout import Sample, batch_logprobs
 
 COLD_START_PASSES = 3  # over the demonstrations
@@ -63,8 +63,7 @@ def add_gradient(model, batch, token_count):
 def cold_start(args, model, samples):
     """Learn demonstrations before RL: a short warm-up, then linear decay."""
     steps = math.ceil(COLD_START_PASSES * len(samples) / COLD_START_BATCH)
-    weights = trained_weights(model).values()
-    optimizer = torch.optim.AdamW(weights, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
     for step in tqdm(range(1, steps + 1), "cold start", disable=BAR_OFF):
         batch = batch_of(samples, step, args.seed, COLD_START_BATCH)
         rate = min(1, step / (0.1 * steps)) * (1 - (step - 1) / steps)

@@ -273,9 +273,9 @@ WHY = {
     "S3": "It begins by repeating, and where the first attempt is right, that earns all there is.",
     "S4": "Most of what Stage I adds to delta comes from worse first attempts, see below.",
     "S5": "It is delta again: votes lift neither first nor second attempts above greedy ones.",
-    "At equal cost": "At the other run's first evaluated step by which it has cost as much, else "
-    "at its last. Seconds, of pairs that one processor made, are those of shared machines at "
-    "different hours: go by samples.",
+    "At equal cost": "At the other run's first evaluated step by which, in the median, it has cost "
+    "as much, else at its last (200). Seconds, by pairs that one processor made, are those of "
+    "shared machines at different hours: go by samples.",
     "Right for the right reason: do critics find the error?": "Of the wrong responses that are "
     "judged wrong, those whose first wrong step the critique objects to (`toy/sound.py`). A critic "
     "that judges more of them wrong is asked about harder ones, too.",
@@ -692,9 +692,10 @@ decide, since they vary less between seeds; answers stand below or in runs.md.
 
 A run's name says in what it departs from its method's usual run: `static` and `dynamic` pairs by
 `--critique-data`, `no std`, `question` and `batch` by `--no-std` and `--group`, `unfiltered` by
-`--balance none`. Runs named `hard` have questions most of which the toy answers wrong at the start
-(`python -m toy.make --hard`); all but `hard, g-rl` are of gc-rl. They and eqs. 5 and 6 do not
-divide advantages by the deviation, which would cancel the constants of eqs. 3, 5 and 6.
+`--balance none`, `no Stage I` by `--stage1-steps 0`; `long` has 200 steps. Runs named `hard` have
+questions most of which the toy answers wrong at the start (`python -m toy.make --hard`); all but
+`hard, g-rl` are of gc-rl. They and eqs. 5 and 6 do not divide advantages by the deviation, which
+would cancel the constants of eqs. 3, 5 and 6.
 
 ![by how much the claims hold](findings.svg)
 """

@@ -76,6 +76,9 @@ NOTES = """
 --reward-right 0.6 -> cancel
 --reward-right 0.6 --no-std -> None
 --balance reweight -> cancel
+--method star --clip 0.1 -> --clip is for g-rl c-rl gc-rl score multi-turn, not star
+--method pair-sft --n 4 -> --n is for g-rl c-rl gc-rl score multi-turn star, not pair-sft
+--method score --balance reweight -> --balance is for c-rl gc-rl, not score
 --method g-rl --kl 0.1 --pairs 8 -> --pairs is for c-rl gc-rl pair-sft, not g-rl
 --method score --no-std --beta1 0 --beta2 1 -> --no-std is for g-rl c-rl gc-rl, not score
 --method multi-turn --stage1-steps 1 --beta1 0 -> --stage1-steps is for score, not multi-turn

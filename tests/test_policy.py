@@ -56,25 +56,30 @@ def refused(words, folder, model, tokenizer, **options):
 def test_models_that_would_be_something_else_are_refused(tmp_path):
     """The library would fill missing weights at random and drop unknown ones. A tokenizer that
     gives ids for which the model has no embedding is another model's, unless no text has them, as
-    an image's. Without an EOS no completion could ever end."""
+    an image's. Without an EOS no completion could ever end; one that only the model names is taken
+    out of contents, too."""
     weights = dict(base()[0].state_dict())
     more = weights | {"model.extra.weight": torch.ones(3)}
     refused("unexpected keys|model.extra.weight", tmp_path, *base(), state_dict=more)
     del weights["model.norm.weight"]
     refused("missing keys|model.norm.weight", tmp_path, *base(), state_dict=weights)
     model, tokenizer = toy_copy()
-    model.resize_token_embeddings(300)
-    refused(f"{len(tokenizer)}|300", tmp_path, model, tokenizer)
-    model, tokenizer = toy_copy()
     tokenizer.add_tokens("<image>", special_tokens=True)
     load_policy(saved(tmp_path, model, tokenizer), "cpu")
     tokenizer.chat_template += "<image>"
     refused("389 tokens and 388", tmp_path, model, tokenizer)
+    tokenizer.add_tokens("<tool>")
+    refused("390 tokens and 388", tmp_path, model, tokenizer)
     model, tokenizer = toy_copy()
     for config in (model.config, model.generation_config, tokenizer):
         config.eos_token_id = None
     tokenizer.chat_template = None
     refused("no EOS", tmp_path / "endless", model, tokenizer)
+    tokenizer.add_tokens("[END]")
+    model.resize_token_embeddings(389)
+    model.config.eos_token_id = 388
+    _, loaded = load_policy(saved(tmp_path / "endless", model, tokenizer), "cpu")
+    assert 388 not in encode_chat(loaded, [{"role": "user", "content": "[END]"}])
 
 
 def test_folders_that_are_no_policy_are_refused(tmp_path):

@@ -89,7 +89,7 @@ text¶~~~ python¶code¶~~~ -> code¶
 ~~~¶code¶```¶~~~ -> code¶```¶
 1. So:¶   ```python¶   if code:¶     pass¶   ``` -> if code:¶  pass¶
 ```¶other¶```¶~~~¶¶~~~ -> ¶
-```¶def f()¶```¶```¶def g()¶```¶```¶f()¶``` -> def g()¶
+```¶def f()¶```¶```¶def g()¶```¶```¶f() # undef g¶``` -> def g()¶
 code
 `code` and ```code```
 """

@@ -338,39 +338,27 @@ def test_folders_in_use_are_left_alone(tmp_path):
     assert len(list(tmp_path.glob("other/*"))) == 3
 
 
-def test_a_run_goes_on_by_resume_only(tmp_path):
-    """Without --resume nothing is written over; with it, the flags must be the same. Where there is
-    no run it says so."""
+def test_a_run_can_be_extended(tmp_path):
+    """By --resume only; where there is no run yet, that says so. It goes on with the problems that
+    it began with, and drops what is behind its checkpoint. Its folder knows how many steps it has
+    now. While it goes on no model is there; --resume of a finished run changes no number, shows the
+    table and writes the model again."""
     run = tmp_path / "run"
     _, printed = go(run, "1 --resume")
     assert f"there is no run in {run} yet" in printed
     fails("holds a run|--resume", go, run, "2")
-
-
-def test_a_run_can_be_extended(tmp_path):
-    """It goes on with the problems that it began with, and drops what is behind its checkpoint. Its
-    folder knows how many steps it has now."""
-    run = tmp_path / "run"
-    go(run, "1")
     data.write_jsonl(run / "metrics.jsonl", [{"step": 2, "left": "over"}], "a")
-    rows, _ = go(run, "4 --resume --eval-every 7 --unsafe-code", seed=4)
+    longer = "4 --resume --eval-every 7 --unsafe-code"
+    with patch(train, "save_policy"):
+        rows, _ = go(run, longer, seed=4)
+    assert not (run / "model.safetensors").exists()
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     assert "eval/t1" in rows[4]
     assert data.load_problems(run / "train.jsonl") == problems(12, 3)
     fails("--steps 4, not 3", go, run, "3 --resume --eval-every 7")
     flags = sample.run_flags(run)
     assert (flags["steps"], flags["unsafe_code"]) == (4, True)
-
-
-def test_a_run_that_has_ended_writes_its_model_again(tmp_path):
-    """--resume of a finished run changes no number and shows the table. While a run goes on, no
-    model is there."""
-    run = tmp_path / "run"
-    go(run, "1")
-    with patch(train, "save_policy"):
-        rows, _ = go(run, "2 --resume")
-    assert not (run / "model.safetensors").exists()
-    again, printed = go(run, "2 --resume")
+    again, printed = go(run, longer)
     assert again == rows
     assert re.search(r"held out, greedy +start +end\n", printed)
     assert AutoModelForCausalLM.from_pretrained(run)
